@@ -1,0 +1,1 @@
+"""One image: pixels in, mask records out. Knows `model`; no files, no Ray."""
