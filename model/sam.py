@@ -1,0 +1,143 @@
+"""Segment Anything: encode an image once, then ask about it as often as you like.
+
+`encode` → `attend` → `draw`. Nothing here turns gradients off: training and generation call the same code,
+and generation wraps it in `torch.inference_mode()`. Parameter names are the official checkpoints'.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from model.config import SamConfig
+from model.image_encoder import ImageEncoderViT
+from model.mask_decoder import Decoded, ImageTokens, MaskDecoder
+from model.prompt_encoder import PromptEncoder
+from model.tiny_vit import TinyViT
+
+PIXEL_MEAN = (123.675, 116.28, 103.53)  # of ImageNet, RGB, 0…255
+PIXEL_STD = (58.395, 57.12, 57.375)
+
+
+@dataclass(frozen=True)
+class EncodedImages:
+    """B encoded images: their embeddings and what all prompts share of them."""
+
+    embedding_BCHW: Tensor
+    shared: ImageTokens
+
+    def __len__(self) -> int:
+        return len(self.embedding_BCHW)
+
+    def __getitem__(self, index: int) -> EncodedImages:
+        """The image at `index`, as a batch of one."""
+        one = slice(index, index + 1)
+        shared = replace(
+            self.shared,
+            cells_BLC=self.shared.cells_BLC[one],
+            keys_BNLD=self.shared.keys_BNLD[one],
+            values_BNLD=self.shared.values_BNLD[one],
+            queries_BNLD=self.shared.queries_BNLD[one],
+        )
+        return EncodedImages(self.embedding_BCHW[one], shared)
+
+
+class Sam(nn.Module):
+    """The promptable segmentation model (paper, section 3)."""
+
+    pixel_mean: Tensor
+    pixel_std: Tensor
+    mask_threshold = 0.0
+    """Logits above it are mask."""
+
+    def __init__(self, config: SamConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.image_encoder = TinyViT(config) if config.encoder == "tiny_vit" else ImageEncoderViT(config)
+        self.prompt_encoder = PromptEncoder(config)
+        self.mask_decoder = MaskDecoder(config)
+        self.register_buffer("pixel_mean", torch.tensor(PIXEL_MEAN).reshape(3, 1, 1), persistent=False)
+        self.register_buffer("pixel_std", torch.tensor(PIXEL_STD).reshape(3, 1, 1), persistent=False)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.pixel_mean.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What the weights are."""
+        return self.prompt_encoder.no_mask_embed.weight.dtype
+
+    def encode(self, images: Sequence[Tensor]) -> EncodedImages:
+        """Encode B images, each 3×h×w RGB in 0…255, already resized so that max(h, w) is `img_size`.
+
+        Normalises, pads with zeros at the right and at the bottom, and runs the encoder once for all of them.
+        Raises ValueError for an image of another shape.
+        """
+        side = self.config.img_size
+        for index, image in enumerate(images):
+            if image.ndim != 3 or image.shape[0] != 3 or max(image.shape[1:]) != side:
+                raise ValueError(
+                    f"image {index} must be 3×h×w with its longer side {side}, got {tuple(image.shape)}"
+                )
+        return self.encode_padded(torch.stack([self._pad(image, side) for image in images]))
+
+    def encode_padded(self, pixels_BCHW: Tensor) -> EncodedImages:
+        """Encode squares that are normalised and padded already (training encodes smaller squares, too)."""
+        embedding_BCHW = self.image_encoder(pixels_BCHW)
+        positions_LC = self.prompt_encoder.image_positions(embedding_BCHW.shape[-1])
+        no_mask_C = self.prompt_encoder.no_mask_embed.weight[0]
+        return EncodedImages(embedding_BCHW, self.mask_decoder.share(embedding_BCHW, positions_LC, no_mask_C))
+
+    def attend(
+        self,
+        images: EncodedImages,
+        points_BPN2: Tensor | None = None,
+        labels_BPN: Tensor | None = None,
+        boxes_BP4: Tensor | None = None,
+        masks_BP1HW: Tensor | None = None,
+    ) -> Decoded:
+        """Score P prompts an image: any combination of N points with labels, a box and a mask each.
+
+        Points are (x, y), boxes XYXY, in pixels of the model's input; labels 1 foreground, 0 background,
+        −1 padding; masks are low-resolution logits, four pixels to an image cell. Draws nothing yet.
+        Raises ValueError for a prompt of nothing, for points without labels, or for a misshapen mask.
+        """
+        if (points_BPN2 is None) != (labels_BPN is None):
+            raise ValueError("points and labels come together; got only one of them")
+        sparse_BPTC = self.prompt_encoder.sparse(points_BPN2, labels_BPN, boxes_BP4)
+        if masks_BP1HW is None:
+            if sparse_BPTC is None:
+                raise ValueError("a prompt needs points with labels, a box or a mask; got none of them")
+            return self.mask_decoder.attend(images.shared, sparse_BPTC)
+
+        side = 4 * images.embedding_BCHW.shape[-1]
+        if tuple(masks_BP1HW.shape[2:]) != (1, side, side):
+            raise ValueError(f"mask prompts must be B×P×1×{side}×{side}, got {tuple(masks_BP1HW.shape)}")
+        if sparse_BPTC is None:
+            sparse_BPTC = masks_BP1HW.new_zeros(*masks_BP1HW.shape[:2], 0, self.config.out_chans)
+        cells_BPCHW = images.embedding_BCHW[:, None] + self.prompt_encoder.dense(masks_BP1HW)
+        return self.mask_decoder.attend(images.shared, sparse_BPTC, cells_BPCHW.flatten(3).transpose(2, 3))
+
+    def draw(self, decoded: Decoded, prompt_K: Tensor, token_K: Tensor) -> Tensor:
+        """Low-resolution logits K×h×w, four pixels to an image cell, of the masks chosen.
+
+        `prompt_K` indexes the B·P prompts flattened; `token_K` is 0 for the single-mask token, 1 to 3 for the
+        three readings of an ambiguous prompt.
+        """
+        return self.mask_decoder.draw(decoded, prompt_K, token_K)
+
+    def normalise(self, pixels: Tensor) -> Tensor:
+        """…×3×h×w RGB in 0…255 → the encoder's range, in the weights' precision."""
+        return (
+            (pixels.to(self.device, torch.float32) - self.pixel_mean.float()) / self.pixel_std.float()
+        ).to(self.dtype)
+
+    def _pad(self, image_CHW: Tensor, side: int) -> Tensor:
+        height, width = image_CHW.shape[1:]
+        return F.pad(self.normalise(image_CHW), (0, side - width, 0, side - height))
