@@ -1,0 +1,71 @@
+"""What can go wrong, as one tree; `pipelines.cli.main` turns it into exit codes, in one place.
+
+    MaskmillError            exit code
+    ├── UsageError           2   wrong use: an input that is not there, two inputs with one key
+    │   └── ConfigError      2   wrong configuration
+    ├── CorpusError          2   a corpus that cannot be read, or is not the one this run would write
+    ├── VerificationFailed   3   `maskmill verify` found something
+    ├── IncompleteRun        4   shards are left undone
+    │   └── ShardIncomplete  4   one shard, whose storage or memory kept failing
+    └── InputRejected        –   one image that cannot be used: it becomes a `rejected` row and stops nothing
+
+What is not in the tree is either infrastructure (OSError, MemoryError: tried again) or a bug (exit code 1).
+"""
+
+
+class MaskmillError(Exception):
+    """Any error whose one-line message is meant for the person who typed the command."""
+
+    exit_code = 1
+
+
+class UsageError(MaskmillError):
+    """The command cannot mean anything as it was given."""
+
+    exit_code = 2
+
+
+class ConfigError(UsageError):
+    """The configuration is not understood."""
+
+
+class CorpusError(MaskmillError):
+    """The folder is no corpus, cannot be read as one, or belongs to a different run."""
+
+    exit_code = 2
+
+
+class VerificationFailed(MaskmillError):  # noqa: N818  (a finding, not an error of the program)
+    """The corpus is not what its plan and its checksums say."""
+
+    exit_code = 3
+
+
+class IncompleteRun(MaskmillError):  # noqa: N818
+    """The run ended with shards left undone; the same command goes on from there."""
+
+    exit_code = 4
+
+
+class ShardIncomplete(IncompleteRun):
+    """One shard that infrastructure kept from being finished."""
+
+
+class InputRejected(MaskmillError):  # noqa: N818
+    """An image that becomes a `rejected` row, finally.
+
+    Attributes:
+        stage: where it failed: "read", "decode" or "generate".
+        error_class: a stable name; `docs/format.md` lists them.
+        message: what was wrong with this image, in one line.
+
+    """
+
+    def __init__(self, stage: str, error_class: str, message: str) -> None:
+        super().__init__(stage, error_class, message)  # the arguments as they are, so that it pickles
+        self.stage = stage
+        self.error_class = error_class
+        self.message = " ".join(message.encode("utf-8", "backslashreplace").decode().split())
+
+    def __str__(self) -> str:
+        return f"{self.error_class} ({self.stage}): {self.message}"

@@ -1,0 +1,265 @@
+"""`run.json` and `corpus.json`: what a corpus says about itself, written first and last.
+
+`run.json` comes before the plan and is never changed: it marks the folder as a corpus and holds what decides
+every row, so that a rerun can tell whether it is the same run. `corpus.json` comes after the last shard and
+closes the corpus with totals and the SHA-256 of every other file. It holds no time and no place, so finishing
+twice gives the same bytes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from engine.records import DROP_REASONS
+from pipelines import storage
+from pipelines.errors import CorpusError
+from pipelines.schema import FORMAT_NAME, FORMAT_VERSION, STATUSES
+from pipelines.shards import committed_shards, shard_path
+
+RUN = "run.json"
+CORPUS = "corpus.json"
+
+CONVENTIONS: dict[str, str] = {
+    "image_id": "first 63 bits of the SHA-256 of the key's UTF-8",
+    "annotation_id": "(row in the plan << 20) + mask index + 1",
+    "coordinates": "pixels of the upright image; x to the right, y down, origin at the top left corner",
+    "orientation": "EXIF tag as read; it is applied before anything is measured",
+    "bbox": "x, y, width, height; width = x_max - x_min + 1",
+    "crop_box": "x, y, width, height",
+    "point_coords": "x, y",
+    "segmentation": "COCO compressed RLE, column by column; size = height, width",
+    "colour": "RGB, 8 bits; transparency over white; 16 bits >> 8; ICC profiles are not applied",
+}
+_SOFTWARE = (
+    "maskmill",
+    "numpy",
+    "opencv-python",
+    "Pillow",
+    "pyarrow",
+    "pycocotools",
+    "ray",
+    "safetensors",
+    "torch",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class RunRecord:
+    """What decides every row of a corpus.
+
+    Attributes:
+        config: the whole configuration, plain JSON values.
+        config_digest: hex SHA-256 of the part of it that decides the rows.
+        model_name: the network.
+        weights_sha256: hex, of its weights.
+        software: package → version, of the run that planned the corpus; for information.
+
+    """
+
+    config: Mapping[str, Any]
+    config_digest: str
+    model_name: str
+    weights_sha256: str
+    software: Mapping[str, str]
+
+    @property
+    def digest(self) -> str:
+        """The run digest, which every shard's footer carries: one hash over what decides the rows."""
+        return _sha256(
+            canonical(
+                {
+                    "config_digest": self.config_digest,
+                    "format_version": FORMAT_VERSION,
+                    "model": self.model_name,
+                    "weights_sha256": self.weights_sha256,
+                }
+            )
+        )
+
+    def as_json(self) -> dict[str, Any]:
+        """The contents of `run.json`."""
+        return {
+            "format": FORMAT_NAME,
+            "format_version": FORMAT_VERSION,
+            "run_digest": self.digest,
+            "config": dict(self.config),
+            "config_digest": self.config_digest,
+            "model": {"name": self.model_name, "weights_sha256": self.weights_sha256},
+            "software": dict(self.software),
+            "conventions": CONVENTIONS,
+        }
+
+    def differences(self, other: RunRecord) -> list[str]:
+        """What keeps `other` from writing into this record's corpus, a phrase each; empty where nothing does."""
+        found = []
+        if self.model_name != other.model_name:
+            found.append(f"the model was {self.model_name}, now {other.model_name}")
+        if self.weights_sha256 != other.weights_sha256:
+            found.append(
+                f"the weights' sha256 was {self.weights_sha256[:12]}…, now {other.weights_sha256[:12]}…"
+            )
+        if self.config_digest != other.config_digest:
+            was, now = dict(_flat(self.config)), dict(_flat(other.config))
+            changed = [name for name in {**was, **now} if was.get(name) != now.get(name)]
+            found += [f"{name} was {was.get(name)!r}, now {now.get(name)!r}" for name in changed]
+            found += [] if changed else ["the configuration's digest differs"]
+        return found
+
+
+def software_versions() -> dict[str, str]:
+    """Versions of what makes the rows, as installed; a package that is not installed is left out."""
+    versions = {"python": platform.python_version()}
+    for package in _SOFTWARE:
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return versions
+
+
+def write_run(out: Path, record: RunRecord) -> bool:
+    """Write `run.json`; False where one is there already, which stays."""
+    return storage.link(out / RUN, lambda file: _write_json(file, record.as_json()))
+
+
+def read_run(out: Path) -> RunRecord:
+    """The record in `run.json`; CorpusError where it is missing, damaged or of another format version."""
+    path = out / RUN
+    content = read_json(path)
+    if content.get("format") != FORMAT_NAME:
+        raise CorpusError(f"{path}: expected format {FORMAT_NAME!r}, got {content.get('format')!r}")
+    if content.get("format_version") != FORMAT_VERSION:
+        raise CorpusError(
+            f"{path}: format version {content.get('format_version')!r}; "
+            f"this maskmill reads version {FORMAT_VERSION}"
+        )
+    try:
+        record = RunRecord(
+            config=dict(content["config"]),
+            config_digest=str(content["config_digest"]),
+            model_name=str(content["model"]["name"]),
+            weights_sha256=str(content["model"]["weights_sha256"]),
+            software=dict(content["software"]),
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise CorpusError(f"{path}: damaged: {type(error).__name__}: {error}") from None
+    if content.get("run_digest") != record.digest:
+        raise CorpusError(f"{path}: damaged: its run_digest is not that of its own contents")
+    return record
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object; CorpusError, in one line, where the file is not one."""
+    try:
+        content = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise CorpusError(f"{path}: missing") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise CorpusError(f"{path}: cannot be read: {error}") from None
+    if not isinstance(content, dict):
+        raise CorpusError(f"{path}: expected a JSON object, got {type(content).__name__}")
+    return content
+
+
+def finish_corpus(out: Path, shards: range) -> dict[str, Any]:
+    """Write `corpus.json` over whatever was there, once every shard of the plan is committed; returns its
+    contents.
+
+    Reads every file once. Raises CorpusError where a shard is missing or cannot be read; no `corpus.json` is
+    written then.
+    """
+    missing = sorted(set(shards) - committed_shards(out))
+    if missing:
+        raise CorpusError(
+            f"{out}: {len(missing)} of {len(shards)} shards are missing, the first is {missing[0]}"
+        )
+    for folder in (out, out / "plan", out / "shards"):
+        storage.sweep(folder)
+    totals = {**_totals(out, shards), "shards": len(shards)}
+    files = [{"path": name, **fingerprint(out / name)} for name in _closed_files(out, shards)]
+    content = sealed(
+        {"format": FORMAT_NAME, "format_version": FORMAT_VERSION, "totals": totals, "files": files}
+    )
+    storage.replace(out / CORPUS, lambda file: _write_json(file, content))
+    return content
+
+
+def sealed(content: Mapping[str, Any]) -> dict[str, Any]:
+    """The object with its own `sha256`: over its canonical JSON without that field."""
+    rest = {name: value for name, value in content.items() if name != "sha256"}
+    return {**rest, "sha256": _sha256(canonical(rest))}
+
+
+def canonical(content: Mapping[str, Any]) -> bytes:
+    """JSON with sorted keys, no blanks, ASCII only: the same bytes for the same values."""
+    return json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False).encode("ascii")
+
+
+def fingerprint(path: Path) -> dict[str, Any]:
+    """A file's size in bytes and its SHA-256 in hex."""
+    with path.open("rb") as file:
+        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+        return {"bytes": file.tell(), "sha256": sha256}
+
+
+def _closed_files(out: Path, shards: range) -> list[str]:
+    parts = sorted(path.name for path in (out / "plan").iterdir())
+    return [RUN, *(f"plan/{name}" for name in parts), *(f"shards/{shard_path(out, s).name}" for s in shards)]
+
+
+def _totals(out: Path, shards: range) -> dict[str, Any]:
+    """Sums over the rows, from the few columns that they need."""
+    statuses: Counter[str] = Counter()
+    drops: Counter[str] = Counter()
+    rejects: Counter[str] = Counter()
+    masks = candidates = 0
+    for shard in shards:
+        path = shard_path(out, shard)
+        columns = ["status", "error.class", "candidates", "drops", "annotations.list.element.id"]
+        try:
+            table = pq.read_table(path, columns=columns, partitioning=None, page_checksum_verification=True)
+        except (pa.ArrowException, OSError) as error:
+            raise CorpusError(f"{path}: cannot be read: {error}; remove it and run again") from None
+        statuses.update(table["status"].to_pylist())
+        rejects.update(error["class"] for error in table["error"].to_pylist() if error)
+        candidates += sum(table["candidates"].to_pylist())
+        masks += sum(map(len, table["annotations"].to_pylist()))
+        for row in table["drops"].to_pylist():
+            drops.update(row)
+    return {
+        "images": statuses.total(),
+        **{status: statuses[status] for status in STATUSES},
+        "rejects": dict(sorted(rejects.items())),
+        "masks": masks,
+        "candidates": candidates,
+        "drops": {reason: drops[reason] for reason in DROP_REASONS},
+    }
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    pairs: list[tuple[str, Any]] = []
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            pairs += _flat(value, f"{prefix}{name}.")
+        else:
+            pairs.append((prefix + name, value))
+    return pairs
+
+
+def _write_json(file: Any, content: Mapping[str, Any]) -> None:
+    file.write(json.dumps(content, indent=1, allow_nan=False).encode("ascii") + b"\n")
+
+
+def _sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()

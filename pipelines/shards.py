@@ -1,0 +1,102 @@
+"""One shard, one Parquet file: where it lies, how it is written, which ones are there.
+
+The file's presence is the commit; there is no other marker to fall out of step with it. Row groups are capped
+in bytes, not rows, since a row is a few kilobytes of masks or, with its image embedded, tens of megabytes.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import BinaryIO
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipelines import storage
+from pipelines.schema import FORMAT_VERSION, ROW_SCHEMA
+
+SHARDS = "shards"
+ROW_GROUP_BYTES = 64 << 20
+_NAME = re.compile(r"shard-(\d{6,})\.parquet")
+
+
+def shard_path(out: Path, shard: int) -> Path:
+    """Where a shard lies in the corpus `out`."""
+    return out / SHARDS / f"shard-{shard:06d}.parquet"
+
+
+def shard_metadata(run_digest: str, shard: int, seconds: Mapping[str, float]) -> dict[str, str]:
+    """What a shard's footer says about it, so that a shard found alone explains itself.
+
+    `seconds` are the worker's timings, stage by stage.
+    """
+    return {
+        "maskmill.format_version": str(FORMAT_VERSION),
+        "maskmill.run_digest": run_digest,
+        "maskmill.shard": str(shard),
+        "maskmill.seconds": json.dumps({stage: round(value, 6) for stage, value in seconds.items()}),
+    }
+
+
+def commit_table(out: Path, shard: int, table: pa.Table, metadata: Mapping[str, str]) -> bool:
+    """Commit a shard of the corpus `out`: whole and durable, or not at all.
+
+    `table` has `ROW_SCHEMA`; `metadata` is `shard_metadata(...)`.
+    Returns True where this call committed it, False where it was there already: the first commit wins, and
+    this one leaves nothing behind. Raises OSError where the storage fails, ValueError for another schema.
+    """
+    if not table.schema.equals(ROW_SCHEMA):
+        raise ValueError(f"expected the columns of ROW_SCHEMA, got {table.schema.names}")
+    return storage.link(shard_path(out, shard), lambda file: write_parquet(file, table, metadata))
+
+
+def committed_shards(out: Path) -> set[int]:
+    """The shards that are there, by one listing; none where the folder is missing."""
+    folder = out / SHARDS
+    names = [entry.name for entry in folder.iterdir()] if folder.is_dir() else []
+    return {shard for name in names if (shard := shard_of(name)) is not None}
+
+
+def shard_of(name: str) -> int | None:
+    """The shard that a file of this name is; None where the name is no shard's."""
+    match = _NAME.fullmatch(name)
+    shard = int(match[1]) if match else None
+    return shard if match and f"shard-{shard:06d}.parquet" == name else None
+
+
+def write_parquet(file: BinaryIO, table: pa.Table, metadata: Mapping[str, str]) -> None:
+    """Write a table as all of a corpus is written: zstd, page checksums, page index, statistics."""
+    with pq.ParquetWriter(
+        file,
+        table.schema,
+        compression="zstd",
+        use_dictionary=["status"],
+        write_statistics=True,
+        write_page_index=True,
+        write_page_checksum=True,
+    ) as writer:
+        for group in _row_groups(table):
+            writer.write_table(group, row_group_size=max(1, group.num_rows))
+        writer.add_key_value_metadata(dict(metadata))
+
+
+def _row_groups(table: pa.Table) -> Iterator[pa.Table]:
+    gathered: list[pa.RecordBatch] = []
+    for piece in (piece for batch in table.to_batches() for piece in _halved(batch)):
+        if gathered and sum(batch.nbytes for batch in gathered) + piece.nbytes > ROW_GROUP_BYTES:
+            yield pa.Table.from_batches(gathered)
+            gathered = []
+        gathered.append(piece)
+    yield pa.Table.from_batches(gathered, schema=table.schema)
+
+
+def _halved(batch: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
+    if batch.num_rows <= 1 or batch.nbytes <= ROW_GROUP_BYTES:
+        yield batch
+        return
+    middle = batch.num_rows // 2
+    yield from _halved(batch.slice(0, middle))
+    yield from _halved(batch.slice(middle))

@@ -1,0 +1,92 @@
+"""How a file becomes visible: whole, in one step, durably; and how what a killed process left is known again.
+
+Everything the corpus is made of passes through here, so that one module knows the file system. A file is
+written under a temporary name in its own folder, flushed to the disk, and only then given its name. `link`
+gives it with `os.link`, which fails where the name is taken: the first writer wins and the second learns of
+it, which a rename could not tell. Two workers may therefore do the same shard, and a reader never sees half a
+file.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+_TEMPORARY = ".maskmill-"
+_SUFFIX = ".tmp"
+
+
+def link(path: Path, write: Callable[[BinaryIO], None]) -> bool:
+    """Make `path` out of what `write` writes, unless it is there already.
+
+    Returns True where this call made it, False where the file was there: what is there stays as it is, byte
+    for byte. The folder is made where it is missing. Raises what `write` raises, and OSError; nothing is left
+    behind then.
+    """
+    if path.exists():
+        return False
+    with _written(path, write) as temporary:
+        try:
+            os.link(temporary, path)
+        except FileExistsError:
+            return False
+    _sync_folder(path.parent)
+    return True
+
+
+def replace(path: Path, write: Callable[[BinaryIO], None]) -> None:
+    """Make `path` out of what `write` writes; a reader sees the old file or the new one, never a mixture."""
+    with _written(path, write) as temporary:
+        temporary.replace(path)
+    _sync_folder(path.parent)
+
+
+def remove(*paths: Path) -> None:
+    """Remove files, durably; one that is not there is no error."""
+    for path in paths:
+        path.unlink(missing_ok=True)
+    for folder in {path.parent for path in paths}:
+        if folder.is_dir():
+            _sync_folder(folder)
+
+
+def is_temporary(name: str) -> bool:
+    """Whether a file of this name can only be what a killed process of ours left."""
+    return name.startswith(_TEMPORARY) and name.endswith(_SUFFIX)
+
+
+def sweep(folder: Path) -> int:
+    """Remove the temporary files that killed processes left in the folder; returns how many there were."""
+    if not folder.is_dir():
+        return 0
+    left = [entry for entry in folder.iterdir() if is_temporary(entry.name)]
+    for path in left:
+        path.unlink(missing_ok=True)
+    return len(left)
+
+
+@contextlib.contextmanager
+def _written(path: Path, write: Callable[[BinaryIO], None]) -> Iterator[Path]:
+    """The flushed temporary file; gone at the end, whatever happens, if it is still there under that name."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f"{_TEMPORARY}{path.name}-{uuid.uuid4().hex}{_SUFFIX}")
+    try:
+        with temporary.open("xb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        yield temporary
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
