@@ -1,0 +1,42 @@
+"""The account of one image: every candidate and every second is written down where it is spent."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+from engine.records import DROP_REASONS, GeneratedMasks, MaskRecord
+
+STAGES = ("resize", "encode", "decode", "draw", "resample", "filter", "rle")
+
+
+class Ledger:
+    """Candidates, drops by reason and seconds by stage.
+
+    On a GPU work is queued: its time shows in the stage that first waits for a result.
+    """
+
+    def __init__(self) -> None:
+        self.candidates = 0
+        self.drops = dict.fromkeys(DROP_REASONS, 0)
+        self.seconds = dict.fromkeys(STAGES, 0.0)
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Add the time the block takes to a stage."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[name] += time.perf_counter() - start
+
+    def count(self, candidates: int, drops: Mapping[str, int]) -> None:
+        """Enter candidates that were drawn up, and those dropped."""
+        self.candidates += candidates
+        for reason, number in drops.items():
+            self.drops[reason] += number
+
+    def close(self, masks: list[MaskRecord]) -> GeneratedMasks:
+        """The result; raises ValueError if a candidate is unaccounted for."""
+        return GeneratedMasks(masks, self.candidates, self.drops, self.seconds)
