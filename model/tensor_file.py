@@ -1,0 +1,94 @@
+"""Tensors out of a file, and nothing else out of it.
+
+A pickle is read by `torch.load(weights_only=True)`, which builds tensors and runs nothing: a file that asks
+for more is refused. What kind of file it is shows in its first bytes; the name may be anything.
+"""
+
+from __future__ import annotations
+
+import pickle
+import re
+import struct
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from model.zoo import CheckpointError
+
+NAMED = 4  # names that an error spells out
+EXPECTED = "expected a PyTorch file (.pth, .pt) or safetensors"
+
+
+def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Read a state dict and, from safetensors, the metadata (otherwise empty); names are as in the file.
+
+    Tensors are mapped rather than read where the format allows. Raises CheckpointError for anything else.
+    """
+    try:
+        with path.open("rb") as file:
+            start = file.read(9)
+    except OSError as error:
+        raise unreadable(path, error) from error
+    if start.startswith(b"PK\x03\x04"):
+        return _tensors_of(_unpickle(path, mmap=True), path), {}
+    if start.startswith(b"\x80"):  # PyTorch before 1.6
+        return _tensors_of(_unpickle(path, mmap=False), path), {}
+    if start[8:] == b"{":
+        return _read_safetensors(path)
+    raise CheckpointError(f"{path} {'is no checkpoint' if start else 'is empty'}: {EXPECTED}")
+
+
+def unreadable(path: Path, error: OSError) -> CheckpointError:
+    """Describe a file that the system would not let us read."""
+    return CheckpointError(f"cannot read checkpoint {path}: {error.strerror}; {EXPECTED}")
+
+
+def listed(names: list[str]) -> str:
+    """“a, b, c, d, …”: the first few of many, for an error that gives their number beside."""
+    return ", ".join(names[:NAMED]) + (", …" if len(names) > NAMED else "")
+
+
+def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}  # noqa: SIM118
+    except SafetensorError as error:
+        raise CheckpointError(f"{path} is a damaged safetensors file: {error}") from error
+
+
+def _unpickle(path: Path, mmap: bool) -> object:
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+    except pickle.UnpicklingError as error:
+        asks = re.search(r"[^\n]*unsupported[^\n]*", str(error), re.IGNORECASE)
+        if asks:  # torch goes on to advise reading it all the same: leave that out
+            wants = asks[0].removeprefix("WeightsUnpickler error: ")
+            raise CheckpointError(f"{path} is refused, it asks for more than tensors: {wants}") from error
+        raise CheckpointError(f"{path} is damaged: its pickle cannot be read") from error
+    except (
+        RuntimeError,
+        EOFError,
+        ValueError,
+        LookupError,
+        AttributeError,
+        TypeError,
+        struct.error,
+    ) as error:
+        reason = str(error).split("\n")[0] or type(error).__name__
+        raise CheckpointError(f"{path} is damaged: {reason}") from error
+
+
+def _tensors_of(loaded: object, path: Path) -> dict[str, Tensor]:
+    """Take the state dict out of what was unpickled, unwrapped from {"model": …} or {"state_dict": …}."""
+    if isinstance(loaded, Mapping):
+        inner = next((loaded[key] for key in ("model", "state_dict") if key in loaded), loaded)
+        loaded = inner if isinstance(inner, Mapping) else loaded
+    if not isinstance(loaded, Mapping):
+        raise CheckpointError(f"{path} holds a {type(loaded).__name__}, expected a state dict")
+    odd = [f"{key}: {type(value).__name__}" for key, value in loaded.items() if not isinstance(value, Tensor)]
+    if odd or not loaded:
+        raise CheckpointError(f"{path} is not a state dict; not tensors: {listed(odd) or 'it is empty'}")
+    return dict(loaded)
