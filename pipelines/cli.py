@@ -1,0 +1,227 @@
+"""The command line: what was typed becomes one call, and what went wrong one line and an exit code.
+
+`main` is the one place that turns exceptions into exit codes: 0 done, 2 wrong use or configuration, 3
+verification failed, 4 incomplete, 130 interrupted. A bug is left alone: Python prints its traceback and exits
+with 1. Heavy imports happen inside the commands, so that `maskmill --help` answers at once.
+"""
+
+from __future__ import annotations
+
+import shlex
+import signal
+import sys
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from importlib import metadata
+from pathlib import Path
+from types import FrameType
+from typing import Annotated, Any
+
+import typer
+
+from pipelines.errors import MaskmillError, UsageError, VerificationFailed
+
+INTERRUPTED = 130
+
+# typer carries its own click or uses the installed one, by version; this is the base of usage errors in
+# either.
+_ClickException: Any = typer.BadParameter.__mro__[2]
+
+app = typer.Typer(
+    name="maskmill",
+    help="Photographs in, an SA-1B-style corpus of segmentation masks out.",
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+models_app = typer.Typer(help="List the public checkpoints; `models get NAME` downloads one.")
+app.add_typer(models_app, name="models")
+
+Config = Annotated[
+    str | None,
+    typer.Option("--config", metavar="FILE", help="A YAML file, or a shipped configuration's name."),
+]
+Set = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Change one value: a.b=value. Repeatable."),
+]
+CorpusArgument = Annotated[Path, typer.Argument(metavar="CORPUS", help="The corpus's folder.")]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code. `argv`: the words after `maskmill`, else those typed."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        with _terminable():
+            code = app(args=arguments, prog_name="maskmill", standalone_mode=False)
+    except _ClickException as error:
+        return _complain(error.format_message(), error.exit_code)
+    except MaskmillError as error:
+        return _complain(str(error), error.exit_code)
+    except (KeyboardInterrupt, typer.Abort):
+        return _complain(f"interrupted{_how_to_resume(arguments)}", INTERRUPTED)
+    return code if isinstance(code, int) else 0
+
+
+@app.callback(invoke_without_command=True)
+def _maskmill(
+    context: typer.Context,
+    version: Annotated[bool, typer.Option("--version", help="Say which version this is.")] = False,
+) -> None:
+    if version:
+        typer.echo(f"maskmill {metadata.version('maskmill')}")
+    elif context.invoked_subcommand is None:
+        raise UsageError("expected a command, see maskmill --help")
+
+
+@app.command()
+def generate(
+    inputs: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="INPUT…", help="Folders, globs, file lists (.txt), image files."),
+    ] = None,
+    out: Annotated[Path | None, typer.Option(metavar="CORPUS", help="The corpus's folder.")] = None,
+    config: Config = None,
+    set_: Set = None,
+    workers: Annotated[
+        int | None, typer.Option(metavar="N", help="Worker processes; 0: this process, without Ray.")
+    ] = None,
+    ray: Annotated[
+        str | None,
+        typer.Option(metavar="ADDRESS", help="A running Ray cluster (or auto), not one of our own."),
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Remove the corpus and start anew.")] = False,
+    extend: Annotated[
+        bool, typer.Option("--extend", help="Add inputs that the corpus does not have.")
+    ] = False,
+    print_config: Annotated[
+        bool, typer.Option("--print-config", help="Print what would run, as YAML.")
+    ] = False,
+) -> None:
+    """Make a corpus of masks from photographs, or go on where the last run stopped."""
+    from pipelines.config import load_config, to_yaml
+
+    overrides = list(set_ or ())
+    if workers is not None:
+        overrides.append(f"workers={workers}")
+    settings = load_config(config, overrides)
+    if print_config:
+        typer.echo(to_yaml(settings), nl=False)
+        return
+    if not inputs:
+        raise UsageError("expected at least one INPUT: a folder, a glob, a file list (.txt) or an image file")
+    if out is None:
+        raise UsageError("expected --out CORPUS, the folder to write")
+    if overwrite and extend:
+        raise UsageError("expected --overwrite or --extend, not both")
+    if ray is not None and settings.workers == 0:
+        raise UsageError("expected --ray or --workers 0 (no Ray), not both")
+    from pipelines.generate import generate as run
+
+    run(inputs, out, settings, mode="overwrite" if overwrite else "extend" if extend else "resume", ray=ray)
+
+
+@app.command()
+def verify(corpus: CorpusArgument) -> None:
+    """Recompute everything a corpus says; exit code 3 and a list where anything is off."""
+    from pipelines.verify import verify as check
+
+    report = check(corpus)
+    for problem in report.problems:
+        typer.echo(problem)
+    if report.problems:
+        raise VerificationFailed(f"{corpus}: {len(report.problems)} problem(s) found")
+    typer.echo(f"{corpus}: verified, {', '.join(f'{count} {name}' for name, count in report.counts.items())}")
+
+
+@app.command()
+def report(corpus: CorpusArgument) -> None:
+    """Statistics of a corpus: counts, what the masks are like, refusals by class."""
+    from rich.console import Console
+
+    from pipelines.corpus import Corpus
+    from pipelines.report import corpus_tables
+
+    console = Console()
+    for table in corpus_tables(Corpus(corpus)):
+        console.print(table)
+
+
+@app.command()
+def gallery(
+    corpus: CorpusArgument,
+    out: Annotated[Path, typer.Option(metavar="PAGE", help="The page to write, .html.")],
+) -> None:
+    """Write a page that shows the masks over their photographs."""
+    from pipelines.gallery import write_gallery
+
+    write_gallery(corpus, out)
+    typer.echo(f"{out}: written")
+
+
+@models_app.callback(invoke_without_command=True)
+def models(context: typer.Context) -> None:
+    """List the public checkpoints."""
+    if context.invoked_subcommand is not None:
+        return
+    from model.zoo import CHECKPOINTS, cache_folder
+
+    for checkpoint in CHECKPOINTS.values():
+        size = f"{checkpoint.size / 1e6:.0f} MB" if checkpoint.size else "size not recorded"
+        here = ", downloaded" if (cache_folder() / checkpoint.file_name).is_file() else ""
+        typer.echo(f"{checkpoint.name}  ({checkpoint.model}, {size}, {checkpoint.licence}{here})")
+        typer.echo(f"  {checkpoint.url}")
+        typer.echo(f"  sha256 {checkpoint.sha256 or 'not recorded'}")
+
+
+@models_app.command("get")
+def models_get(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="As `maskmill models` lists it.")],
+) -> None:
+    """Download a public checkpoint into the cache folder; goes on with a download that was cut off."""
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn, TransferSpeedColumn
+
+    from model.zoo import CheckpointError, download
+
+    columns = (BarColumn(30), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
+    try:
+        with Progress(*columns, console=Console(stderr=True), disable=not sys.stderr.isatty()) as bar:
+            task = bar.add_task(name, total=None)
+            path = download(name, progress=lambda done, total: bar.update(task, completed=done, total=total))
+    except CheckpointError as error:
+        raise UsageError(str(error)) from None
+    typer.echo(path)
+
+
+@contextmanager
+def _terminable() -> Iterator[None]:
+    """SIGTERM ends a command the way Ctrl-C does, so that a batch system's stop is orderly too."""
+
+    def interrupt(_signal: int, _frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _how_to_resume(arguments: Sequence[str]) -> str:
+    if "generate" not in arguments:
+        return ""
+    again = shlex.join(["maskmill", *(word for word in arguments if word != "--overwrite")])
+    return f"; committed shards stay, go on with: {again}"
+
+
+def _complain(message: str, code: int) -> int:
+    print(f"maskmill: {' '.join(message.split())}", file=sys.stderr)
+    return int(code)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,174 @@
+"""What a run and a corpus look like to a person: the live line, the summary, the statistics.
+
+The live line goes to standard error, so that standard output holds results. On a terminal it is one line that
+moves; anywhere else (a log file, a batch job) it is a plain line every few seconds, without escape codes.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+import numpy as np
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from pipelines.corpus import Corpus
+    from pipelines.worker import Tally
+
+PLAIN_LINE_SECONDS = 5.0
+
+
+class LiveLine:
+    """The progress of a run, from what it is told; a context, so that the terminal is left in order."""
+
+    def __init__(self, total: int, console: Console | None = None) -> None:
+        self._total = total
+        self._console = console or Console(stderr=True)
+        self._started = time.monotonic()
+        self._last_plain = self._started
+        self._bar: Progress | None = None
+
+    def __enter__(self) -> Self:
+        if self._console.is_terminal:
+            self._bar = Progress(BarColumn(30), TextColumn("{task.description}"), console=self._console)
+            self._bar.add_task("starting", total=self._total)
+            self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def show(self, tally: Tally, workers: int) -> None:
+        """Tell what has been done so far, and by how many workers."""
+        now = time.monotonic()
+        line = progress_line(tally, self._total, now - self._started, workers)
+        if self._bar is not None:
+            self._bar.update(self._bar.task_ids[0], completed=tally.images, description=line)
+        elif now - self._last_plain >= PLAIN_LINE_SECONDS:
+            self._last_plain = now
+            print(line, file=sys.stderr, flush=True)
+
+
+def progress_line(tally: Tally, total: int, seconds: float, workers: int) -> str:
+    """`12/40 images · 3.1 images/s · 240 masks/s · 1 rejected · 0:09 left`."""
+    if not workers:
+        return f"{tally.images}/{total} images · waiting for a worker"
+    rate = tally.images / seconds if seconds > 0 else 0.0
+    left = _clock((total - tally.images) / rate) if rate else "?"
+    masks_rate = tally.masks / seconds if seconds > 0 else 0.0
+    return (
+        f"{tally.images}/{total} images · {rate:.2f} images/s · {masks_rate:.1f} masks/s · "
+        f"{tally.statuses['rejected']} rejected · {left} left"
+    )
+
+
+def summary_table(done: Tally, seconds: float, totals: Mapping[str, Any] | None) -> Table:
+    """What this run did; beside it, where `totals` (of `corpus.json`) say more, what the corpus holds."""
+    columns: list[Mapping[str, Any]] = [_from_tally(done)]
+    titles = ["this run"]
+    if totals is not None and totals["images"] != done.images:
+        columns.append(totals)
+        titles.append("corpus")
+    table = Table(title=f"{done.images} images in {_clock(seconds)}", title_justify="left")
+    table.add_column()
+    for title in titles:
+        table.add_column(title, justify="right")
+    for name, pick in _LINES:
+        table.add_row(name, *(pick(column) for column in columns))
+    table.add_row(
+        "images/s", f"{done.images / seconds:.2f}" if seconds > 0 else "-", *[""] * (len(titles) - 1)
+    )
+    for what, group in (("dropped", "drops"), ("rejected", "rejects")):
+        for reason in dict.fromkeys(name for column in columns for name in column[group]):
+            counts = [column[group].get(reason, 0) for column in columns]
+            if any(counts):
+                table.add_row(f"{what}: {reason}", *map(str, counts))
+    return table
+
+
+def corpus_tables(corpus: Corpus) -> Iterable[Table]:
+    """Counts, quantiles of what the masks are like, and refusals by class, from one pass over the rows."""
+    totals: Counter[str] = Counter()
+    drops: Counter[str] = Counter()
+    rejects: Counter[str] = Counter()
+    values: dict[str, list[float]] = {"masks per image": [], "area, % of the image": [], "predicted IoU": []}
+    values["stability"] = []
+    for row in corpus:
+        masks = row["annotations"] or []
+        totals.update(
+            {"images": 1, row["status"]: 1, "masks": len(masks), "candidates": row["candidates"] or 0}
+        )
+        drops.update(row["drops"] or {})
+        if row["status"] == "rejected":
+            rejects[row["error"]["class"]] += 1
+            continue
+        pixels = row["width"] * row["height"]
+        values["masks per image"].append(len(masks))
+        values["area, % of the image"] += [100 * mask["area"] / pixels for mask in masks]
+        values["predicted IoU"] += [mask["predicted_iou"] for mask in masks]
+        values["stability"] += [mask["stability_score"] for mask in masks]
+    counts = Table("", "", title="counts", title_justify="left", show_header=False)
+    summed = {**totals, "drops": drops, "rejects": rejects}
+    for name, pick in _LINES:
+        counts.add_row(
+            name, pick({"ok": 0, "empty": 0, "rejected": 0, "masks": 0, "candidates": 0, **summed})
+        )
+    for reason, count in drops.items():
+        counts.add_row(f"dropped: {reason}", str(count))
+    for reason, count in rejects.most_common():
+        counts.add_row(f"rejected: {reason}", str(count))
+    yield counts
+    yield _quantiles(values)
+
+
+def _quantiles(values: Mapping[str, list[float]]) -> Table:
+    shares = (0.05, 0.25, 0.5, 0.75, 0.95)
+    table = Table("", *(f"{share:.0%}" for share in shares), title="quantiles", title_justify="left")
+    for name, found in values.items():
+        cells = [f"{value:.3g}" for value in np.quantile(found, shares)] if found else ["-"] * len(shares)
+        table.add_row(name, *cells)
+    return table
+
+
+def _from_tally(tally: Tally) -> dict[str, Any]:
+    """The tally under the names that `corpus.json` gives its totals."""
+    statuses = {status: tally.statuses[status] for status in ("ok", "empty", "rejected")}
+    return {
+        "images": tally.images,
+        **statuses,
+        "masks": tally.masks,
+        "candidates": tally.candidates,
+        "drops": tally.drops,
+        "rejects": tally.rejects,
+    }
+
+
+def _per_image(totals: Mapping[str, Any]) -> str:
+    used = totals["ok"] + totals["empty"]
+    return f"{totals['masks'] / used:.1f}" if used else "-"
+
+
+_LINES = (
+    ("images ok", lambda totals: str(totals["ok"])),
+    ("images empty", lambda totals: str(totals["empty"])),
+    ("images rejected", lambda totals: str(totals["rejected"])),
+    ("masks", lambda totals: str(totals["masks"])),
+    ("masks per image", _per_image),
+    ("candidates", lambda totals: str(totals["candidates"])),
+)
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

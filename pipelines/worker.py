@@ -1,0 +1,286 @@
+"""One shard, from its list of images to its committed file: ordinary Python, the same under Ray and without
+it.
+
+    planned images → read → decode → generate → rows → one table → commit
+
+Reading and decoding run a few images ahead in threads (both let go of the interpreter lock), so that the
+network never waits for a disk, and memory holds a few photographs, not a shard of them. Each planned image
+becomes exactly one row. What goes wrong is sorted here, once: an image that cannot be used is a `rejected`
+row; storage and memory that fail are tried again with growing pauses and then given up as `ShardIncomplete`;
+anything else is a bug and travels up with its traceback.
+"""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import logging
+import time
+from collections import Counter, defaultdict, deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol, TypeVar
+
+from engine.records import GeneratedMasks
+from model.zoo import CheckpointError
+from pipelines.config import RunConfig
+from pipelines.decode import DecodedImage, decode_image, read_input
+from pipelines.errors import ConfigError, InputRejected, UsageError
+from pipelines.plan import PlannedImage
+from pipelines.schema import ImageRow, rejected_row, row_from_result, table_from_rows
+from pipelines.shards import commit_table, shard_metadata
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from engine import MaskGenerator
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+
+ATTEMPTS = 4
+FIRST_PAUSE_SECONDS = 0.5  # doubled after each attempt
+
+
+class Generates(Protocol):
+    """What `engine.MaskGenerator` offers a shard."""
+
+    def generate_batch(self, images: Sequence[np.ndarray]) -> list[GeneratedMasks]:
+        """Results for RGB uint8 images, H×W×3, in order."""
+
+
+@dataclass(slots=True)
+class Tally:
+    """Counts over rows, and seconds by stage."""
+
+    statuses: Counter[str] = field(default_factory=Counter)
+    masks: int = 0
+    candidates: int = 0
+    drops: Counter[str] = field(default_factory=Counter)
+    rejects: Counter[str] = field(default_factory=Counter)
+    seconds: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
+
+    @property
+    def images(self) -> int:
+        """Rows counted, whatever their status."""
+        return self.statuses.total()
+
+    def add_row(self, row: ImageRow) -> None:
+        """Count one row."""
+        self.statuses[row.status] += 1
+        self.masks += len(row.masks)
+        self.candidates += row.candidates
+        self.drops.update(row.drops)
+        if row.error is not None:
+            self.rejects[row.error.error_class] += 1
+
+    def add(self, other: Tally) -> None:
+        """Count all that another one counted."""
+        self.masks += other.masks
+        self.candidates += other.candidates
+        self.statuses.update(other.statuses)
+        self.drops.update(other.drops)
+        self.rejects.update(other.rejects)
+        self.add_seconds(other.seconds)
+
+    def add_seconds(self, seconds: Mapping[str, float]) -> None:
+        """Add time spent, stage by stage."""
+        for stage, spent in seconds.items():
+            self.seconds[stage] += spent
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """What every shard of a run shares; small, since it travels to each worker."""
+
+    out: Path
+    config: RunConfig
+    run_digest: str
+    threads: int | None = None  # of the CPU; None leaves torch its own choice
+
+
+@dataclass(frozen=True, slots=True)
+class ShardTask:
+    """A shard's description.
+
+    Attributes:
+        deadly: ids of images that ended their workers; refused without being read.
+        probe: try the images and commit nothing.
+
+    """
+
+    shard: int
+    images: tuple[PlannedImage, ...]
+    deadly: frozenset[int] = frozenset()
+    probe: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class ShardReceipt:
+    """A shard is committed: by this worker, or, where `committed` is False, by another one before it."""
+
+    shard: int
+    committed: bool
+    tally: Tally
+
+
+@dataclass(frozen=True, slots=True)
+class ShardFailure:
+    """A shard that could not be finished for now, and why, in one line."""
+
+    shard: int
+    reason: str
+
+
+OnProgress = Callable[[Sequence[Tally], int], None]
+"""Told what the shards in hand have done so far, and how many workers are at work."""
+
+
+def make_generator(job: Job) -> MaskGenerator:
+    """Load the network and set the thread count of this process. Raises UsageError."""
+    import torch
+
+    from engine import MaskGenerator
+    from model import load_sam
+
+    if job.threads is not None:
+        torch.set_num_threads(job.threads)
+    chosen = job.config.model
+    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[chosen.precision]
+    try:
+        sam = load_sam(chosen.name, chosen.checkpoint, device=resolve_device(chosen.device), dtype=dtype)
+    except CheckpointError as error:
+        raise UsageError(str(error)) from None
+    return MaskGenerator(sam, job.config.generator)
+
+
+def resolve_device(device: str) -> str:
+    """`auto` is a GPU where torch finds one; ConfigError where a GPU is asked for and there is none."""
+    import torch
+
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("model.device: expected cpu or auto, got cuda, and torch finds no GPU")
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    return device
+
+
+def run_shard(
+    task: ShardTask, generator: Generates, job: Job, on_progress: Callable[[Tally], None] = lambda _: None
+) -> ShardReceipt | ShardFailure:
+    """Make every row of the shard and commit them as one file.
+
+    `on_progress` gets a copy of the counts after each batch of images. Returns a ShardFailure where storage
+    or memory kept failing; whatever else is raised is a bug.
+    """
+    rows: list[ImageRow] = []
+    tally = Tally()
+    try:
+        for batch in _batched(_decoded_ahead(task, job.config, tally), job.config.generator.encode_batch):
+            for row in _rows_of(batch, generator, job.config, tally):
+                rows.append(row)
+                tally.add_row(row)
+            on_progress(copy.deepcopy(tally))
+        committed = task.probe or _commit(task.shard, rows, job, tally)
+    except (OSError, MemoryError) as error:
+        return ShardFailure(task.shard, " ".join(f"{type(error).__name__}: {error}".split()))
+    return ShardReceipt(task.shard, committed, tally)
+
+
+@dataclass(frozen=True, slots=True)
+class _Prepared:
+    """A planned image, read and decoded, or refused."""
+
+    planned: PlannedImage
+    decoded: DecodedImage | None = None
+    refused: ImageRow | None = None
+    seconds: float = 0.0
+
+
+def _decoded_ahead(task: ShardTask, config: RunConfig, tally: Tally) -> Iterator[_Prepared]:
+    """The shard's images in plan order, decoded by threads, no more than `images_ahead` beyond the one in
+    use.
+    """
+    ahead = config.cluster.images_ahead
+    waiting: deque[Future[_Prepared]] = deque()
+    pool = ThreadPoolExecutor(ahead, thread_name_prefix="decode")
+    try:
+        for planned in task.images:
+            waiting.append(pool.submit(_prepare, planned, planned.image_id in task.deadly, config))
+            if len(waiting) > ahead:
+                yield _waited(waiting.popleft(), tally)
+        while waiting:
+            yield _waited(waiting.popleft(), tally)
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _waited(future: Future[_Prepared], tally: Tally) -> _Prepared:
+    started = time.perf_counter()
+    prepared = future.result()
+    tally.add_seconds({"decode": prepared.seconds, "wait": time.perf_counter() - started})
+    return prepared
+
+
+def _prepare(planned: PlannedImage, deadly: bool, config: RunConfig) -> _Prepared:
+    """Read and decode one image; what cannot be used becomes its rejected row."""
+    started = time.perf_counter()
+    data: bytes | None = None
+    try:
+        if deadly:
+            raise InputRejected("generate", "WorkerDied", "each worker that was given this image alone died")
+        data = retrying(lambda: read_input(planned.uri))
+        decoded = decode_image(data, config.input.max_pixels)
+        return _Prepared(planned, decoded=decoded, seconds=time.perf_counter() - started)
+    except InputRejected as error:
+        return _Prepared(
+            planned, refused=rejected_row(planned, error, data), seconds=time.perf_counter() - started
+        )
+
+
+def _batched(images: Iterator[_Prepared], size: int) -> Iterator[list[_Prepared]]:
+    while batch := list(itertools.islice(images, size)):
+        yield batch
+
+
+def _rows_of(
+    batch: list[_Prepared], generator: Generates, config: RunConfig, tally: Tally
+) -> Iterator[ImageRow]:
+    """The rows of a batch, in order; those that decoded go through the network together."""
+    usable = [prepared.decoded.pixels_HW3 for prepared in batch if prepared.decoded is not None]
+    results = iter(generator.generate_batch(usable) if usable else ())
+    for prepared in batch:
+        if prepared.decoded is None:
+            assert prepared.refused is not None, "an image is decoded or refused"
+            yield prepared.refused
+            continue
+        generated = next(results)
+        tally.add_seconds(generated.seconds)
+        yield row_from_result(prepared.planned, prepared.decoded, generated, embed=config.embed_images)
+
+
+def _commit(shard: int, rows: list[ImageRow], job: Job, tally: Tally) -> bool:
+    started = time.perf_counter()
+    table = table_from_rows(rows)
+    built = time.perf_counter()
+    tally.add_seconds({"rows": built - started})
+    committed = retrying(
+        lambda: commit_table(job.out, shard, table, shard_metadata(job.run_digest, shard, tally.seconds))
+    )
+    tally.add_seconds({"commit": time.perf_counter() - built})
+    return committed
+
+
+def retrying(call: Callable[[], T]) -> T:
+    """The call's answer; on an OSError, again after a pause that doubles, `ATTEMPTS` times in all."""
+    pause = FIRST_PAUSE_SECONDS
+    for _ in range(ATTEMPTS - 1):
+        try:
+            return call()
+        except OSError as error:
+            log.info("trying again in %.1f s: %s", pause, error)
+            time.sleep(pause)
+            pause *= 2
+    return call()
