@@ -1,8 +1,8 @@
 """From a file's bytes to upright RGB pixels, or to the reason why not.
 
 The header is read first and its size held against the limit before anything of that size is allocated.
-Pillow decodes, since it refuses files that are cut short where OpenCV returns grey rows. What Pillow raises on
-damaged bytes is many things; here it becomes `InputRejected` with one of a few stable class names:
+Pillow decodes, since it refuses files that are cut short where OpenCV returns grey rows. What it raises on
+damaged bytes is many things; here that becomes `InputRejected` with one of a few stable class names:
 
     read    EmptyFile    no bytes at all
             Missing      the folder is there, the file is not any more
@@ -165,8 +165,8 @@ def decode_image(data: bytes, max_pixels: int) -> DecodedImage:
 def _open(data: bytes, max_pixels: int) -> Image.Image:
     """Read the header and hold its size against the limit.
 
-    Pillow's own limit is set to ours for that moment, because some of its plugins allocate while they open. It
-    raises above twice its number.
+    Pillow's own limit is set to ours for that moment, because some of its plugins allocate while they open.
+    It raises above twice its number.
     """
     Image.init()
     known = [name for name in FORMATS if name in Image.OPEN]
@@ -238,7 +238,7 @@ def _rgb(image: Image.Image, see_through: bool) -> Image.Image:
 
 
 def _eight_bits(image: Image.Image) -> Image.Image:
-    """Grey of 8 bits from 32-bit integers or floats. Pillow may open 16-bit PNG and PPM as 32-bit integers."""
+    """Grey of 8 bits from 32-bit integers or floats. Pillow may open 16-bit PNG and PPM as integers."""
     values_HW = np.asarray(image)
     if image.mode == "I" and image.format in ("PNG", "PPM"):
         return Image.fromarray((np.clip(values_HW, 0, 0xFFFF) >> 8).astype(np.uint8))

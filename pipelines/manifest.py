@@ -16,16 +16,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Any
-
-import pyarrow as pa
-import pyarrow.parquet as pq
+from typing import Any, BinaryIO
 
 from engine.records import DROP_REASONS
 from pipelines import storage
 from pipelines.errors import CorpusError
 from pipelines.schema import FORMAT_NAME, FORMAT_VERSION, STATUSES
-from pipelines.shards import committed_shards, shard_path
+from pipelines.shards import UNREADABLE, committed_shards, open_parquet, shard_path, unreadable
 
 RUN = "run.json"
 CORPUS = "corpus.json"
@@ -101,7 +98,7 @@ class RunRecord:
         }
 
     def differences(self, other: RunRecord) -> list[str]:
-        """What keeps `other` from writing into this record's corpus, a phrase each; empty where nothing does."""
+        """What keeps `other` from writing into this record's corpus, a phrase each; empty where nothing."""
         found = []
         if self.model_name != other.model_name:
             found.append(f"the model was {self.model_name}, now {other.model_name}")
@@ -130,7 +127,7 @@ def software_versions() -> dict[str, str]:
 
 def write_run(out: Path, record: RunRecord) -> bool:
     """Write `run.json`; False where one is there already, which stays."""
-    return storage.link(out / RUN, lambda file: _write_json(file, record.as_json()))
+    return storage.link(out / RUN, lambda file: _write(file, record.as_json()))
 
 
 def read_run(out: Path) -> RunRecord:
@@ -191,7 +188,7 @@ def finish_corpus(out: Path, shards: range) -> dict[str, Any]:
     content = sealed(
         {"format": FORMAT_NAME, "format_version": FORMAT_VERSION, "totals": totals, "files": files}
     )
-    storage.replace(out / CORPUS, lambda file: _write_json(file, content))
+    storage.replace(out / CORPUS, lambda file: _write(file, content))
     return content
 
 
@@ -204,6 +201,11 @@ def sealed(content: Mapping[str, Any]) -> dict[str, Any]:
 def canonical(content: Mapping[str, Any]) -> bytes:
     """JSON with sorted keys, no blanks, ASCII only: the same bytes for the same values."""
     return json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False).encode("ascii")
+
+
+def as_bytes(content: Mapping[str, Any]) -> bytes:
+    """A JSON file of a corpus, byte for byte: ASCII, one blank for each level, a newline at the end."""
+    return json.dumps(content, indent=1, allow_nan=False).encode("ascii") + b"\n"
 
 
 def fingerprint(path: Path) -> dict[str, Any]:
@@ -227,10 +229,11 @@ def _totals(out: Path, shards: range) -> dict[str, Any]:
     for shard in shards:
         path = shard_path(out, shard)
         columns = ["status", "error.class", "candidates", "drops", "annotations.list.element.id"]
-        try:
-            table = pq.read_table(path, columns=columns, partitioning=None, page_checksum_verification=True)
-        except (pa.ArrowException, OSError) as error:
-            raise CorpusError(f"{path}: cannot be read: {error}; remove it and run again") from None
+        with open_parquet(path) as file:
+            try:
+                table = file.read(columns)
+            except UNREADABLE as error:
+                raise unreadable(path, error) from None
         statuses.update(table["status"].to_pylist())
         rejects.update(error["class"] for error in table["error"].to_pylist() if error)
         candidates += sum(table["candidates"].to_pylist())
@@ -257,8 +260,8 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
     return pairs
 
 
-def _write_json(file: Any, content: Mapping[str, Any]) -> None:
-    file.write(json.dumps(content, indent=1, allow_nan=False).encode("ascii") + b"\n")
+def _write(file: BinaryIO, content: Mapping[str, Any]) -> None:
+    file.write(as_bytes(content))
 
 
 def _sha256(data: bytes) -> str:

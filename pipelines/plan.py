@@ -22,13 +22,20 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from pipelines import manifest, storage
 from pipelines.errors import CorpusError, UsageError
 from pipelines.manifest import RunRecord
 from pipelines.schema import FORMAT_VERSION, PLAN_SCHEMA, image_id
-from pipelines.shards import SHARDS, committed_shards, shard_path, write_parquet
+from pipelines.shards import (
+    SHARDS,
+    UNREADABLE,
+    committed_shards,
+    open_parquet,
+    shard_path,
+    unreadable,
+    write_parquet,
+)
 from pipelines.sources import InputItem
 
 PLAN = "plan"
@@ -184,11 +191,12 @@ def read_plan(out: Path) -> Plan:
 
 def read_part(path: Path) -> pa.Table:
     """One part of the plan; CorpusError where it cannot be read or has other columns."""
-    try:
-        table = pq.read_table(path, partitioning=None, page_checksum_verification=True)
-        table.validate(full=True)
-    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-        raise CorpusError(f"{path}: cannot be read: {error}") from None
+    with open_parquet(path) as file:
+        try:
+            table = file.read()
+            table.validate(full=True)
+        except UNREADABLE as error:
+            raise unreadable(path, error) from None
     if not table.schema.equals(PLAN_SCHEMA) or any(column.null_count for column in table.columns):
         raise CorpusError(f"{path}: expected the columns {', '.join(PLAN_SCHEMA.names)}, without nulls")
     return table
@@ -202,7 +210,7 @@ def _append(out: Path, plan: Plan, new: pa.Table, shard_size: int, record: RunRe
 
 
 def _new_inputs(out: Path, plan: Plan, wanted: pa.Table, mode: Mode) -> pa.Table:
-    """The wanted inputs that are not planned; CorpusError where inputs differ in a way the mode does not allow."""
+    """The wanted inputs that are not planned; CorpusError where they differ as the mode does not allow."""
     planned_ids, wanted_ids = plan.table["image_id"].to_numpy(), wanted["image_id"].to_numpy()
     is_new = ~np.isin(wanted_ids, planned_ids)
     is_gone = ~np.isin(planned_ids, wanted_ids)
@@ -260,8 +268,8 @@ def _refuse_foreign(out: Path) -> None:
         manifest.read_run(out)
     except CorpusError as error:
         raise CorpusError(
-            f"{out}: the folder is neither empty nor a corpus of this format ({error}); choose another --out, "
-            "or empty it yourself"
+            f"{out}: the folder is neither empty nor a corpus of this format ({error}); "
+            "choose another --out, or empty it yourself"
         ) from None
 
 

@@ -34,7 +34,7 @@ MAX_MASKS = (1 << MASK_BITS) - 1
 """Masks an image may have: an annotation's id keeps this many bits for the mask."""
 
 BATCH_BYTES = 64 << 20
-"""Rows are gathered into record batches of about this size, far from the 2 GiB that an Arrow column can hold."""
+"""Rows go into record batches of about this size, far below the 2 GiB that an Arrow column can hold."""
 
 SIZE_2 = pa.list_(pa.int32(), 2)
 XYWH_4 = pa.list_(pa.float32(), 4)
@@ -211,7 +211,7 @@ def _values(rows: Sequence[ImageRow], name: str, columns: Mapping[str, Any]) -> 
 
 
 def _annotations(rows: Sequence[ImageRow]) -> pa.Array:
-    """The list column, built column by column: a Python dict for each mask would cost more than the commit."""
+    """The list column, built column by column: a dict for each mask would cost more than the commit."""
     masks = [mask for row in rows for mask in row.masks]
     records = {
         "id": [annotation_id(row.row, index) for row in rows for index in range(len(row.masks))],

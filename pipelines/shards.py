@@ -7,6 +7,7 @@ in bytes, not rows, since a row is a few kilobytes of masks or, with its image e
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -16,10 +17,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipelines import storage
+from pipelines.errors import CorpusError
 from pipelines.schema import FORMAT_VERSION, ROW_SCHEMA
 
 SHARDS = "shards"
 ROW_GROUP_BYTES = 64 << 20
+UNREADABLE = (pa.ArrowException, OSError, UnicodeDecodeError, OverflowError)
+"""What reading a damaged Parquet file raises."""
+
 _NAME = re.compile(r"shard-(\d{6,})\.parquet")
 
 
@@ -81,6 +86,20 @@ def write_parquet(file: BinaryIO, table: pa.Table, metadata: Mapping[str, str]) 
         for group in _row_groups(table):
             writer.write_table(group, row_group_size=max(1, group.num_rows))
         writer.add_key_value_metadata(dict(metadata))
+
+
+def open_parquet(path: Path) -> pq.ParquetFile:
+    """A Parquet file of a corpus, to be read with its page checksums held; CorpusError where it cannot be."""
+    try:
+        return pq.ParquetFile(pa.OSFile(os.fsencode(path)), page_checksum_verification=True)
+    except UNREADABLE as error:
+        raise unreadable(path, error) from None
+
+
+def unreadable(path: Path, error: Exception) -> CorpusError:
+    """The error for a file of a corpus that raised `error`, one of `UNREADABLE`, while it was read."""
+    message = " ".join(str(error).split())[:300] or type(error).__name__
+    return CorpusError(f"{path}: cannot be read: {message}")
 
 
 def _row_groups(table: pa.Table) -> Iterator[pa.Table]:

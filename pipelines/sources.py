@@ -42,8 +42,8 @@ def list_inputs(inputs: Sequence[str | Path], extensions: Sequence[str]) -> list
 
     `extensions` (".jpg", …; in any case) choose the files of folders, and of globs that name no extension of
     their own; hidden files and folders are passed over, links are followed, but not back into their own
-    ancestors. A file that was named outright, or in a file list, is taken whatever it is called. The same file
-    reached twice under one key counts once.
+    ancestors. A file that was named outright, or in a file list, is taken whatever it is called. The same
+    file reached twice under one key counts once.
 
     Raises UsageError where an input is missing or unreadable, where two different files have one key, and
     where nothing is found.
@@ -102,7 +102,7 @@ def _expand(text: str, endings: tuple[str, ...]) -> tuple[Path, Iterator[str]]:
 
 
 def _walk(folder: str, endings: tuple[str, ...], depth: float = math.inf) -> Iterator[str]:
-    """Files below the folder, `depth` levels of them. A link may lead back up: no folder is entered below itself."""
+    """Files below the folder, `depth` levels of them. Links may lead back up: none is followed round."""
     stack: list[tuple[str, tuple[str, ...]]] = [(folder, (os.path.realpath(folder),))]
     while stack:
         here, way = stack.pop()
@@ -113,16 +113,23 @@ def _walk(folder: str, endings: tuple[str, ...], depth: float = math.inf) -> Ite
         for entry in entries:
             if entry.name.startswith("."):
                 continue
-            if entry.is_dir():
+            if _is_folder(entry):
                 real = os.path.realpath(entry.path)
                 if real not in way and len(way) < depth:
                     stack.append((entry.path, (*way, real)))
-            elif entry.name.lower().endswith(endings) and entry.is_file():
+            elif entry.name.lower().endswith(endings) and Path(entry.path).is_file():
                 yield entry.path
 
 
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself
+        return False
+
+
 def _glob(pattern: str, endings: tuple[str, ...]) -> tuple[Path, Iterator[str]]:
-    """As a shell with `**` has it, by walking and matching: the library's glob runs around in links that loop."""
+    """As a shell with `**` has it, by walking and matching: the library's glob runs around in loops."""
     parts = Path(pattern).parts
     fixed = next(place for place, part in enumerate(parts) if _WILDCARD.search(part))
     root = os.path.abspath(Path(*parts[:fixed]))  # noqa: PTH100
@@ -145,7 +152,7 @@ def _matches(names: Sequence[str], wanted: Sequence[str]) -> bool:
 
 
 def _read_list(path: Path) -> Iterator[str]:
-    """Paths in a file list: one a line, relative to the list's folder; blank lines and # comments are skipped."""
+    """Paths in a file list: one a line, relative to the list's folder; blank lines and # comments aside."""
     try:
         text = path.read_bytes()
     except OSError as error:

@@ -1,0 +1,116 @@
+"""Reading a corpus: rows one after another, masks when they are asked for.
+
+Rows come as plain dicts with the columns of `docs/format.md`, a few at a time from each file, so that memory
+does not grow with the corpus. Shards that are not committed yet are simply not there: a corpus may be read
+while it is made. Nothing here needs torch or Ray.
+
+    corpus = Corpus("out/corpus")
+    for row in corpus.rows(status="ok"):
+        masks_HWN = corpus.masks(row)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from engine import rle
+from engine.records import Rle
+from pipelines import manifest
+from pipelines.errors import CorpusError
+from pipelines.schema import STATUSES
+from pipelines.shards import UNREADABLE, committed_shards, open_parquet, shard_path, unreadable
+
+BATCH_ROWS = 16
+
+
+class Corpus:
+    """A corpus folder, complete or still in the making.
+
+    Attributes:
+        path: the folder.
+        run: what decided every row, from `run.json`.
+
+    Raises CorpusError where the folder is missing, is no corpus, or is of another format version.
+
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        if not self.path.is_dir():
+            raise CorpusError(f"{path}: there is no such folder; expected a corpus")
+        if not (self.path / manifest.RUN).is_file():
+            raise CorpusError(f"{path}: not a corpus: it has no {manifest.RUN}")
+        self.run = manifest.read_run(self.path)
+
+    @property
+    def complete(self) -> bool:
+        """Whether the run that makes it has finished."""
+        return (self.path / manifest.CORPUS).is_file()
+
+    @cached_property
+    def shards(self) -> list[int]:
+        """The shards that were committed when first asked."""
+        return sorted(committed_shards(self.path))
+
+    def __len__(self) -> int:
+        """How many rows `iter` gives."""
+        return self._rows
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        return self.rows()
+
+    def rows(self, status: str | None = None) -> Iterator[dict[str, Any]]:
+        """The rows, in plan order; only those that are "ok", "empty" or "rejected", where a status is given.
+
+        Raises ValueError for another status, CorpusError where a shard is damaged.
+        """
+        if status is not None and status not in STATUSES:
+            raise ValueError(f"expected a status out of {', '.join(STATUSES)}, got {status!r}")
+        return self._read(status)
+
+    def masks(self, row: Mapping[str, Any]) -> npt.NDArray[np.bool_]:
+        """The masks of a row, H×W×N, in the order of its annotations; N is 0 for an empty image.
+
+        Raises ValueError for a rejected image, which has no size; CorpusError where a mask's code is damaged.
+        """
+        height, width, annotations = row["height"], row["width"], row["annotations"]
+        if height is None or width is None:
+            raise ValueError(f"{row['key']}: a rejected image has no masks")
+        masks_HWN = np.zeros((height, width, len(annotations)), np.bool_, order="F")
+        for index, annotation in enumerate(annotations):
+            code = annotation["segmentation"]
+            if list(code["size"]) != [height, width]:
+                raise CorpusError(f"{row['key']}: mask {index} is for {code['size']}, not {[height, width]}")
+            try:
+                masks_HWN[:, :, index] = rle.decode(Rle((height, width), code["counts"]))
+            except ValueError as error:
+                raise CorpusError(f"{row['key']}: mask {index}: {error}") from None
+        return masks_HWN
+
+    @cached_property
+    def _rows(self) -> int:
+        total = 0
+        for shard in self.shards:
+            with open_parquet(shard_path(self.path, shard)) as file:
+                total += file.metadata.num_rows
+        return total
+
+    def _read(self, status: str | None) -> Iterator[dict[str, Any]]:
+        for shard in self.shards:
+            path = shard_path(self.path, shard)
+            with open_parquet(path) as file:
+                batches = file.iter_batches(BATCH_ROWS)
+                while True:
+                    try:
+                        rows = next(batches).to_pylist()
+                    except StopIteration:
+                        break
+                    except UNREADABLE as error:
+                        raise unreadable(path, error) from None
+                    yield from (row for row in rows if status in (None, row["status"]))
