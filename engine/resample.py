@@ -3,10 +3,10 @@
 The published chain interpolates bilinearly twice: logits → the model's square → (cut off the padding) →
 the image. Both steps are linear and separable, so each axis is one matrix, composed here once per image size;
 a row of it has at most three neighbouring sources. The image is cut into square tiles. An interpolated value
-is a weighted mean of its sources, so a tile whose sources all lie below the loose threshold holds no mask, and
-one whose sources all lie above the tight threshold is mask throughout: only the tiles between, those along the
-mask's edge, are interpolated, many at a time as one batched matrix product. Nothing of the image's size is
-ever held as floating point.
+is a weighted mean of its sources, so a tile whose sources all lie below the loose threshold holds no mask,
+and one whose sources all lie above the tight threshold is mask throughout: only the tiles between, those
+along the mask's edge, are interpolated, many at a time as one batched matrix product. Nothing of the image's
+size is ever held as floating point.
 
 Interpolating a cut-out with `F.interpolate` instead would shift the sampling positions, and interpolating the
 whole box costs the object's area where this costs its outline.

@@ -77,6 +77,7 @@ def _stand_in() -> Iterator[None]:
 
 with _stand_in():
     import segment_anything.automatic_mask_generator as released
+    import segment_anything.utils.amg as amg  # noqa: F401  # for tests of single steps
     import segment_anything.utils.transforms as released_transforms
     from segment_anything.modeling import ImageEncoderViT, MaskDecoder, PromptEncoder, Sam, TwoWayTransformer
 

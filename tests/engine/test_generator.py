@@ -1,0 +1,227 @@
+"""The generator on a model of a few thousand random weights: what it refuses, counts and survives."""
+
+import numpy as np
+import pytest
+import torch
+
+from engine import DROP_REASONS, GeneratedMasks, GeneratorConfig, MaskGenerator, rle
+from engine.batching import in_batches
+from engine.ledger import STAGES
+from model.config import SamConfig
+from model.sam import Sam
+
+TINY = SamConfig(
+    img_size=64,
+    embed_dim=16,
+    depth=1,
+    num_heads=2,
+    window_size=2,
+    global_attn_indexes=(0,),
+    out_chans=32,
+    decoder_mlp_dim=32,
+    decoder_num_heads=4,
+    iou_head_hidden_dim=16,
+)
+OPEN = GeneratorConfig(points_per_side=4, pred_iou_thresh=0, stability_score_thresh=0, box_nms_thresh=1)
+
+
+class ConstantSam(Sam):
+    """Draws every mask with the same logit everywhere."""
+
+    logit = 0.0
+
+    def draw(self, decoded, prompt_K, token_K):
+        return torch.full_like(super().draw(decoded, prompt_K, token_K), self.logit)
+
+
+def tiny(kind: type[Sam] = Sam) -> Sam:
+    """Random weights whose masks have firm edges."""
+    torch.manual_seed(0)
+    sam = kind(TINY).eval()
+    with torch.no_grad():
+        for mlp in sam.mask_decoder.output_hypernetworks_mlps:
+            mlp.layers[-1].weight *= 1000
+    return sam
+
+
+@pytest.fixture(scope="module")
+def sam():
+    return tiny()
+
+
+@pytest.fixture
+def image():
+    return np.random.default_rng(0).integers(0, 256, (90, 120, 3), dtype=np.uint8)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        np.zeros((0, 5, 3), np.uint8),
+        np.zeros((5, 0, 3), np.uint8),
+        np.zeros((5, 5), np.uint8),
+        np.zeros((5, 5, 4), np.uint8),
+        np.zeros((1, 5, 5, 3), np.uint8),
+        np.zeros((5, 5, 3), np.float32),
+        [[[0, 0, 0]]],
+    ],
+)
+def test_what_is_not_an_image_is_refused(sam, wrong):
+    with pytest.raises(ValueError, match=r"expected .*H×W×3 uint8.* got .*"):
+        MaskGenerator(sam, OPEN).generate(wrong)
+
+
+def test_no_images_no_results(sam):
+    assert MaskGenerator(sam, OPEN).generate_batch([]) == []
+
+
+def test_records_agree_with_their_masks(sam, image):
+    records = MaskGenerator(sam, OPEN).generate(image)
+    assert len(records) > 10
+    for record in records:
+        assert record.segmentation.size == (90, 120)
+        assert record.area == rle.area(record.segmentation) > 0
+        assert record.bbox == rle.bbox(record.segmentation)
+        assert record.crop_box == (0, 0, 120, 90)
+        assert 0 <= record.stability_score <= 1
+        ((x, y),) = record.point_coords
+        assert (x - 15) % 30 == 0
+        assert (y - 11.25) % 22.5 == 0
+
+
+@pytest.mark.parametrize("kind", ["one by one", "together", "in crops"])
+def test_every_candidate_and_stage_is_accounted_for(sam, image, kind):
+    config = OPEN.model_copy(update={"stability_score_thresh": 0.5, "box_nms_thresh": 0.7})
+    crops = 1
+    if kind == "together":
+        config = config.model_copy(update={"encode_batch": 4})
+    if kind == "in crops":
+        config, crops = config.model_copy(update={"crop_n_layers": 1, "min_mask_region_area": 20}), 5
+    results = MaskGenerator(sam, config).generate_batch([image, image[::-1, :70]])
+    for result in results:  # the sum is checked at construction
+        assert result.candidates == crops * 16 * 3
+        assert tuple(result.drops) == DROP_REASONS
+        assert tuple(result.seconds) == STAGES
+        assert all(seconds > 0 for seconds in result.seconds.values())
+
+
+def test_images_together_give_the_masks_of_each_alone(sam, image):
+    images = [image, image[::-1, :70], image[:1, :1]]
+    alone = [MaskGenerator(sam, OPEN).generate(one) for one in images]
+    config = OPEN.model_copy(update={"encode_batch": 2, "points_per_batch": 5})
+    for result, records in zip(MaskGenerator(sam, config).generate_batch(images), alone, strict=True):
+        assert len(result.masks) == len(records)
+        for ours, expected in zip(result.masks, records, strict=True):
+            assert ours.predicted_iou == pytest.approx(expected.predicted_iou, abs=1e-5)
+            assert ours.area == pytest.approx(expected.area, rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("logit", "stability", "reason"),
+    [
+        (-torch.inf, 0.95, "stability"),  # 0/0
+        (-torch.inf, 0, "empty"),
+        (0.0, 0, "empty"),  # at the threshold is not above it
+        (torch.nan, 0, "empty"),
+        (torch.inf, 0.95, "nms"),  # the same box for all: one stays
+        (5.0, 0.95, "nms"),
+    ],
+)
+def test_constant_masks(image, logit, stability, reason):
+    sam = tiny(ConstantSam)
+    sam.logit = logit
+    config = OPEN.model_copy(update={"stability_score_thresh": stability, "box_nms_thresh": 0.7})
+    (result,) = MaskGenerator(sam, config).generate_batch([image])
+    kept = 1 if reason == "nms" else 0
+    assert len(result.masks) == kept
+    assert result.drops[reason] == result.candidates - kept == 48 - kept
+    for record in result.masks:
+        assert (record.area, record.bbox) == (90 * 120, (0, 0, 120, 90))
+
+
+@pytest.mark.parametrize("reason", ["predicted_iou", "stability"])
+def test_no_surviving_mask_is_an_empty_list(sam, image, reason):
+    # The released generator raises here.
+    threshold = {"predicted_iou": "pred_iou_thresh", "stability": "stability_score_thresh"}[reason]
+    config = GeneratorConfig(
+        points_per_side=4, crop_n_layers=1, min_mask_region_area=10, **{"pred_iou_thresh": 0, threshold: 1.0}
+    )
+    (result,) = MaskGenerator(sam, config).generate_batch([image])
+    assert result.masks == []
+    assert result.drops[reason] == result.candidates
+
+
+def test_masks_too_large_or_too_small_for_the_paper_are_dropped(image):
+    sam = tiny(ConstantSam)
+    sam.logit = 5.0
+    config = OPEN.model_copy(update={"max_mask_area_fraction": 0.95})
+    (result,) = MaskGenerator(sam, config).generate_batch([image])
+    assert result.drops["too_large"] == result.candidates
+
+    small = OPEN.model_copy(update={"min_mask_region_area": 90 * 120 + 1, "drop_small_masks": True})
+    (result,) = MaskGenerator(sam, small).generate_batch([image])
+    assert result.drops["clean_up"] == result.candidates
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory"),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"),
+        MemoryError(),
+    ],
+)
+def test_out_of_memory_halves_the_batch(sam, image, monkeypatch, error):
+    expected = MaskGenerator(sam, OPEN).generate(image)
+    attend = Sam.attend
+
+    def attend_to_few(self, images, points_BPN2, labels_BPN):
+        if points_BPN2.shape[1] > 2:
+            raise error
+        return attend(self, images, points_BPN2, labels_BPN)
+
+    monkeypatch.setattr(Sam, "attend", attend_to_few)
+    (result,) = MaskGenerator(sam, OPEN).generate_batch([image])
+    assert result.candidates == 48  # no prompt twice, none missing
+    assert [record.point_coords for record in result.masks] == [record.point_coords for record in expected]
+
+
+def test_a_batch_of_one_that_does_not_fit_and_other_errors_are_raised():
+    def no_memory(part: slice) -> None:
+        raise MemoryError(part)
+
+    def broken(part: slice) -> None:
+        raise RuntimeError("shapes do not match")
+
+    with pytest.raises(MemoryError, match=r"slice\(0, 1"):
+        list(in_batches(9, 4, no_memory))
+    with pytest.raises(RuntimeError, match="shapes"):
+        list(in_batches(9, 4, broken))
+    assert list(in_batches(0, 4, broken)) == []
+    assert [part.stop - part.start for part in in_batches(9, 4, lambda part: part)] == [4, 4, 1]
+
+
+def test_results_account_for_every_candidate():
+    drops = dict.fromkeys(DROP_REASONS, 0)
+    with pytest.raises(ValueError, match="5 candidates"):
+        GeneratedMasks([], 5, drops | {"nms": 4}, {})
+    with pytest.raises(ValueError, match="keys"):
+        GeneratedMasks([], 4, {"nms": 4}, {})
+
+
+def test_a_large_image_stays_within_its_memory(sam, monkeypatch):
+    # Nothing of the image's size is held as floating point: 6 million pixels would be 24 MB a mask.
+    largest = 0
+    bmm = torch.bmm
+
+    def watched(*factors):
+        nonlocal largest
+        product = bmm(*factors)
+        largest = max(largest, product.nbytes)
+        return product
+
+    monkeypatch.setattr(torch, "bmm", watched)
+    config = OPEN.model_copy(update={"points_per_side": 2})
+    (result,) = MaskGenerator(sam, config).generate_batch([np.zeros((2000, 3000, 3), np.uint8)])
+    assert result.masks
+    assert 0 < largest <= OPEN.resample_budget_bytes

@@ -1,0 +1,118 @@
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from engine import rle
+from engine.geometry import input_size
+from engine.regions import BoxMask
+from engine.resample import Resampler
+
+SHAPES = [(5, 3), (64, 64), (65, 63), (301, 33), (77, 130), (128, 1), (1, 200), (451, 300)]
+
+
+def published_chain(logits_Nhw, img_size, size):
+    """Interpolate to the model's square, cut off the padding, interpolate to the image."""
+    height, width = input_size(*size, img_size)
+    square = F.interpolate(logits_Nhw[None], (img_size, img_size), mode="bilinear", align_corners=False)
+    return F.interpolate(square[..., :height, :width], size, mode="bilinear", align_corners=False)[0]
+
+
+def resampler(logits_Nhw, img_size, size, **options):
+    return Resampler(logits_Nhw.shape[-1], img_size, input_size(*size, img_size), size, **options)
+
+
+def smooth_logits(count, side, seed):
+    generator = torch.Generator().manual_seed(seed)
+    coarse = torch.randn(1, count, max(2, side // 6), max(2, side // 6), generator=generator)
+    return 3 * F.interpolate(coarse, (side, side), mode="bicubic")[0]
+
+
+def box_of(measures, n):
+    return tuple(measures.box_N4[n].tolist())
+
+
+def on_image(part: BoxMask, size) -> np.ndarray:
+    mask_HW = np.zeros(size, bool)
+    height, width = part.mask_hw.shape
+    mask_HW[part.y0 : part.y0 + height, part.x0 : part.x0 + width] = part.mask_hw
+    return mask_HW
+
+
+@pytest.mark.parametrize("size", SHAPES)
+@pytest.mark.parametrize(("low", "img_size"), [(16, 64), (64, 256)])
+def test_measures_and_masks_are_those_of_the_published_chain(size, low, img_size):
+    logits_Nhw = smooth_logits(6, low, seed=size[0])
+    chain_NHW = published_chain(logits_Nhw, img_size, size)
+    near = (chain_NHW.abs() < 1e-4).sum().item() + 1  # rounding may tip what lies on the threshold
+    ours = resampler(logits_Nhw, img_size, size)
+    measures = ours.measure(logits_Nhw, 1.0)
+    for counted_N, threshold in ((measures.tight_N, 1), (measures.area_N, 0), (measures.loose_N, -1)):
+        expected_N = (chain_NHW > threshold).sum((1, 2)).numpy()
+        assert np.abs(counted_N - expected_N).max() <= near
+    for n in np.flatnonzero(measures.area_N):
+        part = ours.paint(ours.cut(logits_Nhw[n], box_of(measures, n)), box_of(measures, n))
+        assert part.box() == box_of(measures, n)
+        assert part.mask_hw.sum() == measures.area_N[n]
+        assert (on_image(part, size) != (chain_NHW[n] > 0).numpy()).sum() <= near
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(1, 200), st.integers(1, 200), st.sampled_from([8, 16, 32]), st.integers(0, 5))
+def test_values_on_a_line_stay_on_the_line(height, width, low, seed):
+    # Interpolation keeps a constant and, off the border, a straight line: no weights are lost or moved.
+    slope = torch.randn(2, generator=torch.Generator().manual_seed(seed))
+    cells = torch.arange(low, dtype=torch.float32)
+    plane_1hw = (slope[0] * cells[:, None] + slope[1] * cells)[None]
+    ours = resampler(plane_1hw, 4 * low, (height, width))
+    ones_1yx = torch.ones(1, len(ours.y.length_t), len(ours.x.length_t), dtype=torch.bool)
+    for axis in (ours.y, ours.x):
+        sums_tO = axis.weights_tOs.sum(2)
+        inside_tO = torch.arange(sums_tO.shape[1]) < axis.length_t[:, None]
+        assert torch.allclose(sums_tO, inside_tO.float(), atol=1e-6)
+    values = torch.cat([values_KOO for *_, values_KOO in ours._tiles(plane_1hw, ones_1yx)])
+    chain_1HW = published_chain(plane_1hw, 4 * low, (height, width))
+    corner = chain_1HW[0, : values.shape[1], : values.shape[2]]
+    assert torch.allclose(values[0, : corner.shape[0], : corner.shape[1]], corner, atol=1e-3)
+
+
+def test_empty_full_and_infinite_masks():
+    logits_Nhw = torch.zeros(6, 16, 16)
+    for n, value in enumerate((-torch.inf, torch.inf, torch.nan, 0.0, 5.0)):
+        logits_Nhw[n] = value
+    logits_Nhw[5] = -torch.inf
+    logits_Nhw[5, 4:8, 4:8] = torch.inf  # ∞ beside −∞
+    ours = resampler(logits_Nhw, 64, (100, 70))
+    measures = ours.measure(logits_Nhw, 1.0)
+    assert measures.area_N[:5].tolist() == [0, 7000, 0, 0, 7000]
+    assert measures.tight_N[:5].tolist() == [0, 7000, 0, 0, 7000]
+    assert measures.loose_N[:5].tolist() == [0, 7000, 0, 7000, 7000]
+    assert measures.box_N4[:5].tolist() == [[0] * 4, [0, 0, 69, 99], [0] * 4, [0] * 4, [0, 0, 69, 99]]
+    assert 0 < measures.area_N[5] < 7000
+    for n in (1, 4, 5):
+        part = ours.paint(ours.cut(logits_Nhw[n], box_of(measures, n)), box_of(measures, n))
+        assert part.mask_hw.sum() == measures.area_N[n]
+
+
+@pytest.mark.parametrize("offset", [0.0, 0.5, 2.0])
+def test_a_small_budget_and_half_precision_change_nothing(offset):
+    logits_Nhw = smooth_logits(5, 32, seed=1).half()
+    whole = resampler(logits_Nhw, 128, (70, 150)).measure(logits_Nhw, offset)
+    pieces = resampler(logits_Nhw, 128, (70, 150), budget_bytes=1).measure(logits_Nhw, offset)
+    for name in ("tight_N", "area_N", "loose_N", "box_N4"):
+        assert np.array_equal(getattr(whole, name), getattr(pieces, name))
+    if offset == 0:
+        assert np.array_equal(whole.tight_N, whole.loose_N)
+
+
+def test_a_mask_wider_than_int16():
+    # The released stability score sums rows in 16 bits and is negative here.
+    size = (3, 40_000)
+    logits_Nhw = torch.full((1, 16, 16), 4.0)
+    ours = resampler(logits_Nhw, 64, size)
+    measures = ours.measure(logits_Nhw, 1.0)
+    assert measures.tight_N.tolist() == measures.loose_N.tolist() == [120_000]
+    part = ours.paint(ours.cut(logits_Nhw[0], (0, 0, 39_999, 2)), (0, 0, 39_999, 2))
+    assert rle.area(rle.encode_box(part.mask_hw, part.x0, part.y0, size)) == 120_000

@@ -1,0 +1,105 @@
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from pycocotools import mask as coco
+
+from engine import rle
+from engine.records import Rle
+
+masks = st.tuples(st.integers(1, 23), st.integers(1, 23)).flatmap(lambda size: arrays(np.bool_, size))
+
+
+def coco_code(mask_HW: np.ndarray) -> dict:
+    return coco.encode(np.asfortranarray(mask_HW.astype(np.uint8)))
+
+
+@pytest.mark.parametrize(
+    "mask", [np.zeros((0, 3), bool), np.zeros((3, 0), bool), np.zeros(3, bool), np.zeros((2, 2, 2), bool)]
+)
+def test_a_mask_without_pixels_or_of_another_shape_is_refused(mask):
+    with pytest.raises(ValueError, match="H×W"):
+        rle.encode(mask)
+
+
+def test_other_dtypes_and_boxes_outside_the_image_are_refused():
+    with pytest.raises(ValueError, match="bool"):
+        rle.encode_box(np.zeros((2, 2), np.uint8), 0, 0, (4, 4))
+    for x0, y0 in ((-1, 0), (0, -1), (3, 0), (0, 3)):
+        with pytest.raises(ValueError, match="leaves the image"):
+            rle.encode_box(np.zeros((2, 2), bool), x0, y0, (4, 4))
+
+
+@pytest.mark.parametrize(
+    ("counts", "size"),
+    [
+        ("", (2, 2)),  # no number at all
+        ("4", (2, 3)),  # 4 pixels for 6
+        ("4", (0, 4)),
+        ("4", (-2, -2)),
+        ("T", (2, 2)),  # says that more follows, and ends
+        ("\x7f", (2, 2)),  # out of range
+        (" ", (2, 2)),
+        ("4é", (2, 2)),
+        ("P" * 20 + "4", (2, 2)),  # a number of more groups than any count has
+        ("5O", (2, 2)),  # 5 and −1 add up, but no run is shorter than nothing
+    ],
+)
+def test_malformed_codes_are_errors(counts, size):
+    for read in (rle.run_lengths, rle.decode, rle.area, rle.bbox):
+        with pytest.raises(ValueError):
+            read(Rle(size, counts))
+
+
+@pytest.mark.parametrize(
+    ("rows", "lengths"),
+    [
+        (["..", ".."], [4]),
+        (["##", "##"], [0, 4]),
+        ([".#", ".#"], [2, 2]),  # ends with the image: no empty run at the end
+        (["#.", ".#"], [0, 1, 2, 1]),
+        (
+            ["..#", "##."],
+            [1, 1, 1, 2, 1],
+        ),  # the run passes from the bottom of a column to the top of the next
+    ],
+)
+def test_hand_made_masks(rows, lengths):
+    mask_HW = np.array([[character == "#" for character in row] for row in rows])
+    code = rle.encode(mask_HW)
+    assert rle.run_lengths(code).tolist() == lengths
+    assert code.counts == coco_code(mask_HW)["counts"].decode()
+
+
+@given(masks)
+def test_agrees_with_pycocotools(mask_HW):
+    code, expected = rle.encode(mask_HW), coco_code(mask_HW)
+    assert code == Rle(mask_HW.shape, expected["counts"].decode())
+    assert np.array_equal(rle.decode(code), mask_HW)
+    assert rle.area(code) == coco.area(expected) == mask_HW.sum()
+    assert rle.bbox(code) == tuple(coco.toBbox(expected))
+
+
+@given(masks, st.tuples(*[st.integers(0, 5)] * 4), st.integers(1, 40))
+def test_a_box_is_encoded_as_the_whole_image(mask_hw, margins, block):
+    top, bottom, left, right = margins
+    mask_HW = np.pad(mask_hw, ((top, bottom), (left, right)))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(rle, "BLOCK_PIXELS", block)  # several blocks of columns
+        assert rle.encode_box(mask_hw, left, top, mask_HW.shape) == rle.encode(mask_HW)
+
+
+@given(st.lists(st.integers(0, 2**40), min_size=1, max_size=9))
+def test_numbers_of_many_groups(lengths):
+    # The area of an image has no bound of ours; pycocotools writes at most 32 bits, so write the string here.
+    lengths[0] += 1
+    numbers = [n if i < 3 else n - lengths[i - 2] for i, n in enumerate(lengths)]
+    characters = []
+    for number in numbers:
+        while not -16 <= number < 16:
+            characters.append(chr(48 + 32 + (number & 31)))
+            number >>= 5
+        characters.append(chr(48 + (number & 31)))
+    code = Rle((1, sum(lengths)), "".join(characters))
+    assert rle.run_lengths(code).tolist() == lengths
