@@ -38,6 +38,7 @@ _HEAD = r"(mask_decoder\.(?:output_hypernetworks_mlps\.\d+|iou_prediction_head))
 HUGGING_FACE: tuple[tuple[str, str], ...] = (
     # Patterns for the names in a Hugging Face `SamModel`, applied one after the other. Only names differ:
     # every tensor has the official layout. The positional matrix may be there twice, for image and prompts.
+    # (transformers runs the decoder's norms with ε = 1e-6; the weights were trained with 1e-5, as here.)
     (r"^(?:shared_image_embedding|prompt_encoder\.shared_embedding)\.positional_embedding$", GAUSSIAN),
     (r"^vision_encoder\.", "image_encoder."),
     (r"^(image_encoder\.patch_embed)\.projection\.", r"\1.proj."),

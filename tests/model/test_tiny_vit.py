@@ -6,33 +6,10 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
 
 from model.config import MODELS, SamConfig
 from model.tiny_vit import TinyViT, cell_distances
-from tests.model.stubs import TIMM, TORCHVISION, stubbed
-
-
-def randomise(module: nn.Module) -> None:
-    """Fill every parameter and statistic with something that a mistake would show in, zeros included."""
-    generator = torch.Generator().manual_seed(0)
-
-    def noise(like: Tensor) -> Tensor:
-        return torch.randn(like.shape, generator=generator)
-
-    with torch.no_grad():
-        for name, tensor in module.state_dict().items():
-            if name.endswith("running_var"):
-                tensor.copy_(0.5 + torch.rand(tensor.shape, generator=generator))
-            elif name.endswith("num_batches_tracked"):
-                tensor.fill_(7)
-            elif tensor.ndim == 1:  # norms and biases
-                offset = 1.0 if name.endswith("weight") else 0.0
-                tensor.copy_(offset + 0.2 * noise(tensor))
-            elif name.endswith("attention_biases"):
-                tensor.copy_(noise(tensor))
-            else:
-                tensor.copy_(noise(tensor) / tensor[0].numel() ** 0.5)
+from tests.model.oracles import TIMM, TORCHVISION, randomise, stubbed
 
 
 @pytest.fixture(scope="module")

@@ -1,7 +1,7 @@
-"""Stand-ins for packages that an oracle imports and never needs for what the tests ask of it.
+"""What the tests against other implementations share: random weights, and stand-ins for what they import.
 
-They are in `sys.modules` only while the oracle is imported: left there, they would tell other packages that,
-say, torchvision is installed.
+The stand-ins are never called. They are in `sys.modules` only while the oracle is imported: left there, they
+would tell other packages that, say, torchvision is installed.
 """
 
 from __future__ import annotations
@@ -12,7 +12,32 @@ from contextlib import contextmanager
 from types import ModuleType
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
+
+
+def randomise(module: nn.Module) -> None:
+    """Fill every weight and statistic with numbers that show a mistake, those that start at zero, too."""
+    generator = torch.Generator().manual_seed(0)
+
+    def noise(like: Tensor) -> Tensor:
+        return torch.randn(like.shape, generator=generator)
+
+    with torch.no_grad():
+        for name, tensor in module.state_dict().items():
+            if name.endswith("running_var"):
+                tensor.copy_(0.5 + torch.rand(tensor.shape, generator=generator))
+            elif name.endswith("num_batches_tracked"):
+                tensor.fill_(7)
+            elif tensor.ndim == 1:  # norms and biases
+                offset = 1.0 if name.endswith("weight") else 0.0
+                tensor.copy_(offset + 0.2 * noise(tensor))
+            elif name.endswith(("attention_biases", "gaussian_matrix")):
+                tensor.copy_(noise(tensor))
+            elif len(tensor) == 1:  # learnt tokens and positions
+                tensor.copy_(0.5 * noise(tensor))
+            else:
+                tensor.copy_(noise(tensor) / tensor[0].numel() ** 0.5)
 
 
 @contextmanager
