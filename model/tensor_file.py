@@ -19,6 +19,17 @@ from torch import Tensor
 from model.zoo import CheckpointError
 
 NAMED = 4  # names that an error spells out
+# What torch raises over a damaged pickle; flipped and missing bytes were tried by the thousand.
+DAMAGE = (
+    RuntimeError,
+    EOFError,
+    ValueError,
+    LookupError,
+    AttributeError,
+    TypeError,
+    AssertionError,
+    struct.error,
+)
 EXPECTED = "expected a PyTorch file (.pth, .pt) or safetensors"
 
 
@@ -68,15 +79,7 @@ def _unpickle(path: Path, mmap: bool) -> object:
             wants = asks[0].removeprefix("WeightsUnpickler error: ")
             raise CheckpointError(f"{path} is refused, it asks for more than tensors: {wants}") from error
         raise CheckpointError(f"{path} is damaged: its pickle cannot be read") from error
-    except (
-        RuntimeError,
-        EOFError,
-        ValueError,
-        LookupError,
-        AttributeError,
-        TypeError,
-        struct.error,
-    ) as error:
+    except DAMAGE as error:
         reason = str(error).split("\n")[0] or type(error).__name__
         raise CheckpointError(f"{path} is damaged: {reason}") from error
 
