@@ -15,6 +15,7 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import socket
 import threading
 import time
 from collections import deque
@@ -55,6 +56,7 @@ log = logging.getLogger(__name__)
 
 FAILED_STARTS = 3  # in a row, before the run is given up
 POLL_SECONDS = 1.0
+CONNECT_SECONDS = 10.0
 OBJECT_STORE_BYTES = 100 * 2**20  # nothing but descriptions and receipts passes through it
 
 
@@ -103,7 +105,7 @@ def connect(config: RunConfig, address: str | None) -> Iterator[Placement]:
     try:
         try:
             _join(address) if address else _start(config)
-        except (ConnectionError, ValueError, RuntimeError) as error:
+        except (OSError, ValueError, RuntimeError) as error:
             line = " ".join(str(error).split())
             raise UsageError(f"--ray {address}: expected a running Ray cluster's address: {line}") from None
         if threading.current_thread() is threading.main_thread():
@@ -116,6 +118,10 @@ def connect(config: RunConfig, address: str | None) -> Iterator[Placement]:
 
 
 def _join(address: str) -> None:
+    """Join a running cluster; the port is tried first, since Ray itself keeps trying for a minute or more."""
+    host, _, port = address.rpartition("://")[2].rpartition(":")
+    if host:
+        socket.create_connection((host, int(port)), CONNECT_SECONDS).close()
     ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
 
 
@@ -243,7 +249,12 @@ class Dispatcher:
     """Feeds shards to slots until each is committed, refused or given up."""
 
     def __init__(
-        self, job: Job, shards: Sequence[int], task_of: Callable[[int], ShardTask], placement: Placement
+        self,
+        job: Job,
+        shards: Sequence[int],
+        task_of: Callable[[int], ShardTask],
+        placement: Placement,
+        worker: type[ShardWorker] = ShardWorker,
     ) -> None:
         self._job = job
         self._placement = placement
@@ -252,6 +263,13 @@ class Dispatcher:
         self._suspects: deque[Suspect] = deque()
         self._slots: list[_Slot] = []
         self._failed_starts = 0
+        self._actor_class = ray.remote(
+            num_cpus=placement.threads,
+            num_gpus=placement.gpus,
+            max_restarts=0,
+            max_task_retries=0,
+            concurrency_groups={"ctl": 1, "shard": job.config.cluster.shards_in_flight},
+        )(worker)
 
     def run(self, on_progress: OnProgress) -> Iterator[ShardReceipt | ShardFailure]:
         """Yield each shard's outcome as it ends; about once a second, tell what is in hand and how many work.
@@ -283,17 +301,7 @@ class Dispatcher:
         """Start workers for the free slots, no more than there are shards to hold."""
         open_shards = len(self._queue) + len(self._suspects) + sum(len(slot.work) for slot in self._slots)
         while len(self._slots) < min(self._placement.workers, open_shards):
-            actor = (
-                ray.remote(ShardWorker)
-                .options(
-                    num_cpus=self._placement.threads,
-                    num_gpus=self._placement.gpus,
-                    max_restarts=0,
-                    max_task_retries=0,
-                    concurrency_groups={"ctl": 1, "shard": self._job.config.cluster.shards_in_flight},
-                )
-                .remote(self._job, self._placement.gpus)
-            )
+            actor = self._actor_class.remote(self._job, self._placement.gpus)
             self._slots.append(_Slot(actor, actor.hello.remote(), actor.load.remote()))
 
     def _feed(self) -> None:

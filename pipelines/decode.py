@@ -91,7 +91,7 @@ _DAMAGE = (
 )
 
 _pillow_limit = threading.Lock()
-warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # our limit decides, and raises
+warnings.filterwarnings("ignore", module=r"PIL\.")  # what Pillow has to say becomes the row's error
 
 
 @dataclass(frozen=True, slots=True)
@@ -249,7 +249,7 @@ def _eight_bits(image: Image.Image) -> Image.Image:
     low, high = float(np.nanmin(values_HW)), float(np.nanmax(values_HW))
     if image.mode == "F" and low >= 0 and high <= 1:
         low, high = 0.0, 1.0
-    scaled_HW = (values_HW - low) * (255 / (high - low) if high > low else 0)
+    scaled_HW = (values_HW - low) / (high - low) * 255 if high > low else np.zeros_like(values_HW)
     return Image.fromarray(np.nan_to_num(np.rint(scaled_HW)).astype(np.uint8))
 
 

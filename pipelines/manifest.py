@@ -216,7 +216,7 @@ def fingerprint(path: Path) -> dict[str, Any]:
 
 
 def _closed_files(out: Path, shards: range) -> list[str]:
-    parts = sorted(path.name for path in (out / "plan").iterdir())
+    parts = sorted(path.name for path in (out / "plan").glob("part-*.parquet"))
     return [RUN, *(f"plan/{name}" for name in parts), *(f"shards/{shard_path(out, s).name}" for s in shards)]
 
 

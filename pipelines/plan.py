@@ -183,8 +183,10 @@ def read_plan(out: Path) -> Plan:
         raise CorpusError(f"{out / PLAN}: a part of the plan is missing; found {', '.join(parts)}")
     tables = [read_part(out / PLAN / name) for name in parts]
     plan = Plan(pa.concat_tables(tables), len(parts))
+    if not len(plan):
+        raise CorpusError(f"{out / PLAN}: the plan is empty")
     steps = np.diff(plan.table["shard"].to_numpy(), prepend=-1)
-    if len(plan) and (steps[0] != 1 or steps.min() < 0 or steps.max() > 1):
+    if steps[0] != 1 or steps.min() < 0 or steps.max() > 1:
         raise CorpusError(f"{out / PLAN}: damaged: the shards are not numbered in order")
     return plan
 

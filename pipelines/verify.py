@@ -72,7 +72,7 @@ class _Check:
     def run(self) -> VerifyReport:
         record = self._run_record()
         plan = self._plan(record)
-        if plan:
+        if plan is not None:
             for shard in plan.shards:
                 self._shard(shard, plan, record)
         self._files(plan)
@@ -92,17 +92,15 @@ class _Check:
     def _name(self, path: Path) -> str:
         return path.relative_to(self.out).as_posix()
 
-    def _say_unreadable(self, path: Path, error: CorpusError) -> None:
-        self.say(self._name(path), str(error).removeprefix(f"{path}: "))
-
     def _run_record(self) -> RunRecord | None:
         path = self.out / RUN
         try:
             record = manifest.read_run(self.out)
-        except CorpusError as error:
-            self._say_unreadable(path, error)
+            as_written = manifest.as_bytes(manifest.read_json(path))
+        except (CorpusError, ValueError) as error:
+            self.say(RUN, _without(path, error))
             return None
-        if path.read_bytes() != manifest.as_bytes(record.as_json()):
+        if path.read_bytes() != as_written:
             self.say(RUN, "not as it was written")
         return record
 
@@ -110,7 +108,7 @@ class _Check:
         try:
             plan = read_plan(self.out)
         except CorpusError as error:
-            self.say(PLAN, f"{str(error).removeprefix(f'{self.out / PLAN}')}; no row can be accounted for")
+            self.say(PLAN, f"{_without(self.out / PLAN, error)}; no row can be accounted for")
             return None
         ids = plan.table["image_id"].to_numpy()
         if len(np.unique(ids)) != len(ids):
@@ -155,7 +153,7 @@ class _Check:
             with open_parquet(path) as file:
                 self._open_shard(path, file, shard, plan, record)
         except CorpusError as error:
-            self._say_unreadable(path, error)
+            self.say(self._name(path), _without(path, error))
         self.tally["shards"] += 1
 
     def _open_shard(
@@ -235,7 +233,7 @@ class _Check:
                 path = Path(folder, name)
                 if storage.is_temporary(name):
                     self.say(self._name(path), "left behind by a process that was killed; a rerun removes it")
-                elif plan and self._name(path) not in known:
+                elif plan is not None and self._name(path) not in known:
                     self.say(self._name(path), "not part of the corpus")
                 self.tally["files"] += 1
             for name in sorted(folders):
@@ -254,7 +252,7 @@ class _Check:
             if path.read_bytes() != manifest.as_bytes(manifest.sealed(content)):
                 self.say(CORPUS, "damaged: its sha256 is not its own, or it is not as it was written")
         except (CorpusError, ValueError, RecursionError) as error:
-            self.say(CORPUS, str(error).removeprefix(f"{path}: "))
+            self.say(CORPUS, _without(path, error))
             return
         if content.get("format") != FORMAT_NAME or content.get("format_version") != FORMAT_VERSION:
             self.say(CORPUS, f"format {content.get('format')!r}, version {content.get('format_version')!r}")
@@ -263,7 +261,7 @@ class _Check:
             self._checksum(name, said)
         for name in sorted(set(_closed_names(plan)) - set(listed)):
             self.say(CORPUS, f"does not list {name}")
-        if plan and content.get("totals") != self._totals():
+        if plan is not None and content.get("totals") != self._totals():
             self.say(CORPUS, f"the totals are {content.get('totals')}, the rows give {self._totals()}")
 
     def _checksum(self, name: str, said: Mapping[str, Any]) -> None:
@@ -281,6 +279,11 @@ class _Check:
             "drops": dict(self.drops),
             "shards": self.tally["shards"],
         }
+
+
+def _without(path: Path, error: Exception) -> str:
+    """The error's message, without the file that the report names already."""
+    return str(error).removeprefix(f"{path}").lstrip(":/ ")
 
 
 def _closed_names(plan: Plan | None) -> list[str]:
