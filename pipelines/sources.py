@@ -9,6 +9,8 @@ two images.
 Nothing is opened here but file lists: whether a file is a photograph is for `decode` to say, image by image.
 """
 
+# ruff: noqa: PTH118, PTH119, PTH120  (paths are strings here: eleven million Path objects take minutes)
+
 from __future__ import annotations
 
 import fnmatch
@@ -56,23 +58,22 @@ def list_inputs(inputs: Sequence[str | Path], extensions: Sequence[str]) -> list
     for given in inputs:
         text = os.fspath(given)
         root, paths = _expand(text, endings)
-        prefix = f"{_readable(root.name)}/" if several and root.name else ""
-        found = [InputItem(prefix + _key(path, root), uri_of(path)) for path in paths]
-        if not found:
+        prefix = f"{_readable(os.path.basename(root))}/" if several else ""
+        before = len(items)
+        items.extend(InputItem(prefix + _key(path, root), uri_of(path)) for path in paths)
+        if len(items) == before:
             raise UsageError(f"{text}: no image found; looked for files ending in {', '.join(endings)}")
-        items += found
     items.sort(key=lambda item: (item.key, item.uri))
     return _without_repeats(items)
 
 
 def uri_of(path: str) -> str:
-    """The absolute path; a percent-encoded `file://` URI where its bytes are not UTF-8, as Parquet wants."""
-    absolute = os.path.abspath(path)  # noqa: PTH100  (not resolved: a link is the name the user chose)
+    """An absolute path; a percent-encoded `file://` URI where its bytes are not UTF-8, as Parquet wants."""
     try:
-        absolute.encode()
+        path.encode()
     except UnicodeEncodeError:
-        return _FILE_URI + quote(os.fsencode(absolute))
-    return absolute
+        return _FILE_URI + quote(os.fsencode(path))
+    return path
 
 
 def path_of(uri: str) -> Path:
@@ -82,18 +83,19 @@ def path_of(uri: str) -> Path:
     return Path(uri)
 
 
-def _expand(text: str, endings: tuple[str, ...]) -> tuple[Path, Iterator[str]]:
-    """The root that keys are relative to, and the paths below it."""
+def _expand(text: str, endings: tuple[str, ...]) -> tuple[str, Iterator[str]]:
+    """The root that keys are relative to, and the paths; all absolute, links as the user wrote them."""
     if _ABSOLUTE_URI.match(text):
         raise UsageError(f"{text}: expected a local path; copy or mount the collection first")
     path = Path(text)
+    absolute = os.path.abspath(text)  # noqa: PTH100  (not resolved: a link is the name the user chose)
     try:
         if path.is_dir():
-            return Path(os.path.abspath(path)), _walk(os.path.abspath(path), endings)  # noqa: PTH100
+            return absolute, _walk(absolute, endings)
         if path.is_file() and path.suffix.lower() == _LIST_EXTENSION:
-            return Path(os.path.abspath(path.parent)), _read_list(path)  # noqa: PTH100
+            return os.path.dirname(absolute), _read_list(absolute)
         if path.exists():
-            return Path(os.path.abspath(path.parent)), iter([text])  # noqa: PTH100
+            return os.path.dirname(absolute), iter([absolute])
     except OSError as error:
         raise UsageError(f"{text}: cannot be read: {error.strerror}") from None
     if _WILDCARD.search(text):
@@ -128,7 +130,7 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
         return False
 
 
-def _glob(pattern: str, endings: tuple[str, ...]) -> tuple[Path, Iterator[str]]:
+def _glob(pattern: str, endings: tuple[str, ...]) -> tuple[str, Iterator[str]]:
     """As a shell with `**` has it, by walking and matching: the library's glob runs around in loops."""
     parts = Path(pattern).parts
     fixed = next(place for place, part in enumerate(parts) if _WILDCARD.search(part))
@@ -140,7 +142,7 @@ def _glob(pattern: str, endings: tuple[str, ...]) -> tuple[Path, Iterator[str]]:
         endings = ("",)  # `*.jfif` says itself what it wants
     depth = math.inf if "**" in wanted else len(wanted)
     paths = _walk(root, endings, depth)
-    return Path(root), (path for path in paths if _matches(Path(path).relative_to(root).parts, wanted))
+    return root, (path for path in paths if _matches(_below(path, root).split("/"), wanted))
 
 
 def _matches(names: Sequence[str], wanted: Sequence[str]) -> bool:
@@ -151,13 +153,14 @@ def _matches(names: Sequence[str], wanted: Sequence[str]) -> bool:
     return bool(names) and fnmatch.fnmatchcase(names[0], wanted[0]) and _matches(names[1:], wanted[1:])
 
 
-def _read_list(path: Path) -> Iterator[str]:
+def _read_list(path: str) -> Iterator[str]:
     """Paths in a file list: one a line, relative to the list's folder; blank lines and # comments aside."""
     try:
-        text = path.read_bytes()
+        content = Path(path).read_bytes()
     except OSError as error:
         raise UsageError(f"{path}: cannot be read: {error.strerror}") from None
-    for number, raw in enumerate(text.removeprefix(b"\xef\xbb\xbf").splitlines(), start=1):
+    folder = os.path.dirname(path)
+    for number, raw in enumerate(content.removeprefix(b"\xef\xbb\xbf").splitlines(), start=1):
         line = os.fsdecode(raw).strip()
         if not line or line.startswith("#"):
             continue
@@ -165,14 +168,16 @@ def _read_list(path: Path) -> Iterator[str]:
             raise UsageError(f"{path}, line {number}: expected a path in each line; is this a text file?")
         if _ABSOLUTE_URI.match(line):
             raise UsageError(f"{path}, line {number}: expected a local path, got {line}")
-        yield str(path.parent / line)
+        yield os.path.normpath(os.path.join(folder, line))
 
 
-def _key(path: str, root: Path) -> str:
+def _key(path: str, root: str) -> str:
     """The path below the root; a listed file that lies elsewhere keeps its absolute path."""
-    absolute = Path(os.path.abspath(path))  # noqa: PTH100
-    inside = absolute.relative_to(root) if absolute.is_relative_to(root) else absolute
-    return _readable(inside.as_posix())
+    return _readable(_below(path, root))
+
+
+def _below(path: str, root: str) -> str:
+    return path.removeprefix(root.rstrip("/") + "/")
 
 
 def _readable(name: str) -> str:

@@ -180,9 +180,13 @@ def png_of(width: int, height: int) -> bytes:
 def gif_of(width: int, height: int) -> bytes:
     """A GIF that asks for its whole screen to be filled before the first frame."""
     return (
-        b"GIF89a" + struct.pack("<HHBBB", width, height, 0x80, 0, 0) + bytes(6)
-        + b"\x21\xf9\x04\x09\0\0\0\0" + b"\x2c" + struct.pack("<HHHHB", 0, 0, 1, 1, 0) + b"\x02\x02\x44\x01\0;"
-    )  # fmt: skip
+        b"GIF89a"
+        + struct.pack("<HHBBB", width, height, 0x80, 0, 0)
+        + bytes(6)
+        + b"\x21\xf9\x04\x09\0\0\0\0\x2c"
+        + struct.pack("<HHHHB", 0, 0, 1, 1, 0)
+        + b"\x02\x02\x44\x01\0;"
+    )
 
 
 def bmp_of(width: int, height: int) -> bytes:
