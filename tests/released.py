@@ -8,8 +8,9 @@ them open.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from types import ModuleType
 from typing import Any
@@ -17,8 +18,10 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
+from pycocotools import mask as coco
 from torch import Tensor, nn
 
+from engine.records import MaskRecord
 from model.config import SamConfig
 
 
@@ -131,3 +134,69 @@ def released_generator(
     sam = released_sam(config)
     sam.load_state_dict(state_dict, strict=True)
     return released.SamAutomaticMaskGenerator(sam, **options)
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How two lists of masks of the same image agree.
+
+    `ours`, `theirs`: how many masks each has; `matched_ours`, `matched_theirs`: how many of them have a
+    partner of at least that IoU in the other list; `largest_score_difference`: of predicted IoUs, between
+    partners; `swaps`: pairs of partners in another order though their scores differ by more than rounding.
+    """
+
+    ours: int
+    theirs: int
+    matched_ours: int
+    matched_theirs: int
+    largest_score_difference: float
+    swaps: int
+
+    def __add__(self, other: Agreement) -> Agreement:
+        return Agreement(
+            self.ours + other.ours,
+            self.theirs + other.theirs,
+            self.matched_ours + other.matched_ours,
+            self.matched_theirs + other.matched_theirs,
+            max(self.largest_score_difference, other.largest_score_difference),
+            self.swaps + other.swaps,
+        )
+
+    @property
+    def share(self) -> float:
+        """The lower of the two directions' shares of matched masks; 1 where there are none."""
+        return min(self.matched_ours / max(1, self.ours), self.matched_theirs / max(1, self.theirs), 1.0)
+
+
+def compare(
+    ours: Sequence[MaskRecord],
+    theirs: Sequence[dict[str, Any]],
+    min_iou: float = 0.99,
+    rounding: float = 1e-4,
+) -> Agreement:
+    """Compare our records with the released generator's (of `output_mode="coco_rle"`)."""
+    if not ours or not theirs:
+        return Agreement(len(ours), len(theirs), 0, 0, 0.0, 0)
+    codes = [
+        {"size": list(r.segmentation.size), "counts": r.segmentation.counts.encode("ascii")} for r in ours
+    ]
+    their_codes = [
+        {**r["segmentation"], "counts": r["segmentation"]["counts"].encode("ascii")} for r in theirs
+    ]
+    iou_OT = np.asarray(coco.iou(codes, their_codes, [0] * len(theirs)))
+    matched_O, matched_T = iou_OT.max(1) >= min_iou, iou_OT.max(0) >= min_iou
+
+    partner_O = iou_OT.argmax(1)[matched_O]
+    score_O = np.array([record.predicted_iou for record in ours])[matched_O]
+    their_score_O = np.array([record["predicted_iou"] for record in theirs])[partner_O]
+    later_OO = np.triu(partner_O[:, None] > partner_O[None], 1)
+    swaps = later_OO & (np.abs(score_O[:, None] - score_O[None]) > rounding)
+    differences = np.abs(score_O - their_score_O)
+    return Agreement(
+        len(ours),
+        len(theirs),
+        int(matched_O.sum()),
+        int(matched_T.sum()),
+        float(differences.max(initial=0.0)),
+        int(swaps.sum()),
+    )

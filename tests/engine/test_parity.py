@@ -1,0 +1,102 @@
+"""The same masks as the released generator, end to end from the photograph, with the bundled weights.
+
+The released generator takes about ten seconds for a photograph of a thousand prompts, so each photograph is
+segmented once and the clean-up runs on a copy. `MASKMILL_PHOTOS` may name a folder of further photographs.
+"""
+
+from __future__ import annotations
+
+import os
+from copy import deepcopy
+from functools import cache, reduce
+from operator import add
+from pathlib import Path
+
+import numpy as np
+import pytest
+import skimage.data
+from PIL import Image
+
+from engine import GeneratorConfig, MaskGenerator
+from model import load_sam
+from tests.released import Agreement, compare, released, released_generator
+
+NAMES = (
+    "astronaut.png",
+    "camera.png",
+    "chelsea.png",
+    "coffee.png",
+    "ihc.png",
+    "motorcycle_left.png",
+    "retina.jpg",
+    "rocket.jpg",
+)
+PHOTOS = [Path(skimage.data.__file__).with_name(name) for name in NAMES]
+if "MASKMILL_PHOTOS" in os.environ:
+    PHOTOS += sorted(Path(os.environ["MASKMILL_PHOTOS"]).glob("*.jpg"))
+LENIENT = {"pred_iou_thresh": 0.5, "stability_score_thresh": 0.8}
+"""Lets enough masks pass that the comparison means something."""
+
+
+@cache
+def nano():
+    return load_sam("nano")
+
+
+def photograph(path: Path, longest: int = 640) -> np.ndarray:
+    with Image.open(path) as picture:
+        picture = picture.convert("RGB")
+        picture.thumbnail((longest, longest))
+        return np.asarray(picture)
+
+
+def released_masks(image: np.ndarray, options: dict) -> tuple[released.SamAutomaticMaskGenerator, object]:
+    """The released generator and what it has before the clean-up."""
+    theirs = released_generator(
+        nano().config, nano().state_dict(), output_mode="coco_rle", points_per_batch=16, **options
+    )
+    with released.torch.no_grad():
+        return theirs, theirs._generate_masks(image)
+
+
+def agreements(paths: list[Path], options: dict, min_areas: tuple[int, ...]) -> list[Agreement]:
+    """One for each `min_mask_region_area`, summed over the photographs."""
+    total = []
+    for path in paths:
+        image = photograph(path)
+        theirs, before = released_masks(image, options)
+        for min_area in min_areas:
+            theirs._generate_masks = lambda _, before=before: deepcopy(before)
+            theirs.min_mask_region_area = min_area
+            config = GeneratorConfig(min_mask_region_area=min_area, **options)
+            total.append(compare(MaskGenerator(nano(), config).generate(image), theirs.generate(image)))
+    return [reduce(add, total[index :: len(min_areas)]) for index in range(len(min_areas))]
+
+
+def check(agreement: Agreement, at_least: int) -> None:
+    assert min(agreement.ours, agreement.theirs) >= at_least
+    assert agreement.share >= 0.995, agreement
+    assert agreement.swaps == 0, agreement
+    assert agreement.largest_score_difference <= 1e-4, agreement
+
+
+def test_default_options_and_clean_up_on_eight_photographs():
+    for agreement in agreements(PHOTOS, {}, (0, 100)):
+        check(agreement, at_least=len(PHOTOS))
+
+
+def test_lenient_thresholds_and_clean_up():
+    for agreement in agreements(PHOTOS[:3], {"points_per_side": 16, **LENIENT}, (0, 100)):
+        check(agreement, at_least=30)
+
+
+def test_a_layer_of_crops_and_clean_up():
+    options = {"points_per_side": 10, "crop_n_layers": 1, **LENIENT}
+    for agreement in agreements(PHOTOS[3:6], options, (0, 100)):
+        check(agreement, at_least=30)
+
+
+@pytest.mark.slow
+def test_a_layer_of_crops_with_default_options_on_eight_photographs():
+    for agreement in agreements(PHOTOS, {"crop_n_layers": 1}, (0, 100)):
+        check(agreement, at_least=len(PHOTOS))
