@@ -130,6 +130,11 @@ def write_run(out: Path, record: RunRecord) -> bool:
     return storage.link(out / RUN, lambda file: _write(file, record.as_json()))
 
 
+def replace_run(out: Path, record: RunRecord) -> None:
+    """Write `run.json` over what is there."""
+    storage.replace(out / RUN, lambda file: _write(file, record.as_json()))
+
+
 def read_run(out: Path) -> RunRecord:
     """The record in `run.json`; CorpusError where it is missing, damaged or of another format version."""
     path = out / RUN

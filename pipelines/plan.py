@@ -6,8 +6,8 @@ grows: `extend` appends a part with the new inputs in new shards, so that no sha
 place in the whole plan is its position, part after part.
 
 Opening a run is safe to be killed at any moment. `run.json` is written first, each file in one step; a folder
-with `run.json` and no plan is a run that was killed there, and planning goes on. Deleting (for overwrite)
-goes the other way round, `run.json` last, so that what is left is still known as a corpus.
+with `run.json` and no plan is a run that was killed there, and planning goes on. Overwriting removes
+everything else first and replaces `run.json` last, so that the folder is known as a corpus all the while.
 """
 
 from __future__ import annotations
@@ -141,10 +141,11 @@ def open_run(
         storage.sweep(folder)
     wanted = make_plan(items, shard_size)
     if mode == "overwrite":
-        _remove_corpus(out)
-    if not manifest.write_run(out, record):
+        _clear_corpus(out)
+        manifest.replace_run(out, record)
+    elif not manifest.write_run(out, record):
         _refuse_other_run(out, record)
-    if not (out / PLAN).is_dir() or not any((out / PLAN).iterdir()):
+    if not _parts(out):
         write_part(out, wanted, 0, 0, record.digest)
     plan = read_plan(out)
     new = _new_inputs(out, plan, wanted, mode)
@@ -175,8 +176,7 @@ def part_path(out: Path, part: int) -> Path:
 
 def read_plan(out: Path) -> Plan:
     """All parts of the plan; CorpusError where one is missing or damaged, or the shards are not in order."""
-    names = sorted(path.name for path in (out / PLAN).iterdir()) if (out / PLAN).is_dir() else []
-    parts = [name for name in names if _PART.fullmatch(name)]
+    parts = _parts(out)
     if not parts:
         raise CorpusError(f"{out / PLAN}: there is no plan")
     if parts != [part_path(out, part).name for part in range(len(parts))]:
@@ -189,6 +189,12 @@ def read_plan(out: Path) -> Plan:
     if steps[0] != 1 or steps.min() < 0 or steps.max() > 1:
         raise CorpusError(f"{out / PLAN}: damaged: the shards are not numbered in order")
     return plan
+
+
+def _parts(out: Path) -> list[str]:
+    """The names of the plan's parts, in order; one listing."""
+    names = [path.name for path in (out / PLAN).iterdir()] if (out / PLAN).is_dir() else []
+    return sorted(name for name in names if _PART.fullmatch(name))
 
 
 def read_part(path: Path) -> pa.Table:
@@ -264,7 +270,7 @@ def _refuse_foreign(out: Path) -> None:
     """Raise CorpusError where the folder has something in it and is not a corpus."""
     if out.exists() and not out.is_dir():
         raise CorpusError(f"{out}: expected a folder for the corpus, this is a file; choose another --out")
-    if not out.exists() or all(storage.is_temporary(entry.name) for entry in out.iterdir()):
+    if not out.exists() or _is_blank(out):
         return
     try:
         manifest.read_run(out)
@@ -275,12 +281,16 @@ def _refuse_foreign(out: Path) -> None:
         ) from None
 
 
-def _remove_corpus(out: Path) -> None:
-    """Remove the corpus's own files and nothing else; last what the folder is known by."""
+def _is_blank(out: Path) -> bool:
+    """Whether nothing is there but what a killed process may have left before its `run.json`."""
+    entries = [*out.iterdir(), *(path for name in (PLAN, SHARDS) for path in out.glob(f"{name}/*"))]
+    folders = (out / PLAN, out / SHARDS)
+    return all(storage.is_temporary(path.name) or (path in folders and path.is_dir()) for path in entries)
+
+
+def _clear_corpus(out: Path) -> None:
+    """Remove the corpus's own files and nothing else, but for `run.json`, which the folder is known by."""
     storage.remove(out / manifest.CORPUS)
     storage.remove(*(shard_path(out, shard) for shard in sorted(committed_shards(out))))
-    parts = sorted((out / PLAN).iterdir(), reverse=True) if (out / PLAN).is_dir() else []
-    for path in parts:
-        if _PART.fullmatch(path.name):
-            storage.remove(path)
-    storage.remove(out / manifest.RUN)
+    for name in reversed(_parts(out)):
+        storage.remove(out / PLAN / name)
