@@ -1,4 +1,4 @@
-"""`docs/format.md` is the specification: its example is built and read back, its tables name what is there."""
+"""`docs/format.md` is the specification: its example is built and read back, its tables checked."""
 
 import json
 import re
