@@ -7,6 +7,8 @@ with 1. Heavy imports happen inside the commands, so that `maskmill --help` answ
 
 from __future__ import annotations
 
+import json
+import logging
 import shlex
 import signal
 import sys
@@ -58,7 +60,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _complain(error.format_message(), error.exit_code)
     except MaskmillError as error:
         return _complain(str(error), error.exit_code)
+    except ValueError as error:
+        from model.zoo import CheckpointError
+
+        if not isinstance(error, CheckpointError):
+            raise
+        return _complain(str(error), UsageError.exit_code)
     except (KeyboardInterrupt, typer.Abort):
+        code = INTERRUPTED
+    if code == INTERRUPTED:  # which newer versions of typer return for a KeyboardInterrupt
         return _complain(f"interrupted{_how_to_resume(arguments)}", INTERRUPTED)
     return code if isinstance(code, int) else 0
 
@@ -159,6 +169,49 @@ def gallery(
     typer.echo(f"{out}: written")
 
 
+@app.command()
+def train(config: Config = None, set_: Set = None) -> None:
+    """Train the model on labelled masks; goes on from the last checkpoint in the output folder."""
+    from pipelines.config import load_settings
+    from pipelines.train import TrainConfig
+    from pipelines.train import train as run
+
+    if config is None:
+        raise UsageError("expected --config FILE, for example --config train_nano")
+    settings = load_settings(TrainConfig, config, list(set_ or ()))
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", stream=sys.stderr)
+    typer.echo(run(settings))
+
+
+@app.command()
+def evaluate(
+    data: Annotated[Path | None, typer.Option(metavar="FOLDER", help="Labelled images.")] = None,
+    model: Annotated[str, typer.Option(metavar="NAME", help="Size of the network.")] = "nano",
+    checkpoint: Annotated[Path | None, typer.Option(metavar="FILE", help="Weights to score.")] = None,
+    validation: Annotated[
+        bool, typer.Option("--validation", help="Only the images that training sets aside.")
+    ] = False,
+    masks_per_image: Annotated[int, typer.Option(metavar="N", min=1, help="Masks scored an image.")] = 20,
+    as_json: Annotated[bool, typer.Option("--json", help="One line of JSON in place of the table.")] = False,
+) -> None:
+    """Score a model against labelled masks: one click, a box, and how well it knows its own IoU."""
+    if data is None:
+        raise UsageError("expected --data FOLDER, the labelled images to score against")
+    from model import load_sam
+    from pipelines.evaluate import evaluate as score
+    from pipelines.report import evaluation_table
+    from pipelines.training_data import read_labelled
+
+    images = [image for image in read_labelled(data) if image.validates or not validation]
+    scores = score(load_sam(model, checkpoint), images, masks_per_image=masks_per_image)
+    if as_json:
+        typer.echo(json.dumps(scores.scores | {"by_source": scores.by_source, "images": len(images)}))
+        return
+    from rich.console import Console
+
+    Console().print(evaluation_table(scores.scores, scores.by_source))
+
+
 @models_app.callback(invoke_without_command=True)
 def models(context: typer.Context) -> None:
     """List the public checkpoints."""
@@ -182,15 +235,12 @@ def models_get(
     from rich.console import Console
     from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn, TransferSpeedColumn
 
-    from model.zoo import CheckpointError, download
+    from model.zoo import download
 
     columns = (BarColumn(30), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
-    try:
-        with Progress(*columns, console=Console(stderr=True), disable=not sys.stderr.isatty()) as bar:
-            task = bar.add_task(name, total=None)
-            path = download(name, progress=lambda done, total: bar.update(task, completed=done, total=total))
-    except CheckpointError as error:
-        raise UsageError(str(error)) from None
+    with Progress(*columns, console=Console(stderr=True), disable=not sys.stderr.isatty()) as bar:
+        task = bar.add_task(name, total=None)
+        path = download(name, progress=lambda done, total: bar.update(task, completed=done, total=total))
     typer.echo(path)
 
 

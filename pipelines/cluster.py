@@ -25,10 +25,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-# Ray reads these at import. Nothing phones home, and a CPU actor's empty CUDA_VISIBLE_DEVICES is left as we
-# set it.
+# Ray reads these at import. Nothing phones home; the empty CUDA_VISIBLE_DEVICES of a CPU actor stays; and
+# workers have the priority of the command that started them (`nice maskmill …`), not Ray's 15 below it.
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+os.environ.setdefault("RAY_worker_niceness", "0")
 
 import ray
 from ray.exceptions import RayError, RayTaskError
@@ -263,7 +264,7 @@ class Dispatcher:
         self._suspects: deque[Suspect] = deque()
         self._slots: list[_Slot] = []
         self._failed_starts = 0
-        self._actor_class = ray.remote(
+        self._actor_class: Any = ray.remote(  # type: ignore[call-overload]
             num_cpus=placement.threads,
             num_gpus=placement.gpus,
             max_restarts=0,

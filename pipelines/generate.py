@@ -15,10 +15,9 @@ from pathlib import Path
 import numpy as np
 from rich.console import Console
 
-from model.zoo import CheckpointError
 from pipelines import manifest
 from pipelines.config import RunConfig, digest
-from pipelines.errors import IncompleteRun, UsageError
+from pipelines.errors import IncompleteRun
 from pipelines.plan import Mode, Run, open_run
 from pipelines.report import LiveLine, summary_table
 from pipelines.sources import list_inputs
@@ -113,17 +112,13 @@ def _images_in(run: Run, shards: Sequence[int]) -> int:
 
 
 def _record(config: RunConfig) -> manifest.RunRecord:
-    """What decides the rows of this run; UsageError where there are no such weights."""
+    """What decides the rows of this run; CheckpointError where there are no such weights."""
     from model.checkpoint import checkpoint_sha256, find_checkpoint  # loads torch
 
-    try:
-        weights = checkpoint_sha256(find_checkpoint(config.model.name, config.model.checkpoint))
-    except CheckpointError as error:
-        raise UsageError(str(error)) from None
     return manifest.RunRecord(
         config=config.model_dump(mode="json"),
         config_digest=digest(config),
         model_name=config.model.name,
-        weights_sha256=weights,
+        weights_sha256=checkpoint_sha256(find_checkpoint(config.model.name, config.model.checkpoint)),
         software=manifest.software_versions(),
     )

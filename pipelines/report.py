@@ -172,3 +172,14 @@ def _clock(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def evaluation_table(scores: Mapping[str, float], by_source: Mapping[str, Mapping[str, float]]) -> Table:
+    """Scores of a model, over everything and source by source."""
+    table = Table(title="mean over masks")
+    table.add_column("source")
+    for name in scores:
+        table.add_column(name, justify="right")
+    for source, row in {"all": scores, **by_source}.items():
+        table.add_row(source, *(f"{row[name]:.3f}" for name in scores))
+    return table

@@ -1,0 +1,123 @@
+"""The command line: everything that can be typed wrongly ends with exit code 2 and one line."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+import yaml
+
+from pipelines import cli
+from pipelines.cli import main
+from pipelines.errors import MaskmillError, ShardIncomplete
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ("", "expected a command"),
+        ("genrate", "No such command 'genrate'"),
+        ("--colour", "No such option"),
+        ("generate", "expected at least one INPUT"),
+        ("generate photos", "expected --out CORPUS"),
+        ("generate photos --out", "requires an argument"),
+        ("generate photos --out c --outt x", "No such option: --outt"),
+        ("generate photos --out c --overwrite --extend", "expected --overwrite or --extend, not both"),
+        ("generate photos --out c --ray auto --workers 0", "expected --ray or --workers 0"),
+        ("generate photos --out c --workers many", "Invalid value for '--workers'"),
+        ("generate photos --out c --workers -1", "workers: should be greater than or equal to 0, got -1"),
+        ("generate photos --out c --config nanoo", "--config nanoo: expected a YAML file"),
+        (
+            "generate photos --out c --set generator.points_per_sid=3",
+            "did you mean generator.points_per_side?",
+        ),
+        ("generate photos --out c --set workers", "expected key=value"),
+        ("generate no-such-folder --out c --workers 0", "no-such-folder: there is no such file or folder"),
+        ("verify", "Missing argument"),
+        ("verify no-such-corpus", "no-such-corpus"),
+        ("report", "Missing argument"),
+        ("report no-such-corpus", "no-such-corpus"),
+        ("gallery no-such-corpus", "Missing option"),
+        ("models got sam_vit_b", "No such command"),
+        ("models get", "Missing argument"),
+        ("models get sam_vit_x", "did you mean"),
+    ],
+)
+def test_wrong_use_is_exit_code_2_and_one_line(words, expected, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(words.split()) == 2
+    shown = capsys.readouterr()
+    assert expected in shown.err
+    assert shown.err.startswith("maskmill: ")
+    assert shown.err.count("\n") == 1
+    assert shown.out == ""
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("raised", "code", "said"),
+    [
+        (MaskmillError("a\n  b"), 1, "maskmill: a b\n"),
+        (ShardIncomplete("later"), 4, "maskmill: later\n"),
+        (KeyboardInterrupt(), 130, "maskmill: interrupted\n"),
+    ],
+)
+def test_exceptions_become_exit_codes(monkeypatch, capsys, raised, code, said):
+    def app(**_options):
+        raise raised
+
+    monkeypatch.setattr(cli, "app", app)
+    assert main(["models"]) == code
+    assert capsys.readouterr().err == said
+
+
+def test_a_bug_is_left_to_python(monkeypatch):
+    def app(**_options):
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(cli, "app", app)
+    with pytest.raises(ZeroDivisionError):
+        main(["models"])
+
+
+@pytest.mark.parametrize("words", ["--help", "generate --help", "models --help", "verify --help"])
+def test_help_is_no_error(words, capsys):
+    assert main(words.split()) == 0
+    assert "Usage: maskmill" in capsys.readouterr().out
+
+
+def test_version(capsys):
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out.startswith("maskmill ")
+
+
+def test_models_lists_where_each_checkpoint_is(capsys):
+    assert main(["models"]) == 0
+    listed = capsys.readouterr().out
+    assert "sam_vit_h  (vit_h, 2565 MB, Apache-2.0" in listed
+    assert "https://dl.fbaipublicfiles.com/segment_anything/sam_vit_h_4b8939.pth" in listed
+    assert "a7bf3b02f3ebf1267aba913ff637d9a2d5c33d3173bb679e46d9f338c26f262e" in listed
+
+
+def test_print_config_shows_what_would_run_and_needs_no_input(capsys):
+    assert (
+        main(["generate", "--config", "sa1b", "--set", "shard_size=9", "--workers", "3", "--print-config"])
+        == 0
+    )
+    printed = yaml.safe_load(capsys.readouterr().out)
+    assert (printed["shard_size"], printed["workers"], printed["generator"]["crop_n_layers"]) == (9, 3, 2)
+
+
+def test_help_and_version_load_nothing_heavy():
+    code = (
+        "import sys; from pipelines.cli import main; main(['--version']); main(['generate', '--help']);"
+        "print(sorted({'torch', 'ray', 'pyarrow', 'cv2', 'numpy'} & set(sys.modules)))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+    )
+    assert done.stdout.splitlines()[-1] == "[]"

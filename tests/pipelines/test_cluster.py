@@ -1,0 +1,178 @@
+"""Shards on a real Ray: workers that crash, hang and misbehave, seen through the files that are left."""
+
+import os
+import time
+
+import pyarrow.parquet as pq
+import pytest
+
+from pipelines.config import load_config
+from pipelines.errors import ConfigError, IncompleteRun, UsageError
+from pipelines.plan import PlannedImage
+from pipelines.schema import image_id
+from pipelines.shards import committed_shards, shard_path
+from pipelines.worker import Job, ShardReceipt, ShardTask
+
+
+@pytest.mark.parametrize(
+    ("overrides", "cpus", "gpus", "expected"),
+    [
+        ([], 2, 0, (1, 2, 0.0)),
+        ([], 1, 0, (1, 1, 0.0)),
+        ([], 16, 0, (8, 2, 0.0)),
+        (["workers=2"], 2, 0, (2, 1, 0.0)),
+        (["workers=3"], 2, 0, (3, 1, 0.0)),
+        (["threads_per_worker=3"], 8, 0, (4, 3, 0.0)),
+        ([], 16, 2, (2, 8, 1.0)),
+        (["cluster.gpus_per_worker=0.5"], 16, 2, (4, 4, 0.5)),
+        (["model.device=cpu"], 16, 2, (8, 2, 0.0)),
+        (["cluster.gpus_per_worker=0"], 16, 2, (8, 2, 0.0)),
+        (
+            ["model.device=cuda", "workers=4"],
+            0,
+            0,
+            (4, 1, 1.0),
+        ),  # a head without GPUs: the autoscaler adds them
+    ],
+)
+def test_placement_fills_in_what_is_left_open(overrides, cpus, gpus, expected):
+    from pipelines.cluster import place
+
+    placement = place(load_config(None, overrides), cpus, gpus)
+    assert (placement.workers, placement.threads, placement.gpus) == expected
+
+
+def test_one_and_a_half_gpus_are_refused():
+    from pipelines.cluster import place
+
+    with pytest.raises(UsageError, match="gpus_per_worker"):
+        place(load_config(None, ["cluster.gpus_per_worker=1.5"]), 8, 4)
+
+
+@pytest.mark.parametrize(
+    "address", ["127.0.0.1:1", "ray://127.0.0.1:1", "127.0.0.1:port", "no.such.host.invalid:6379"]
+)
+def test_an_address_where_no_cluster_answers_is_wrong_use(address):
+    import ray
+
+    from pipelines.cluster import connect
+
+    assert not ray.is_initialized(), "this test comes before those that start a Ray"
+    with pytest.raises(UsageError, match=f"^--ray {address}: expected a running Ray cluster's address"):
+        connect(load_config(None), address).__enter__()
+
+
+@pytest.fixture
+def job(tmp_path, tiny_settings, local_ray):
+    config = load_config(None, [*tiny_settings, "workers=2"])
+    return Job(tmp_path / "corpus", config, "f" * 64, threads=1)
+
+
+def tasks_of(photos, shards):
+    """Shards of two images."""
+    paths = sorted(photos.rglob("*.png"))
+    images = [
+        PlannedImage(image_id(str(path)), str(path), str(path), row // 2, row)
+        for row, path in enumerate(paths[: 2 * shards])
+    ]
+    return [ShardTask(shard, tuple(images[2 * shard : 2 * shard + 2])) for shard in range(shards)]
+
+
+def dispatch(job, tasks, worker=None, workers=2):
+    from pipelines.cluster import Dispatcher, Placement, ShardWorker
+
+    dispatcher = Dispatcher(
+        job, range(len(tasks)), tasks.__getitem__, Placement(workers, 1, 0.0), worker or ShardWorker
+    )
+    return list(dispatcher.run(lambda _tallies, _working: None))
+
+
+def statuses(job, shard):
+    return pq.read_table(shard_path(job.out, shard))["status"].to_pylist()
+
+
+def test_a_bug_ends_the_run_with_the_workers_traceback(job, photos):
+    from pipelines.cluster import ShardWorker
+
+    class Buggy(ShardWorker):
+        def load(self):
+            return {}["a bug in the worker"]
+
+    with pytest.raises(KeyError) as caught:
+        dispatch(job, tasks_of(photos, 1), Buggy)
+    assert 'return {}["a bug in the worker"]' in str(caught.value)
+
+
+def test_wrong_use_found_by_a_worker_stays_wrong_use(job, photos):
+    from pipelines.cluster import ShardWorker
+
+    class Misled(ShardWorker):
+        def load(self):
+            raise ConfigError("no such weights on this node")
+
+    with pytest.raises(ConfigError, match=r"^no such weights on this node$"):
+        dispatch(job, tasks_of(photos, 1), Misled)
+
+
+def test_workers_that_die_while_starting_end_the_run_as_incomplete(job, photos):
+    from pipelines.cluster import ShardWorker
+
+    class Stillborn(ShardWorker):
+        def load(self):
+            os._exit(1)
+
+    with pytest.raises(IncompleteRun, match="3 workers in a row died while starting"):
+        dispatch(job, tasks_of(photos, 1), Stillborn, workers=1)
+
+
+def test_a_cpu_worker_sees_no_gpu(job, photos):
+    from pipelines.cluster import ShardWorker
+
+    class Seeing(ShardWorker):
+        def load(self):
+            super().load()
+            assert os.environ["CUDA_VISIBLE_DEVICES"] == ""
+
+    (receipt,) = dispatch(job, tasks_of(photos, 1), Seeing)
+    assert receipt.committed
+
+
+def test_an_image_that_kills_its_workers_is_a_row_and_its_neighbours_survive(job, photos):
+    from pipelines.cluster import ShardWorker
+
+    tasks = tasks_of(photos, 3)
+    deadly = tasks[1].images[0]
+
+    class Mortal(ShardWorker):
+        def run(self, task):
+            if deadly.image_id in {image.image_id for image in task.images} - task.deadly:
+                os._exit(11)
+            return super().run(task)
+
+    outcomes = dispatch(job, tasks, Mortal)
+    assert sorted(outcome.shard for outcome in outcomes) == [0, 1, 2]
+    assert all(isinstance(outcome, ShardReceipt) for outcome in outcomes)
+    assert [statuses(job, shard) for shard in range(3)] == [["ok", "ok"], ["rejected", "ok"], ["ok", "ok"]]
+    row = pq.read_table(shard_path(job.out, 1)).to_pylist()[0]
+    assert (row["image_id"], row["error"]["class"]) == (deadly.image_id, "WorkerDied")
+
+
+def test_a_worker_that_hangs_is_replaced(job, photos, tiny_settings, tmp_path):
+    from pipelines.cluster import ShardWorker
+
+    once = tmp_path / "hung-once"
+
+    class Hanging(ShardWorker):
+        def run(self, task):
+            try:
+                once.touch(exist_ok=False)
+            except FileExistsError:
+                return super().run(task)
+            time.sleep(600)
+            raise AssertionError("it was to be killed")
+
+    config = load_config(None, [*tiny_settings, "cluster.stall_seconds=5"])
+    impatient = Job(job.out, config, job.run_digest, threads=1)
+    outcomes = dispatch(impatient, tasks_of(photos, 1), Hanging, workers=1)
+    assert [type(outcome) for outcome in outcomes] == [ShardReceipt]
+    assert committed_shards(job.out) == {0}

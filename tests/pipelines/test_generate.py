@@ -1,0 +1,187 @@
+"""The run, end to end and seen through what it leaves: wrong use first, then resuming, then the kill."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pyarrow.parquet as pq
+import pytest
+
+from pipelines import storage
+from pipelines.cli import main
+from pipelines.corpus import Corpus
+from pipelines.plan import read_plan
+from pipelines.shards import committed_shards, shard_path
+
+
+def words(photos, out, settings, *more):
+    """`maskmill generate` as it is typed, after the program's name."""
+    typed = ["generate", str(photos), "--out", str(out)]
+    for setting in settings:
+        typed += ["--set", setting]
+    return [*typed, *more]
+
+
+def rows_of(out):
+    shards = sorted(committed_shards(out))
+    return {shard: pq.read_table(shard_path(out, shard)).to_pylist() for shard in shards}
+
+
+def state_of(out):
+    """Bytes and time of change of every committed shard."""
+    paths = [shard_path(out, shard) for shard in sorted(committed_shards(out))]
+    return {path.name: (path.read_bytes(), path.stat().st_mtime_ns) for path in paths}
+
+
+@pytest.fixture(scope="module")
+def corpus(photos, tiny_settings, tmp_path_factory):
+    """A finished corpus, made in this process without Ray."""
+    out = tmp_path_factory.mktemp("generated") / "corpus"
+    assert main(words(photos, out, tiny_settings, "--workers", "0")) == 0
+    return out
+
+
+def test_an_input_that_is_not_there_leaves_nothing_behind(tmp_path, tiny_settings, capsys):
+    out = tmp_path / "corpus"
+    assert main(words(tmp_path / "nothing", out, tiny_settings, "--workers", "0")) == 2
+    assert "nothing: there is no such file or folder" in capsys.readouterr().err
+    assert not out.exists()
+
+
+def test_weights_that_are_not_there_leave_nothing_behind(photos, tmp_path, capsys):
+    out = tmp_path / "corpus"
+    assert main(words(photos, out, [f"model.checkpoint={tmp_path}/gone.pth"], "--workers", "0")) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+    assert not out.exists()
+
+
+def test_a_corpus_that_was_begun_differently_is_refused_and_left_alone(corpus, photos, tiny_settings, capsys):
+    before = state_of(corpus)
+    settings = [*tiny_settings, "generator.points_per_side=2"]
+    assert main(words(photos, corpus, settings, "--workers", "0")) == 2
+    assert "generator.points_per_side was 3, now 2" in capsys.readouterr().err
+    assert state_of(corpus) == before
+
+
+def test_inputs_that_are_new_need_extend_and_get_shards_of_their_own(photos, tiny_settings, tmp_path, capsys):
+    collection, out = tmp_path / "photos", tmp_path / "corpus"
+    collection.mkdir()
+    for number in range(3):
+        (collection / f"{number}.png").write_bytes((photos / "coffee" / f"{number}.png").read_bytes())
+    assert main(words(collection, out, tiny_settings, "--workers", "0")) == 0
+    before = state_of(out)
+    (collection / "a-bad-one.png").write_bytes(b"not an image")
+    assert main(words(collection, out, tiny_settings, "--workers", "0")) == 2
+    assert "--extend" in capsys.readouterr().err
+    assert main(words(collection, out, tiny_settings, "--workers", "0", "--extend")) == 0
+    assert state_of(out).items() >= before.items()
+    assert [row["status"] for row in rows_of(out)[2]] == ["rejected"]
+    assert main(["verify", str(out)]) == 0
+
+
+def test_every_planned_image_is_one_row_and_the_corpus_verifies(corpus):
+    plan = read_plan(corpus)
+    keys = [row["key"] for rows in rows_of(corpus).values() for row in rows]
+    assert keys == plan.table["key"].to_pylist()
+    assert len(keys) == 12
+    assert sum(len(row["annotations"]) for row in Corpus(corpus)) > 12
+    assert main(["verify", str(corpus)]) == 0
+
+
+def test_the_same_command_again_has_nothing_to_do(corpus, photos, tiny_settings, capsys):
+    before = state_of(corpus)
+    assert main(words(photos, corpus, tiny_settings, "--workers", "0")) == 0
+    assert "complete, nothing to do" in capsys.readouterr().out
+    assert state_of(corpus) == before
+
+
+def test_ray_and_this_process_make_equal_rows(corpus, photos, tiny_settings, tmp_path, local_ray, capfd):
+    out = tmp_path / "corpus"
+    assert main(words(photos, out, tiny_settings, "--workers", "2")) == 0
+    assert rows_of(out) == rows_of(corpus)
+    shown = capfd.readouterr()
+    assert "masks per image" in shown.out
+    assert "\x1b" not in shown.out + shown.err, "not a terminal: no escape codes"
+
+
+def test_a_shard_that_fails_is_left_undone_and_the_others_are_not(photos, tiny_settings, tmp_path, capsys):
+    collection, out = tmp_path / "photos", tmp_path / "corpus"
+    for name in ("a", "b"):
+        (collection / name).mkdir(parents=True)
+        for number in range(2):
+            (collection / name / f"{number}.png").write_bytes(
+                (photos / "coffee" / f"{number}.png").read_bytes()
+            )
+    listed = tmp_path / "all.txt"
+    listed.write_text("\n".join(f"photos/{name}/{number}.png" for name in "ab" for number in range(2)))
+    (collection / "b").rename(collection / "unmounted")
+    assert main(words(listed, out, tiny_settings, "--workers", "0")) == 4
+    assert "1 of 2 shards are left undone" in capsys.readouterr().err
+    assert committed_shards(out) == {0}
+    assert not (out / "corpus.json").exists()
+    (collection / "unmounted").rename(collection / "b")
+    assert main(words(listed, out, tiny_settings, "--workers", "0")) == 0
+    assert "1 of 2 shards are there (2 images)" in capsys.readouterr().out
+    assert main(["verify", str(out)]) == 0
+
+
+def start(arguments):
+    """The command in a process group of its own, as from a shell."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "pipelines.cli", *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+    )
+
+
+def wait_for_a_shard(process, out):
+    while not committed_shards(out):
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.005)
+
+
+@pytest.fixture
+def slow(tiny_settings):
+    """Settings that leave time to interfere: one image a shard, many points."""
+    return [*tiny_settings, "shard_size=1", "generator.points_per_side=6"]
+
+
+def test_a_run_without_ray_does_not_load_it_and_sigterm_says_how_to_resume(photos, slow, tmp_path):
+    out = tmp_path / "corpus"
+    arguments = words(photos, out, slow, "--workers", "0", "--overwrite")
+    process = start(arguments)
+    wait_for_a_shard(process, out)
+    assert "/ray/" not in open(f"/proc/{process.pid}/maps").read()  # noqa: SIM115, PTH123
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130, errors
+    assert f"go on with: maskmill generate {photos} --out {out}" in errors
+    assert "--overwrite" not in errors
+    assert "Traceback" not in errors
+    assert 0 < len(committed_shards(out)) < 12
+
+
+def test_kill_9_of_the_process_group_then_the_same_command(photos, slow, tmp_path):
+    out = tmp_path / "corpus"
+    arguments = words(photos, out, slow, "--workers", "2")
+    process = start(arguments)
+    wait_for_a_shard(process, out)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate(timeout=60)
+    time.sleep(2)  # the workers, which are not in the group, end with their driver
+    before = state_of(out)
+    assert 0 < len(before) < 12
+    assert not (out / "corpus.json").exists()
+
+    again = start(arguments)
+    said, errors = again.communicate(timeout=300)
+    assert again.returncode == 0, errors
+    assert f"{len(before)} of 12 shards are there" in said
+    assert state_of(out).items() >= before.items()
+    assert not [path for path in (out / "shards").iterdir() if storage.is_temporary(path.name)]
+    assert main(["verify", str(out)]) == 0

@@ -1,0 +1,269 @@
+"""`run_shard`: what is a rejected row, tried again, given up, a bug; then the rows that it makes."""
+
+import json
+import shutil
+
+import pyarrow.parquet as pq
+import pytest
+
+from engine.records import DROP_REASONS, GeneratedMasks
+from pipelines import worker
+from pipelines.config import load_config
+from pipelines.errors import ConfigError, UsageError
+from pipelines.plan import PlannedImage
+from pipelines.schema import image_id
+from pipelines.shards import shard_path
+from pipelines.worker import (
+    Job,
+    ShardFailure,
+    ShardReceipt,
+    ShardTask,
+    Tally,
+    make_generator,
+    resolve_device,
+    retrying,
+    run_shard,
+)
+
+
+@pytest.fixture(autouse=True)
+def short_pauses(monkeypatch):
+    monkeypatch.setattr(worker, "FIRST_PAUSE_SECONDS", 0.001)
+
+
+@pytest.fixture
+def job(tmp_path, tiny_settings):
+    return Job(tmp_path / "corpus", load_config(None, tiny_settings), "f" * 64, threads=1)
+
+
+@pytest.fixture(scope="module")
+def generator(tmp_path_factory, tiny_settings):
+    return make_generator(
+        Job(tmp_path_factory.mktemp("unused"), load_config(None, tiny_settings), "", threads=1)
+    )
+
+
+def planned(paths, shard=0):
+    return tuple(
+        PlannedImage(image_id(path.name), path.name, str(path), shard, row) for row, path in enumerate(paths)
+    )
+
+
+def rows_of(job, shard=0):
+    return pq.read_table(shard_path(job.out, shard)).to_pylist()
+
+
+class Counting:
+    """A generator that finds nothing, and says how often it was asked."""
+
+    def __init__(self):
+        self.sizes = []
+
+    def generate_batch(self, images):
+        self.sizes.append(len(images))
+        return [GeneratedMasks([], 0, dict.fromkeys(DROP_REASONS, 0), {"encode": 1.0}) for _ in images]
+
+
+def test_a_shard_without_images_commits_an_empty_file(job):
+    receipt = run_shard(ShardTask(0, ()), Counting(), job)
+    assert receipt.committed
+    assert rows_of(job) == []
+
+
+def test_bad_images_are_rows_and_stop_nothing(job, generator, photos, tmp_path):
+    good = photos / "coffee" / "0.png"
+    paths = [
+        tmp_path / name for name in ("a-empty.jpg", "b-text.jpg", "c-cut.png", "d-gone.png", "e-good.png")
+    ]
+    paths[0].write_bytes(b"")
+    paths[1].write_text("not an image")
+    paths[2].write_bytes(good.read_bytes()[:3000])
+    shutil.copy(good, paths[4])
+    receipt = run_shard(ShardTask(0, planned(paths)), generator, job)
+    rows = rows_of(job)
+    assert [row["key"] for row in rows] == [path.name for path in paths]
+    assert [row["status"] for row in rows] == ["rejected"] * 4 + ["ok"]
+    classes = [row["error"]["class"] for row in rows[:4]]
+    assert classes == ["EmptyFile", "NotAnImage", "Truncated", "Missing"]
+    assert dict(receipt.tally.rejects) == dict.fromkeys(classes, 1)
+    assert dict(receipt.tally.statuses) == {"rejected": 4, "ok": 1}
+
+
+def test_a_limit_on_pixels_is_the_configurations(job, generator, photos, tiny_settings):
+    small = Job(job.out, load_config(None, [*tiny_settings, "input.max_pixels=100"]), "", threads=1)
+    run_shard(ShardTask(0, planned([photos / "coffee" / "0.png"])), generator, small)
+    (row,) = rows_of(job)
+    assert row["error"]["class"] == "TooLarge"
+
+
+def test_a_deadly_image_is_refused_without_being_read(job, generator, photos):
+    images = planned([photos / "coffee" / "0.png", photos / "coffee" / "1.png"])
+    gone = PlannedImage(images[1].image_id, images[1].key, "/nowhere/at/all.png", 0, 1)
+    run_shard(ShardTask(0, (images[0], gone), deadly=frozenset({gone.image_id})), generator, job)
+    rows = rows_of(job)
+    assert [row["status"] for row in rows] == ["ok", "rejected"]
+    assert rows[1]["error"]["class"] == "WorkerDied"
+
+
+def test_storage_that_keeps_failing_gives_the_shard_up_and_leaves_nothing(job, photos):
+    job.out.mkdir()
+    (job.out / "shards").write_text("a file where the folder should be")
+    outcome = run_shard(ShardTask(3, planned([photos / "coffee" / "0.png"])), Counting(), job)
+    assert isinstance(outcome, ShardFailure)
+    assert outcome.shard == 3
+    assert "Error: " in outcome.reason
+    assert [path.name for path in job.out.iterdir()] == ["shards"]
+
+
+def test_a_folder_of_inputs_that_is_gone_is_infrastructure_not_a_thousand_rejected_rows(job, tmp_path):
+    outcome = run_shard(ShardTask(0, planned([tmp_path / "unmounted" / "a.png"])), Counting(), job)
+    assert isinstance(outcome, ShardFailure)
+    assert not shard_path(job.out, 0).exists()
+
+
+def test_memory_that_runs_out_gives_the_shard_up(job, photos):
+    class Hungry:
+        def generate_batch(self, _images):
+            raise MemoryError("cannot allocate")
+
+    outcome = run_shard(ShardTask(0, planned([photos / "coffee" / "0.png"])), Hungry(), job)
+    assert outcome == ShardFailure(0, "MemoryError: cannot allocate")
+
+
+def test_a_bug_travels_up(job, photos):
+    class Buggy:
+        def generate_batch(self, _images):
+            return [][1]
+
+    with pytest.raises(IndexError):
+        run_shard(ShardTask(0, planned([photos / "coffee" / "0.png"])), Buggy(), job)
+    assert not shard_path(job.out, 0).exists()
+
+
+@pytest.mark.parametrize(("failures", "answers"), [(0, True), (3, True), (4, False)])
+def test_retrying_tries_four_times(failures, answers):
+    calls = []
+
+    def flaky():
+        calls.append(1)
+        if len(calls) <= failures:
+            raise OSError("again")
+        return "done"
+
+    if answers:
+        assert retrying(flaky) == "done"
+    else:
+        with pytest.raises(OSError, match="again"):
+            retrying(flaky)
+    assert len(calls) == min(failures + 1, worker.ATTEMPTS)
+
+
+def test_retrying_leaves_other_errors_alone():
+    calls = []
+
+    def wrong():
+        calls.append(1)
+        raise KeyError("x")
+
+    with pytest.raises(KeyError):
+        retrying(wrong)
+    assert len(calls) == 1
+
+
+def test_the_second_to_commit_leaves_the_first_ones_file(job, photos):
+    task = ShardTask(0, planned([photos / "coffee" / "0.png"]))
+    assert run_shard(task, Counting(), job).committed
+    before = shard_path(job.out, 0).read_bytes()
+    again = run_shard(task, Counting(), job)
+    assert isinstance(again, ShardReceipt)
+    assert not again.committed
+    assert shard_path(job.out, 0).read_bytes() == before
+
+
+def test_a_probe_commits_nothing(job, photos):
+    receipt = run_shard(ShardTask(0, planned([photos / "coffee" / "0.png"]), probe=True), Counting(), job)
+    assert receipt.tally.images == 1
+    assert not job.out.exists()
+
+
+def test_rows_are_in_plan_order_and_agree_with_the_receipt(job, generator, photos):
+    paths = sorted(photos.rglob("*.png"))
+    seen = []
+    receipt = run_shard(
+        ShardTask(7, planned(paths, 7)), generator, job, lambda tally: seen.append(tally.images)
+    )
+    rows = rows_of(job, 7)
+    assert [row["uri"] for row in rows] == [str(path) for path in paths]
+    assert seen == list(range(1, len(paths) + 1))
+    assert receipt.tally.masks == sum(len(row["annotations"]) for row in rows) > 0
+    assert receipt.tally.candidates == sum(row["candidates"] for row in rows)
+    for row in rows:
+        assert row["candidates"] == len(row["annotations"]) + sum(row["drops"].values())
+
+
+def test_the_footer_has_the_stages_of_the_shard(job, generator, photos):
+    run_shard(ShardTask(0, planned([photos / "coffee" / "0.png"])), generator, job)
+    footer = pq.read_metadata(shard_path(job.out, 0)).metadata
+    seconds = json.loads(footer[b"maskmill.seconds"])
+    assert {"decode", "wait", "encode", "rle", "rows"} <= set(seconds)
+    assert min(seconds.values()) >= 0
+
+
+@pytest.mark.parametrize(("batch", "sizes"), [(1, [1] * 5), (2, [2, 2, 1]), (8, [5])])
+def test_encode_batch_images_go_through_the_network_together(job, photos, tiny_settings, batch, sizes):
+    settings = load_config(None, [*tiny_settings, f"generator.encode_batch={batch}"])
+    counting = Counting()
+    paths = sorted(photos.rglob("*.png"))[:5]
+    run_shard(ShardTask(0, planned(paths)), counting, Job(job.out, settings, "", threads=1))
+    assert counting.sizes == sizes
+
+
+def test_no_more_images_are_decoded_than_are_asked_for_ahead(job, photos, tiny_settings, monkeypatch):
+    settings = load_config(None, [*tiny_settings, "cluster.images_ahead=2"])
+    read = []
+    monkeypatch.setattr(
+        worker, "read_input", lambda uri: read.append(uri) or (photos / "coffee" / "0.png").read_bytes()
+    )
+
+    class Watching(Counting):
+        def generate_batch(self, images):
+            done = len(self.sizes)
+            assert len(read) <= done + 1 + 2 + 1, "the one in use, two ahead, and the one being handed over"
+            return super().generate_batch(images)
+
+    run_shard(ShardTask(0, planned(sorted(photos.rglob("*.png")))), Watching(), Job(job.out, settings, ""))
+    assert len(read) == 12
+
+
+def test_images_are_embedded_where_asked(job, photos, tiny_settings):
+    settings = load_config(None, [*tiny_settings, "embed_images=true"])
+    path = photos / "coffee" / "0.png"
+    run_shard(ShardTask(0, planned([path])), Counting(), Job(job.out, settings, ""))
+    (row,) = rows_of(job)
+    assert row["image"]["bytes"] == path.read_bytes()
+
+
+def test_tallies_add_up():
+    total = Tally()
+    one = Tally()
+    one.statuses["ok"] += 2
+    one.drops["nms"] += 3
+    one.masks = 4
+    one.add_seconds({"encode": 0.5})
+    for _ in range(2):
+        total.add(one)
+    assert (total.images, total.drops["nms"], total.masks, total.seconds["encode"]) == (4, 6, 8, 1.0)
+
+
+def test_weights_that_are_not_there_are_wrong_use(tmp_path):
+    with pytest.raises(UsageError, match=r"gone\.pth"):
+        make_generator(Job(tmp_path, load_config(None, [f"model.checkpoint={tmp_path}/gone.pth"]), ""))
+
+
+def test_a_gpu_that_is_not_there_is_wrong_use(monkeypatch):
+    import torch
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ConfigError, match="finds no GPU"):
+        resolve_device("cuda")
+    assert resolve_device("auto") == resolve_device("cpu") == "cpu"

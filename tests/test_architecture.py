@@ -1,0 +1,108 @@
+"""The house: which way imports run, who may know Ray, and what stays unloaded."""
+
+import ast
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGES = ("model", "engine", "pipelines")
+MODULES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
+
+THIRD_PARTY = {
+    "model": {"torch", "safetensors", "platformdirs"},
+    "engine": {"numpy", "torch", "cv2", "PIL", "pycocotools", "pydantic"},
+}
+# Read by whoever opens a corpus, or loaded before a worker has said what it needs.
+LIGHT = ("corpus", "decode", "errors", "manifest", "plan", "schema", "shards", "sources", "storage", "verify")
+
+
+def imports_of(path):
+    """Top-level packages a module imports, anywhere in it, `TYPE_CHECKING` blocks and functions included."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: imports are absolute"
+            found.add(node.module.split(".")[0])
+    return found
+
+
+def named(path):
+    return str(path.relative_to(ROOT))
+
+
+@pytest.mark.parametrize("path", MODULES, ids=named)
+def test_imports_run_one_way(path):
+    package = path.relative_to(ROOT).parts[0]
+    later = set(PACKAGES[PACKAGES.index(package) + 1 :])
+    assert not imports_of(path) & later, "model ← engine ← pipelines"
+
+
+@pytest.mark.parametrize("path", [path for path in MODULES if "pipelines" not in named(path)], ids=named)
+def test_model_and_engine_know_only_what_they_are_made_of(path):
+    package = path.relative_to(ROOT).parts[0]
+    allowed = THIRD_PARTY[package] | set(PACKAGES) | sys.stdlib_module_names
+    assert imports_of(path) <= allowed
+
+
+def test_ray_is_imported_in_one_module():
+    assert [named(path) for path in MODULES if "ray" in imports_of(path)] == ["pipelines/cluster.py"]
+
+
+def loaded_by(statement):
+    """Names of all modules that are loaded after the statement, in a fresh interpreter."""
+    done = subprocess.run(
+        [sys.executable, "-c", f"{statement}; import sys; print(' '.join(sys.modules))"],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+    return set(done.stdout.split())
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_packages_are_lazy(package):
+    loaded = loaded_by(f"import {package}")
+    assert not loaded & {"torch", "numpy", "ray", "pyarrow", "cv2"}
+    assert {name.split(".")[0] for name in loaded} & set(PACKAGES) == {package}
+
+
+def test_what_reads_a_corpus_loads_neither_torch_nor_ray():
+    loaded = loaded_by(f"import {', '.join(f'pipelines.{name}' for name in LIGHT)}")
+    assert not loaded & {"torch", "ray", "pandas", "pipelines.worker", "pipelines.cluster"}
+
+
+def test_the_reader_is_light_by_pythons_own_account():
+    done = subprocess.run(
+        [sys.executable, "-X", "importtime", "-c", "import pipelines.corpus"],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=ROOT,
+    )
+    imported = {line.rsplit("|", 1)[-1].strip().split(".")[0] for line in done.stderr.splitlines()}
+    assert "pyarrow" in imported
+    assert not imported & {"torch", "ray", "pandas"}
+
+
+@pytest.mark.parametrize(
+    ("package", "name"),
+    [
+        ("model", "load_sam"),
+        ("model", "Sam"),
+        ("model", "MODELS"),
+        ("engine", "MaskGenerator"),
+        ("engine", "GeneratorConfig"),
+        ("engine", "MaskRecord"),
+        ("pipelines.corpus", "Corpus"),
+    ],
+)
+def test_names_that_outside_code_imports(package, name):
+    assert hasattr(__import__(package, fromlist=[name]), name)
