@@ -14,12 +14,14 @@ prompt and projects all of them again and again. Three rewritings, exact up to f
    `draw` upscales only those that the caller still wants.
 
 Axis letters: B images, P prompts an image, T tokens a prompt, L image cells, C channels, N heads, D head
-width, K masks drawn. Mask prompts differ in their cells from the start and take the same path without the sharing.
+width, K masks drawn. Mask prompts differ in their cells from the start and take the same path without the
+sharing.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -75,7 +77,7 @@ class MaskDecoder(nn.Module):
     def share(self, embedding_BCHW: Tensor, positions_LC: Tensor, no_mask_C: Tensor) -> ImageTokens:
         """Project what every prompt without a mask will use: once an image."""
         cells_BLC = embedding_BCHW.flatten(2).transpose(1, 2) + no_mask_C
-        block = self.transformer.layers[0]
+        block, _ = self.transformer.blocks()
         keys_BNLD, values_BNLD = block.cross_attn_token_to_image.image_side(cells_BLC, positions_LC)
         queries_BNLD = block.cross_attn_image_to_token.image_queries(cells_BLC, positions_LC)
         return ImageTokens(cells_BLC, positions_LC, keys_BNLD, values_BNLD, queries_BNLD)
@@ -96,19 +98,17 @@ class MaskDecoder(nn.Module):
     def draw(self, decoded: Decoded, prompt_K: Tensor, token_K: Tensor) -> Tensor:
         """Logits K×h×w of the chosen masks; `prompt_K` counts through B×P, `token_K` names the mask token.
 
-        Each distinct prompt is upscaled once, however many of its masks are drawn.
+        Each distinct prompt is upscaled once, however many of its masks are wanted.
         """
-        prompts, upscaled_of_K = prompt_K.unique(return_inverse=True)
+        prompts, row_K = torch.unique(prompt_K, return_inverse=True)
         cells_PLC = decoded.cells_BPLC.flatten(0, 1)[prompts]
         side = round(cells_PLC.shape[1] ** 0.5)
         upscaled_PCHW = self.output_upscaling(cells_PLC.transpose(1, 2).unflatten(2, (side, side)))
-
-        tokens_KC = decoded.mask_tokens_BPMC.flatten(0, 1)[prompt_K, token_K]
-        weights_KC = tokens_KC.new_empty(len(token_K), upscaled_PCHW.shape[1])
-        for token, hypernetwork in enumerate(self.output_hypernetworks_mlps):
-            chosen = token_K == token
-            weights_KC = weights_KC.masked_scatter(chosen[:, None], hypernetwork(tokens_KC[chosen]))
-        return torch.einsum("kc,kchw->khw", weights_KC, upscaled_PCHW[upscaled_of_K])
+        tokens_PMC = decoded.mask_tokens_BPMC.flatten(0, 1)[prompts]
+        heads = zip(self.output_hypernetworks_mlps, tokens_PMC.unbind(1), strict=True)
+        weights_PMC = torch.stack([head(token_PC) for head, token_PC in heads], 1)
+        logits_PMHW = (weights_PMC @ upscaled_PCHW.flatten(2)).unflatten(2, upscaled_PCHW.shape[2:])
+        return logits_PMHW[row_K, token_K]
 
 
 class TwoWayTransformer(nn.Module):
@@ -120,11 +120,15 @@ class TwoWayTransformer(nn.Module):
         self.final_attn_token_to_image = Attention(width, width // 2, num_heads)
         self.norm_final_attn = nn.LayerNorm(width)
 
+    def blocks(self) -> tuple[TwoWayBlock, TwoWayBlock]:
+        """The two blocks; the list exists for the parameters' names."""
+        return cast("tuple[TwoWayBlock, TwoWayBlock]", tuple(self.layers))
+
     def forward(
         self, prompts_BPTC: Tensor, image: ImageTokens, cells_BPLC: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         """Prompt tokens and image → the tokens and, for each prompt, the cells after both blocks."""
-        first, second = self.layers
+        first, second = self.blocks()
 
         # The first block's self-attention replaces the tokens: there is nothing yet to add to.
         tokens_BPTC = first.norm1(first.self_attn(prompts_BPTC, prompts_BPTC, prompts_BPTC))
@@ -193,8 +197,8 @@ class Attention(nn.Module):
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Plain attention over the last axis but one: …×Q×C, …×K×C, …×K×C → …×Q×C."""
-        heads = (self.split(p(x)) for p, x in ((self.q_proj, q), (self.k_proj, k), (self.v_proj, v)))
-        return self.merge(F.scaled_dot_product_attention(*heads))
+        q, k, v = self.split(self.q_proj(q)), self.split(self.k_proj(k)), self.split(self.v_proj(v))
+        return self.merge(F.scaled_dot_product_attention(q, k, v))
 
     def split(self, x: Tensor) -> Tensor:
         """…×X×(N·D) → …×N×X×D."""

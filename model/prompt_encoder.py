@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -48,8 +49,7 @@ class PromptEncoder(nn.Module):
             tokens.append(self._points(points_BPN2, labels_BPN))
         if boxes_BP4 is not None:
             corners_BP22 = boxes_BP4.unflatten(-1, (2, 2))
-            kinds_2C = torch.cat([self.point_embeddings[2].weight, self.point_embeddings[3].weight])
-            tokens.append(self._positions(corners_BP22) + kinds_2C)
+            tokens.append(self._positions(corners_BP22) + self._kinds()[2:])
         return torch.cat(tokens, dim=2) if tokens else None
 
     def dense(self, masks_BP1HW: Tensor | None) -> Tensor:
@@ -69,7 +69,7 @@ class PromptEncoder(nn.Module):
 
     def _points(self, points_BPN2: Tensor, labels_BPN: Tensor) -> Tensor:
         positions = self._positions(points_BPN2)
-        background, foreground = (self.point_embeddings[kind].weight for kind in (0, 1))
+        background, foreground = self._kinds()[:2]
         label = labels_BPN[..., None]
         return (
             positions.masked_fill(label == -1, 0.0)
@@ -77,6 +77,10 @@ class PromptEncoder(nn.Module):
             + (label == 0) * background
             + (label == 1) * foreground
         )
+
+    def _kinds(self) -> Tensor:
+        """What is added for a background point, a foreground point and a box's two corners: 4×C."""
+        return torch.cat([cast(nn.Embedding, kind).weight for kind in self.point_embeddings])
 
     def _positions(self, points: Tensor) -> Tensor:
         """Encode pixel centres, …×2 → …×C."""

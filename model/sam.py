@@ -49,8 +49,6 @@ class EncodedImages:
 class Sam(nn.Module):
     """The promptable segmentation model (paper, section 3)."""
 
-    pixel_mean: Tensor
-    pixel_std: Tensor
     mask_threshold = 0.0
     """Logits above it are mask."""
 
@@ -60,13 +58,11 @@ class Sam(nn.Module):
         self.image_encoder = TinyViT(config) if config.encoder == "tiny_vit" else ImageEncoderViT(config)
         self.prompt_encoder = PromptEncoder(config)
         self.mask_decoder = MaskDecoder(config)
-        self.register_buffer("pixel_mean", torch.tensor(PIXEL_MEAN).reshape(3, 1, 1), persistent=False)
-        self.register_buffer("pixel_std", torch.tensor(PIXEL_STD).reshape(3, 1, 1), persistent=False)
 
     @property
     def device(self) -> torch.device:
         """Where the weights are."""
-        return self.pixel_mean.device
+        return self.prompt_encoder.no_mask_embed.weight.device
 
     @property
     def dtype(self) -> torch.dtype:
@@ -133,10 +129,9 @@ class Sam(nn.Module):
         return self.mask_decoder.draw(decoded, prompt_K, token_K)
 
     def normalise(self, pixels: Tensor) -> Tensor:
-        """…×3×h×w RGB in 0…255 → the encoder's range, in the weights' precision."""
-        return (
-            (pixels.to(self.device, torch.float32) - self.pixel_mean.float()) / self.pixel_std.float()
-        ).to(self.dtype)
+        """…×3×h×w RGB in 0…255 → the encoder's range; computed in fp32, given in the weights' precision."""
+        mean, std = (torch.tensor(rgb, device=self.device)[:, None, None] for rgb in (PIXEL_MEAN, PIXEL_STD))
+        return ((pixels.to(self.device, torch.float32) - mean) / std).to(self.dtype)
 
     def _pad(self, image_CHW: Tensor, side: int) -> Tensor:
         height, width = image_CHW.shape[1:]

@@ -1,0 +1,64 @@
+"""What training minimises (paper, section 3 and appendix A, "Training").
+
+Masks are compared at the decoder's own resolution: a target pixel is the share of the true mask in its area,
+so that a boundary between pixels is not forced to either side.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+def focal_loss(logits: Tensor, targets: Tensor, gamma: float = 2.0) -> Tensor:
+    """Mean focal loss over the last two axes (arXiv 1708.02002, without its class weight): …×h×w → ….
+
+    `targets` are shares in [0, 1]; a pixel's loss is scaled by (distance to its target) ** gamma.
+    """
+    cross_entropy = F.binary_cross_entropy_with_logits(logits, targets, reduction="none")
+    distance = (logits.sigmoid() - targets).abs()
+    return (cross_entropy * distance**gamma).mean((-2, -1))
+
+
+def dice_loss(logits: Tensor, targets: Tensor) -> Tensor:
+    """1 − Dice over the last two axes (arXiv 1606.04797): …×h×w → …. Two empty masks agree: 0."""
+    probability = logits.sigmoid()
+    overlap = 2 * (probability * targets).sum((-2, -1))
+    total = probability.square().sum((-2, -1)) + targets.square().sum((-2, -1))
+    return 1 - (overlap + 1) / (total + 1)
+
+
+def mask_iou(logits: Tensor, targets: Tensor) -> Tensor:
+    """IoU of the thresholded masks over the last two axes: …×h×w → …. Two empty masks agree: 1."""
+    predicted, true = logits > 0, targets > 0.5
+    union = (predicted | true).sum((-2, -1))
+    overlap = (predicted & true).sum((-2, -1))
+    return torch.where(union > 0, overlap / union.clamp(min=1), torch.ones_like(union, dtype=torch.float32))
+
+
+class FeatureContrast(nn.Module):
+    """Auxiliary loss: the encoder's features alone must tell a mask's cells from the rest.
+
+    The score of a cell is the cosine similarity of its feature to the one at the prompt's point, with a
+    learnt scale and offset; inside and outside weigh the same. The encoder gets a gradient that does not pass
+    through the decoder, without which a small encoder on few images learns where things are, not what they
+    are. Used in training only; its two parameters are not part of the model.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.log_scale = nn.Parameter(torch.tensor(2.0))
+        self.offset = nn.Parameter(torch.tensor(-3.0))
+
+    def forward(self, embedding_BCHW: Tensor, points_BP2: Tensor, targets_BPHW: Tensor) -> Tensor:
+        """Mean loss. Points are (x, y) in [0, 1] of the padded square; targets are shares of each cell."""
+        features = F.normalize(embedding_BCHW.float(), dim=1)
+        grid = (2 * points_BP2 - 1)[:, :, None]  # B×P×1×2
+        at_point_BCP = F.grid_sample(features, grid, padding_mode="border", align_corners=False)[..., 0]
+        similarity = torch.einsum("bcp,bchw->bphw", F.normalize(at_point_BCP, dim=1), features)
+        logits = similarity * self.log_scale.exp() + self.offset
+        inside = targets_BPHW / targets_BPHW.sum((-2, -1), keepdim=True).clamp(min=1e-3)
+        outside = (1 - targets_BPHW) / (1 - targets_BPHW).sum((-2, -1), keepdim=True).clamp(min=1e-3)
+        losses = inside * F.softplus(-logits) + outside * F.softplus(logits)
+        return losses.sum((-2, -1)).mean() / 2

@@ -1,0 +1,123 @@
+"""`maskmill evaluate`: how well a model finds masks that people drew.
+
+One click: the point farthest from the mask's edge (the maximum of its distance transform), as in the paper's
+section 7.1. `oracle` takes the best of the three masks, `chosen` the one with the highest predicted IoU. The
+floor to beat is `disc`: the best of three discs about the click, which know places but no objects.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+from model.prompts import tight_boxes
+from model.sam import Sam
+from pipelines.training_data import LabelledImage
+
+DISC_RADII = (8 / 256, 20 / 256, 50 / 256)
+"""Of the photograph's longer side."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Mean scores over masks, of everything and of each source."""
+
+    scores: dict[str, float]
+    by_source: dict[str, dict[str, float]]
+
+
+def evaluate(
+    sam: Sam, images: Sequence[LabelledImage], *, size: int | None = None, masks_per_image: int = 10
+) -> Evaluation:
+    """Score up to `masks_per_image` masks of each image, encoded at `size` pixels (default: the model's)."""
+    rows: dict[str, list[dict[str, float]]] = defaultdict(list)
+    for index, image in enumerate(images):
+        count = min(masks_per_image, len(image.rles))
+        chosen = np.random.default_rng(index).choice(len(image.rles), count, replace=False)
+        masks = image.masks(chosen)
+        masks = masks[masks.any((1, 2))]
+        if len(masks):
+            rows[image.source] += score_image(sam, image.pixels(), masks, size or sam.config.img_size)
+    everything = [row for source in rows.values() for row in source]
+    return Evaluation(_mean(everything), {source: _mean(found) for source, found in sorted(rows.items())})
+
+
+@torch.inference_mode()
+def score_image(
+    sam: Sam, pixels_HWC: NDArray[np.uint8], masks_PHW: NDArray[np.uint8], size: int
+) -> list[dict[str, float]]:
+    """The scores of each mask of one image."""
+    height, width = masks_PHW.shape[1:]
+    scale = size / max(height, width)
+    shape = (max(1, round(height * scale)), max(1, round(width * scale)))
+    resized = torch.from_numpy(cv2.resize(pixels_HWC, shape[::-1], interpolation=cv2.INTER_AREA))
+    padding = (0, size - shape[1], 0, size - shape[0])
+    encoded = sam.encode_padded(F.pad(sam.normalise(resized.permute(2, 0, 1)), padding)[None])
+
+    true_PHW = torch.from_numpy(masks_PHW).bool()
+    clicks_P2 = np.stack([centre(mask) for mask in masks_PHW])
+    to_input = sam.config.img_size / max(height, width)
+    points = torch.from_numpy((clicks_P2 + 0.5) * to_input - 0.5)[None, :, None].to(sam.device, torch.float32)
+    labels = torch.ones(points.shape[:3], dtype=torch.long, device=sam.device)
+    boxes = (tight_boxes(true_PHW.int()) * to_input)[None].to(sam.device)
+
+    by_point = sam.attend(encoded, points, labels)
+    by_box = sam.attend(encoded, boxes_BP4=boxes)
+    prompts = torch.arange(len(masks_PHW))
+    three = sam.draw(by_point, prompts.repeat_interleave(3), torch.tensor([1, 2, 3]).repeat(len(prompts)))
+    single = sam.draw(by_box, prompts, torch.zeros_like(prompts))
+    iou_P3 = _iou(_upright(three, shape, (height, width)).unflatten(0, (-1, 3)), true_PHW[:, None])
+    iou_box_P = _iou(_upright(single, shape, (height, width)), true_PHW)
+    disc_P = _iou(_discs(clicks_P2, height, width), true_PHW[:, None]).amax(1)
+
+    predicted_P3 = by_point.iou_BPM[0, :, 1:].float().cpu()
+    chosen_P1 = predicted_P3.argmax(1, keepdim=True)
+    columns = {
+        "miou_1click_oracle": iou_P3.amax(1),
+        "miou_1click_chosen": iou_P3.gather(1, chosen_P1)[:, 0],
+        "miou_box": iou_box_P,
+        "iou_calibration_mae": (predicted_P3 - iou_P3).abs().mean(1),
+        "disc": disc_P,
+    }
+    return [{name: float(column[p]) for name, column in columns.items()} for p in prompts]
+
+
+def centre(mask_HW: NDArray[np.uint8]) -> NDArray[np.float64]:
+    """The pixel of the mask farthest from its edge, (x, y); the image's border is an edge."""
+    distance = cv2.distanceTransform(np.pad(mask_HW, 1), cv2.DIST_L2, cv2.DIST_MASK_PRECISE)[1:-1, 1:-1]
+    y, x = np.unravel_index(int(distance.argmax()), distance.shape)
+    return np.array([x, y], dtype=np.float64)
+
+
+def _upright(logits_KHW: Tensor, input_shape: tuple[int, int], shape: tuple[int, int]) -> Tensor:
+    """Masks at the photograph's size from logits of the padded square."""
+    square = F.interpolate(logits_KHW.float()[None].cpu(), (max(input_shape),) * 2, mode="bilinear")
+    cropped = square[..., : input_shape[0], : input_shape[1]]
+    return F.interpolate(cropped, shape, mode="bilinear")[0] > 0
+
+
+def _discs(clicks_P2: NDArray[np.float64], height: int, width: int) -> Tensor:
+    """P×3×H×W discs of the three radii."""
+    y, x = np.ogrid[:height, :width]
+    squared = (x - clicks_P2[:, 0, None, None]) ** 2 + (y - clicks_P2[:, 1, None, None]) ** 2
+    radii = np.array(DISC_RADII)[None, :, None, None] * max(height, width)
+    return torch.from_numpy(squared[:, None] <= radii**2)
+
+
+def _iou(masks: Tensor, true: Tensor) -> Tensor:
+    union = (masks | true).sum((-2, -1))
+    return (masks & true).sum((-2, -1)) / union.clamp(min=1)
+
+
+def _mean(rows: Sequence[dict[str, float]]) -> dict[str, float]:
+    if not rows:
+        return {}
+    return {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}

@@ -1,0 +1,293 @@
+"""`maskmill train`: teach the promptable model from labelled masks (paper, section 3 and appendix A).
+
+Each step encodes a few photographs once and asks about several masks of each. A step's prompts are of one
+kind: a point in the mask (three masks drawn, the best one trained), or a box, or several points (the
+single-mask token). Stages run one after another, small squares first: a small model learns objects sooner
+from 256-pixel squares and needs only a short time at full size afterwards.
+
+A checkpoint holds everything that the next step depends on, and batches depend on (seed, step) alone, so a
+run that is killed goes on where its last checkpoint was. Weights are averaged over time (EMA) and the
+average is what is evaluated and saved.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+from torch.utils.tensorboard import SummaryWriter
+
+from model.checkpoint import save_sam
+from model.config import MODELS
+from model.initialise import initialise
+from model.losses import FeatureContrast, dice_loss, focal_loss, mask_iou
+from model.prompts import noisy_boxes, points_in_and_around
+from model.sam import Sam
+from pipelines.evaluate import evaluate
+from pipelines.training_data import Batch, LabelledImage, TrainingBatches, read_labelled
+
+log = logging.getLogger("maskmill.train")
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class StageConfig(_Section):
+    """One part of the schedule."""
+
+    steps: int = Field(ge=1, description="Optimiser steps.")
+    size: int = Field(ge=64, description="Side of the training squares, in pixels; a multiple of the patch.")
+    images: int = Field(6, ge=1, description="Photographs a step.")
+    masks: int = Field(16, ge=1, description="Masks a photograph a step.")
+    zoom: tuple[float, float] = Field(
+        (1.0, 2.0), description="Longer side of the jittered photograph, in sides of the square: from, to."
+    )
+
+
+class TrainConfig(_Section):
+    """Everything `maskmill train` can be told."""
+
+    data: Path = Field(description="Folder of labelled images.")
+    out: Path = Field(description="Folder for checkpoints, TensorBoard logs and weights.")
+    model: Literal["nano", "vit_b", "vit_l", "vit_h"] = Field("nano", description="Size of the network.")
+    stages: tuple[StageConfig, ...] = Field(min_length=1, description="The schedule, in order.")
+    source_weights: dict[str, float] = Field(
+        {}, description="How often a source's images are drawn; sources not named count 1."
+    )
+    learning_rate: float = Field(8e-4, gt=0, description="Peak of the schedule: linear warm-up, then cosine.")
+    warmup_steps: int = Field(200, ge=1, description="Steps of linear warm-up.")
+    weight_decay: float = Field(0.05, ge=0, description="AdamW's, on matrices only.")
+    clip_norm: float = Field(1.0, gt=0, description="Largest norm of the gradient.")
+    focal_weight: float = Field(20.0, ge=0, description="Weight of the focal loss beside dice's 1.")
+    focal_warmup_steps: int = Field(0, ge=0, description="Steps over which the focal weight rises from 1.")
+    contrast_weight: float = Field(1.0, ge=0, description="Weight of the encoder's auxiliary loss.")
+    box_share: float = Field(0.15, ge=0, le=1, description="Share of steps prompted with boxes.")
+    points_share: float = Field(0.15, ge=0, le=1, description="Share of steps prompted with several points.")
+    ema_decay: float = Field(0.998, ge=0, lt=1, description="Decay of the averaged weights, a step.")
+    precision: Literal["fp32", "bf16"] = Field("bf16", description="bf16 runs matrix products in bfloat16.")
+    device: str = Field("cpu", description="PyTorch device.")
+    seed: int = Field(0, ge=0, description="Decides initial weights, batches and prompts.")
+    loader_workers: int = Field(1, ge=0, description="Processes that prepare batches.")
+    checkpoint_every: int = Field(200, ge=1, description="Steps between checkpoints.")
+    evaluate_every: int = Field(400, ge=1, description="Steps between evaluations on the validation images.")
+    validation_images: int = Field(60, ge=1, description="Validation images looked at while training.")
+
+    @property
+    def total_steps(self) -> int:
+        """Steps of all stages."""
+        return sum(stage.steps for stage in self.stages)
+
+    def learning_rate_at(self, step: int) -> float:
+        """Linear warm-up, then a cosine to a hundredth of the peak."""
+        if step < self.warmup_steps:
+            return self.learning_rate * (step + 1) / self.warmup_steps
+        progress = (step - self.warmup_steps) / max(1, self.total_steps - self.warmup_steps)
+        return self.learning_rate * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * progress)))
+
+
+@dataclass
+class Trainer:
+    """The state of a run: what a checkpoint keeps."""
+
+    config: TrainConfig
+    sam: Sam
+    average: Sam
+    contrast: FeatureContrast
+    optimizer: torch.optim.Optimizer
+    step: int = 0
+
+    @classmethod
+    def start(cls, config: TrainConfig) -> Trainer:
+        """A new run, or the one whose checkpoint lies in the output folder."""
+        torch.manual_seed(config.seed)
+        sam, average = (Sam(MODELS[config.model]).to(config.device) for _ in range(2))
+        initialise(sam)
+        average.load_state_dict(sam.state_dict())
+        contrast = FeatureContrast().to(config.device)
+        optimizer = make_optimizer(config, sam, contrast)
+        trainer = cls(config, sam, average, contrast, optimizer)
+        if trainer.checkpoint_path.exists():
+            trainer.load()
+        return trainer
+
+    @property
+    def checkpoint_path(self) -> Path:
+        """Where the run's only checkpoint lies."""
+        return self.config.out / "checkpoint.pt"
+
+    def save(self) -> None:
+        """Replace the checkpoint in one step, so that a kill leaves the old one or the new one."""
+        state = {
+            "step": self.step,
+            "sam": self.sam.state_dict(),
+            "average": self.average.state_dict(),
+            "contrast": self.contrast.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+        }
+        temporary = self.checkpoint_path.with_suffix(".tmp")
+        torch.save(state, temporary)
+        temporary.replace(self.checkpoint_path)
+
+    def load(self) -> None:
+        """Go on from the checkpoint."""
+        state = torch.load(self.checkpoint_path, map_location=self.config.device, weights_only=True)
+        self.step = state["step"]
+        for name in ("sam", "average", "contrast", "optimizer"):
+            getattr(self, name).load_state_dict(state[name])
+        log.info("resuming at step %d from %s", self.step, self.checkpoint_path)
+
+    def train_step(self, batch: Batch) -> dict[str, float]:
+        """One optimiser step; returns what it measured."""
+        config = self.config
+        rate = config.learning_rate_at(self.step)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        # Prompts and their kind depend on the step alone, so that a resumed run draws the same ones.
+        generator = torch.Generator().manual_seed(config.seed * 1_000_003 + self.step)
+        with torch.autocast(config.device, torch.bfloat16, enabled=config.precision == "bf16"):
+            loss, measured = self.loss(batch, generator)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        norm = nn.utils.clip_grad_norm_(parameters, config.clip_norm)
+        self.optimizer.step()
+        self.step += 1
+        decay = min(config.ema_decay, self.step / (self.step + 10))
+        with torch.no_grad():
+            torch._foreach_lerp_([*self.average.parameters()], [*self.sam.parameters()], 1 - decay)
+        return measured | {"loss": loss.item(), "gradient_norm": norm.item(), "learning_rate": rate}
+
+    def loss(self, batch: Batch, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
+        """What one batch costs: masks, predicted IoU, and the encoder's auxiliary loss."""
+        sam, config = self.sam, self.config
+        size = batch.pixels_BCHW.shape[-1]
+        masks_BPHW = batch.masks_BPHW.to(config.device)
+        pixels = sam.normalise(batch.pixels_BCHW) * batch.valid_BHW[:, None].to(config.device)
+        images = sam.encode_padded(pixels)
+
+        kind = torch.rand((), generator=generator).item()
+        to_input = sam.config.img_size / size  # prompts are given in pixels of the full-size input
+        if kind < config.box_share:
+            boxes = noisy_boxes(masks_BPHW, generator).to(config.device)
+            decoded = sam.attend(images, boxes_BP4=boxes * to_input)
+            tokens = [0]
+        elif kind < config.box_share + config.points_share:
+            points, labels = points_in_and_around(masks_BPHW, generator)
+            points, labels = points.to(config.device), labels.to(config.device)
+            decoded = sam.attend(images, (points + 0.5) * to_input - 0.5, labels)
+            tokens = [0]
+        else:
+            points = batch.points_BP2.to(config.device)[:, :, None]
+            labels = torch.ones(points.shape[:3], dtype=torch.long, device=config.device)
+            decoded = sam.attend(images, (points + 0.5) * to_input - 0.5, labels)
+            tokens = [1, 2, 3]
+
+        prompts = decoded.iou_BPM[..., 0].numel()
+        prompt_K = torch.arange(prompts, device=config.device).repeat_interleave(len(tokens))
+        token_K = torch.tensor(tokens, device=config.device).repeat(prompts)
+        logits = sam.draw(decoded, prompt_K, token_K).float().unflatten(0, (prompts, len(tokens)))
+
+        shares = nn.functional.avg_pool2d(masks_BPHW.flatten(0, 1)[:, None].float(), size // logits.shape[-1])
+        targets = shares.expand_as(logits)
+        weight = config.focal_weight
+        if self.step < config.focal_warmup_steps:
+            weight = 1 + (weight - 1) * self.step / config.focal_warmup_steps
+        mask_losses = weight * focal_loss(logits, targets) + dice_loss(logits, targets)
+        iou = mask_iou(logits.detach(), targets)
+        iou_loss = (decoded.iou_BPM.flatten(0, 1)[:, tokens].float() - iou).square().mean()
+        mask_loss = mask_losses.min(1).values.mean()
+
+        cells = nn.functional.avg_pool2d(masks_BPHW.float(), sam.config.patch_size)
+        relative = (batch.points_BP2.to(config.device) + 0.5) / size
+        contrast = self.contrast(images.embedding_BCHW, relative, cells)
+        total = mask_loss + iou_loss + config.contrast_weight * contrast
+        name = "oracle" if len(tokens) > 1 else "single"
+        return total, {
+            f"mask_{name}": mask_loss.item(),
+            f"iou_{name}": iou.max(1).values.mean().item(),
+            "iou_loss": iou_loss.item(),
+            "contrast": contrast.item(),
+        }
+
+
+def make_optimizer(config: TrainConfig, sam: Sam, contrast: FeatureContrast) -> torch.optim.Optimizer:
+    """AdamW; weight decay on matrices only."""
+    parameters = [*sam.parameters(), *contrast.parameters()]
+    groups = [
+        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": config.weight_decay},
+        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, 0.98), fused=True)
+
+
+def train(config: TrainConfig) -> Path:
+    """Run the schedule to its end, from the last checkpoint if there is one; returns the weights' path."""
+    config.out.mkdir(parents=True, exist_ok=True)
+    torch.set_flush_denormal(True)  # AdamW's moments of what is rarely used decay into slow denormals
+    images = read_labelled(config.data)
+    training = [image for image in images if not image.validates]
+    validation = [image for image in images if image.validates][: config.validation_images]
+    trainer = Trainer.start(config)
+    log.info(
+        "%s: %.2f M parameters, %d training images, %d for validation",
+        config.model,
+        sum(p.numel() for p in trainer.sam.parameters()) / 1e6,
+        len(training),
+        len(validation),
+    )
+    with SummaryWriter(str(config.out / "tensorboard"), purge_step=trainer.step) as writer:
+        for batch, stage in batches(config, training, trainer.step):
+            started = time.monotonic()
+            measured = trainer.train_step(batch)
+            measured["step_seconds"] = time.monotonic() - started
+            for name, value in measured.items():
+                writer.add_scalar(f"train/{name}", value, trainer.step)
+            if trainer.step % 20 == 0:
+                log.info("step %d %s", trainer.step, " ".join(f"{k}={v:.4g}" for k, v in measured.items()))
+            last = trainer.step == config.total_steps
+            if trainer.step % config.checkpoint_every == 0 or last:
+                trainer.save()
+            if trainer.step % config.evaluate_every == 0 or last:
+                scores = evaluate(trainer.average.eval(), validation, size=stage.size).scores
+                log.info("step %d validation %s", trainer.step, json.dumps(scores))
+                for name, value in scores.items():
+                    writer.add_scalar(f"validation/{name}", value, trainer.step)
+    weights = config.out / f"{config.model}.safetensors"
+    save_sam(trainer.average, weights)
+    return weights
+
+
+def batches(
+    config: TrainConfig, images: list[LabelledImage], done: int
+) -> Iterator[tuple[Batch, StageConfig]]:
+    """The batches still to come after `done` steps, each with its stage."""
+    begin = 0
+    for stage in config.stages:
+        steps = range(max(begin, done), begin + stage.steps)
+        begin += stage.steps
+        if not steps:
+            continue
+        dataset = TrainingBatches(
+            images,
+            seed=config.seed,
+            steps=steps,
+            size=stage.size,
+            images_per_step=stage.images,
+            masks_per_image=stage.masks,
+            zoom=stage.zoom,
+            source_weights=config.source_weights,
+        )
+        loader: DataLoader[Batch] = DataLoader(dataset, batch_size=None, num_workers=config.loader_workers)
+        for batch in loader:
+            yield batch, stage

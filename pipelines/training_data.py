@@ -1,0 +1,167 @@
+"""Photographs with masks, as training and evaluation want them.
+
+The layout: `images/{source}/{id}.jpg` and `{source}.parquet` with one row an image: `image_id`, `file_name`
+(relative to the folder), `height`, `width`, `source` and `masks`, a list of COCO RLE {size, counts}.
+
+A batch is a pure function of (seed, step): training that resumes at step n sees what it would have seen.
+Validation images are set aside by the hash of their id: every run and every machine sets the same ones aside.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pyarrow.parquet as pq
+import torch
+from numpy.typing import NDArray
+from pycocotools import mask as mask_utils
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from pipelines.errors import ConfigError
+
+VALIDATION_SHARE = 12
+"""One image in so many is for validation."""
+
+
+@dataclass(frozen=True, slots=True)
+class LabelledImage:
+    """One photograph and its masks, still compressed."""
+
+    image_id: str
+    path: Path
+    source: str
+    rles: tuple[dict[str, object], ...]
+
+    @property
+    def validates(self) -> bool:
+        """Whether this image is set aside."""
+        name = hashlib.sha256(f"{self.source}/{self.image_id}".encode()).digest()
+        return int.from_bytes(name[:8], "big") % VALIDATION_SHARE == 0
+
+    def pixels(self) -> NDArray[np.uint8]:
+        """RGB, H×W×3. Raises ConfigError for a file that OpenCV cannot read."""
+        image = cv2.imread(str(self.path), cv2.IMREAD_COLOR)
+        if image is None:
+            raise ConfigError(f"{self.path}: not an image, or missing; its row is in {self.source}.parquet")
+        return np.ascontiguousarray(image[:, :, ::-1])
+
+    def masks(self, chosen: Sequence[int] | NDArray[np.int64]) -> NDArray[np.uint8]:
+        """The chosen masks, N×H×W of 0 and 1."""
+        return np.stack([mask_utils.decode(self.rles[index]) for index in chosen])
+
+    def areas(self) -> NDArray[np.float64]:
+        """Pixels of every mask. (One by one: pycocotools 2.0.11 fails on more than 255 at once.)"""
+        return np.array([float(mask_utils.area(rle)) for rle in self.rles])
+
+
+def read_labelled(folder: Path) -> list[LabelledImage]:
+    """Every image of the folder that has a mask. Raises ConfigError when there are none."""
+    found = []
+    for table in sorted(folder.glob("*.parquet")):
+        for row in pq.read_table(table).to_pylist():
+            rles = tuple({"size": m["size"], "counts": m["counts"].encode()} for m in row["masks"])
+            if rles:
+                path = folder / row["file_name"]
+                found.append(LabelledImage(str(row["image_id"]), path, row["source"], rles))
+    if not found:
+        raise ConfigError(f"{folder}: no labelled images; expected {{source}}.parquet files beside images/")
+    return found
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """B squares with P masks each. `points_BP2` are (x, y) in pixels of the square, inside their mask."""
+
+    pixels_BCHW: Tensor  # uint8 RGB; padding is marked in valid_BHW
+    valid_BHW: Tensor  # bool
+    masks_BPHW: Tensor  # uint8, at full resolution
+    points_BP2: Tensor  # float32
+
+
+class TrainingBatches(Dataset[Batch]):
+    """Batch number `step` of a stage, for a PyTorch loader."""
+
+    def __init__(
+        self,
+        images: Sequence[LabelledImage],
+        *,
+        seed: int,
+        steps: range,
+        size: int,
+        images_per_step: int,
+        masks_per_image: int,
+        zoom: tuple[float, float],
+        source_weights: Mapping[str, float],
+    ) -> None:
+        self.images = images
+        self.seed = seed
+        self.steps = steps
+        self.size = size
+        self.images_per_step = images_per_step
+        self.masks_per_image = masks_per_image
+        self.zoom = zoom
+        weights = np.array([source_weights.get(image.source, 1.0) for image in images])
+        self.chances = weights / weights.sum()
+
+    def __len__(self) -> int:
+        return len(self.steps)
+
+    def __getitem__(self, index: int) -> Batch:
+        step = self.steps[index]
+        rng = np.random.default_rng((self.seed, step))
+        chosen = rng.choice(len(self.images), self.images_per_step, replace=False, p=self.chances)
+        squares = [self._square(self.images[i], rng) for i in chosen]
+        return Batch(*(torch.from_numpy(np.stack(part)) for part in zip(*squares, strict=True)))
+
+    def _square(self, image: LabelledImage, rng: np.random.Generator) -> tuple[NDArray[np.generic], ...]:
+        """A jittered square of the image: pixels C×S×S, valid S×S, masks P×S×S, points P×2."""
+        pixels = image.pixels()
+        weights = np.sqrt(image.areas())
+        count = min(len(weights), 2 * self.masks_per_image)
+        drawn = rng.choice(len(weights), count, replace=False, p=weights / weights.sum())
+        affine = self._jitter(pixels.shape[0], pixels.shape[1], rng)
+        square = (self.size, self.size)
+
+        warped = cv2.warpAffine(_colour_jitter(pixels, rng), affine, square, flags=cv2.INTER_LINEAR)
+        valid = cv2.warpAffine(np.ones(pixels.shape[:2], np.uint8), affine, square, flags=cv2.INTER_NEAREST)
+        masks = [cv2.warpAffine(m, affine, square, flags=cv2.INTER_NEAREST) for m in image.masks(drawn)]
+        visible = [np.asarray(m, np.uint8) for m in masks if np.count_nonzero(m) >= 16]
+        visible = visible or [np.asarray(valid, np.uint8)]
+        chosen = [visible[i % len(visible)] for i in range(self.masks_per_image)]
+        points = np.stack([_point_inside(mask, rng) for mask in chosen])
+        return warped.transpose(2, 0, 1), valid.astype(bool), np.stack(chosen), points
+
+    def _jitter(self, height: int, width: int, rng: np.random.Generator) -> NDArray[np.float64]:
+        """Large-scale jitter, a flip, and the crop; a photograph smaller than the square sits top left."""
+        longest = self.size * np.exp(rng.uniform(*np.log(self.zoom)))
+        scale = longest / max(height, width)
+        stretch = np.exp(rng.uniform(-0.15, 0.15))
+        scale_x, scale_y = scale * stretch, scale / stretch
+        room = [max(0.0, side - self.size) for side in (width * scale_x, height * scale_y)]
+        left, top = (rng.uniform(0, r) for r in room)
+        affine = np.array([[scale_x, 0, -left], [0, scale_y, -top]])
+        if rng.random() < 0.5:
+            affine[0] = [-scale_x, 0, scale_x * (width - 1) - left]
+        return affine
+
+
+def _colour_jitter(pixels: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[np.uint8]:
+    """Gain and offset for each channel: brightness, contrast and a colour cast."""
+    gain = np.exp(rng.normal(0, 0.15) + rng.normal(0, 0.05, 3))
+    offset = rng.normal(0, 10) + rng.normal(0, 4, 3)
+    ramp = np.arange(256)[:, None] * gain + offset
+    table = np.clip(ramp, 0, 255).astype(np.uint8)
+    return np.asarray(cv2.LUT(pixels, table.reshape(1, 256, 3)), dtype=np.uint8)
+
+
+def _point_inside(mask: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[np.float32]:
+    """A pixel of the mask, (x, y), each equally likely."""
+    places = np.flatnonzero(mask)
+    y, x = divmod(int(places[rng.integers(len(places))]), mask.shape[1])
+    return np.array([x, y], np.float32)

@@ -1,0 +1,108 @@
+"""Losses, simulated prompts and the starting point, against values worked out by hand."""
+
+import math
+
+import pytest
+import torch
+
+from model.config import MODELS, SamConfig
+from model.initialise import cosine_filters, initialise
+from model.losses import FeatureContrast, dice_loss, focal_loss, mask_iou
+from model.prompts import noisy_boxes, points_in_and_around, tight_boxes
+from model.sam import Sam
+
+
+def test_losses_of_a_perfect_mask_vanish_and_of_its_inverse_do_not():
+    target = torch.zeros(1, 4, 4)
+    target[:, :2] = 1
+    certain = (2 * target - 1) * 50
+    assert focal_loss(certain, target).item() == pytest.approx(0, abs=1e-6)
+    assert dice_loss(certain, target).item() == pytest.approx(0, abs=1e-6)
+    assert focal_loss(-certain, target).item() == pytest.approx(50, rel=1e-4)
+    # Nothing overlaps: 1 − (0 + 1) / (8 + 8 + 1).
+    assert dice_loss(-certain, target).item() == pytest.approx(1 - 1 / 17, rel=1e-4)
+
+
+def test_focal_loss_of_an_undecided_pixel():
+    # Probability ½: cross-entropy ln 2, scaled by (½)².
+    assert focal_loss(torch.zeros(1, 1), torch.ones(1, 1)).item() == pytest.approx(math.log(2) / 4)
+
+
+@pytest.mark.parametrize(
+    ("predicted", "true", "expected"),
+    [
+        ([[0, 0]], [[0, 0]], 1.0),  # two empty masks agree
+        ([[1, 0]], [[0, 0]], 0.0),
+        ([[1, 1]], [[1, 0]], 0.5),
+    ],
+)
+def test_mask_iou(predicted, true, expected):
+    logits = torch.tensor([predicted], dtype=torch.float32) * 2 - 1
+    assert mask_iou(logits, torch.tensor([true], dtype=torch.float32)).item() == expected
+
+
+def test_feature_contrast_rewards_features_that_follow_the_mask():
+    target = torch.zeros(1, 1, 4, 4)
+    target[..., :2] = 1
+    follows = torch.cat([target, 1 - target], dim=1)
+    random = torch.randn(1, 2, 4, 4, generator=torch.Generator().manual_seed(0))
+    point = torch.tensor([[[0.25, 0.5]]])
+    contrast = FeatureContrast()
+    assert contrast(follows, point, target) < contrast(random, point, target)
+    assert contrast(follows, point, target) < 0.1
+
+
+def test_tight_boxes_and_the_empty_mask():
+    masks = torch.zeros(2, 6, 8, dtype=torch.uint8)
+    masks[1, 2:5, 3:7] = 1
+    assert tight_boxes(masks).tolist() == [[0, 0, 0, 0], [3, 2, 6, 4]]
+
+
+def test_noise_of_a_box_is_bounded_and_repeats():
+    masks = torch.zeros(1, 300, 300, dtype=torch.uint8)
+    masks[:, 50:250, 50:250] = 1
+    draws = torch.stack([noisy_boxes(masks, torch.Generator().manual_seed(seed)) for seed in range(300)])
+    offsets = draws - tight_boxes(masks)
+    assert offsets.abs().max() <= 20
+    assert 10 < offsets.std() < 20  # 10 % of 199 px, clamped at 20
+    assert torch.equal(draws[3], noisy_boxes(masks, torch.Generator().manual_seed(3)))
+
+
+def test_points_carry_the_label_of_the_mask_below_them():
+    masks = torch.zeros(3, 40, 50, dtype=torch.uint8)
+    masks[0, 5:9, 5:9] = 1
+    masks[1, :, 25:] = 1
+    masks[2, 39, 49] = 1
+    for seed in range(20):
+        points, labels = points_in_and_around(masks, torch.Generator().manual_seed(seed))
+        assert points.shape[:2] == labels.shape
+        assert 2 <= points.shape[1] <= 4
+        for mask, place, label in zip(masks, points, labels, strict=True):
+            assert label[0] == 1
+            assert [int(mask[int(y), int(x)]) for x, y in place] == label.tolist()
+
+
+def test_cosine_filters_are_orthogonal_and_start_with_the_mean():
+    bank = cosine_filters(16, 192).flatten(1)
+    directions = bank / bank.norm(dim=1, keepdim=True)
+    assert torch.allclose(directions @ directions.T, torch.eye(192), atol=1e-4)
+    assert bank[0].std() < 1e-6  # brightness of the whole patch
+
+
+def test_a_new_model_attends_to_the_prompts_own_place():
+    torch.manual_seed(0)
+    sam = Sam(MODELS["nano"])
+    initialise(sam)
+    positions = sam.prompt_encoder.image_positions(32)
+    attention = sam.mask_decoder.transformer.final_attn_token_to_image
+    centre = torch.tensor([[[[8 * 16 + 7.5, 20 * 16 + 7.5]]]])  # column 8, row 20
+    query = sam.prompt_encoder.sparse(centre, torch.ones(1, 1, 1), None)[0, 0, :1]
+    scores = attention.q_proj(query) @ attention.k_proj(positions).T
+    row, column = divmod(int(scores.argmax()), 32)
+    assert abs(row - 20) <= 2
+    assert abs(column - 8) <= 2
+
+
+def test_tiny_vit_cannot_be_initialised_for_training():
+    with pytest.raises(ValueError, match="tiny_vit"):
+        initialise(Sam(SamConfig(encoder="tiny_vit", img_size=128)))
