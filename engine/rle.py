@@ -80,10 +80,11 @@ def run_lengths(rle: Rle) -> npt.NDArray[np.int64]:
     counts -= (groups[last] & 16) << (5 * place[last] + 1)  # the sign
     counts[1::2] = np.cumsum(counts[1::2])
     counts[2::2] = np.cumsum(counts[2::2])
-    if counts.min() < 0 or counts.sum() != height * width:
+    pixels = height * width
+    if counts.min() < 0 or counts.max() > pixels or counts.sum() != pixels:  # a sum alone may wrap round
         raise ValueError(
-            f"runs must be ≥ 0 and add up to {height}×{width} = {height * width}, "
-            f"got a minimum of {counts.min()} and a sum of {counts.sum()}"
+            f"runs must be ≥ 0 and add up to {height}×{width} = {pixels}, "
+            f"got a minimum of {counts.min()}, a maximum of {counts.max()} and a sum of {counts.sum()}"
         )
     return counts
 

@@ -82,7 +82,13 @@ def test_masks_that_are_not_there(corpus):
         corpus.masks(rejected)
 
 
-@pytest.mark.parametrize("counts", ["", "o", "h", "ooooo", "0" * 50, "é", "\0", "11" * 5000])
+# 600 pixels of background, 2**53 of each kind, and each of these 1,023 times more: in 64 bits that adds up to 600.
+WRAPPED_ROUND = "hb0" + "PPPPPPPPPP8" * 2 + "0" * 2046
+
+
+@pytest.mark.parametrize(
+    "counts", ["", "o", "h", "ooooo", "0" * 50, "é", "\0", "11" * 5000, WRAPPED_ROUND], ids=range(9)
+)
 def test_a_damaged_code_is_an_error_and_not_a_crash(corpus, counts):
     row = next(iter(corpus))
     row["annotations"][0]["segmentation"]["counts"] = counts
