@@ -82,7 +82,7 @@ def test_masks_that_are_not_there(corpus):
         corpus.masks(rejected)
 
 
-# 600 pixels of background, 2**53 of each kind, and each of these 1,023 times more: in 64 bits that adds up to 600.
+# 600 pixels of background, then 2**53 of each kind, 1,024 times over: in 64 bits that adds up to 600.
 WRAPPED_ROUND = "hb0" + "PPPPPPPPPP8" * 2 + "0" * 2046
 
 
