@@ -220,8 +220,8 @@ def _append(out: Path, plan: Plan, new: pa.Table, shard_size: int, record: RunRe
 def _new_inputs(out: Path, plan: Plan, wanted: pa.Table, mode: Mode) -> pa.Table:
     """The wanted inputs that are not planned; CorpusError where they differ as the mode does not allow."""
     planned_ids, wanted_ids = plan.table["image_id"].to_numpy(), wanted["image_id"].to_numpy()
-    is_new = ~np.isin(wanted_ids, planned_ids)
-    is_gone = ~np.isin(planned_ids, wanted_ids)
+    is_new = ~np.isin(wanted_ids, planned_ids, assume_unique=True)
+    is_gone = ~np.isin(planned_ids, wanted_ids, assume_unique=True)
     order = np.argsort(planned_ids)
     places = order[np.searchsorted(planned_ids[order], wanted_ids[~is_new])]
     was, now = plan.table.take(pa.array(places)), wanted.filter(pa.array(~is_new))
