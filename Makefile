@@ -12,6 +12,13 @@ setup: .venv/installed
 	$(BIN)/pip install --quiet -c constraints.txt -e '.[dev]'
 	touch $@
 
+demo: setup
+	$(BIN)/python examples/sample_photos.py out/photos
+	$(BIN)/maskmill generate out/photos --out out/corpus --config configs/nano.yaml
+	$(BIN)/maskmill verify out/corpus
+	$(BIN)/maskmill gallery out/corpus --out out/gallery.html
+	@echo "Open out/gallery.html in a browser."
+
 test: setup
 	$(BIN)/python -m pytest -q
 
