@@ -168,7 +168,7 @@ def test_a_run_without_ray_does_not_load_it_and_sigterm_says_how_to_resume(photo
 
 def test_kill_9_of_the_process_group_then_the_same_command(photos, slow, tmp_path):
     out = tmp_path / "corpus"
-    arguments = words(photos, out, slow, "--workers", "2")
+    arguments = words(photos, out, slow, "--workers", "1")
     process = start(arguments)
     wait_for_a_shard(process, out)
     os.killpg(process.pid, signal.SIGKILL)
