@@ -71,37 +71,59 @@ def _fill_holes(
 ) -> tuple[npt.NDArray[np.bool_], bool]:
     height, width = image_size
     box_height, box_width = mask.mask_hw.shape
-    ring = (  # one row or column of the outside on each side where there is an outside
-        (int(mask.y0 > 0), int(mask.y0 + box_height < height)),
-        (int(mask.x0 > 0), int(mask.x0 + box_width < width)),
-    )
-    background = np.pad(~mask.mask_hw, ring, constant_values=True)
-    labels, sizes = _parts(background)
-    hole = sizes < min_area
-    outside = np.pad(np.zeros_like(mask.mask_hw), ring, constant_values=True)
-    hole[labels[outside]] = False
+    above, left = int(mask.y0 > 0), int(mask.x0 > 0)
+    below, right = int(mask.y0 + box_height < height), int(mask.x0 + box_width < width)
+    # One row or column of the outside on each side where there is an outside.
+    background = np.pad(~mask.mask_hw, ((above, below), (left, right)), constant_values=True)
+    labels, stats = _parts(background)
+    hole = stats[:, cv2.CC_STAT_AREA] < min_area
     hole[0] = False  # the mask itself
-    inside = labels[ring[0][0] : ring[0][0] + box_height, ring[1][0] : ring[1][0] + box_width]
-    return mask.mask_hw | hole[inside], bool(hole.any())
+    for side, there in (
+        (labels[0], above),
+        (labels[-1], below),
+        (labels[:, 0], left),
+        (labels[:, -1], right),
+    ):
+        if there:
+            hole[side] = False
+    if not hole.any():
+        return mask.mask_hw, False
+    _erase(background, labels, stats, np.flatnonzero(hole))
+    return ~background[above : above + box_height, left : left + box_width], True
 
 
 def _remove_islands(
     mask_hw: npt.NDArray[np.bool_], min_area: int, drop_small: bool
 ) -> tuple[npt.NDArray[np.bool_] | None, bool]:
-    labels, sizes = _parts(mask_hw)
-    stays = sizes >= min_area
-    stays[0] = False  # the background
-    if stays[1:].all():
+    labels, stats = _parts(mask_hw)
+    areas = stats[1:, cv2.CC_STAT_AREA]
+    small = areas < min_area
+    if not small.any():
         return mask_hw, False
-    if not stays.any():
+    if small.all():
         if drop_small:
             return None, True
-        stays[1 + np.argmax(sizes[1:])] = True
-    return stays[labels], True
+        small[np.argmax(areas)] = False
+    cleaned = mask_hw.copy()
+    _erase(cleaned, labels, stats, 1 + np.flatnonzero(small))
+    return cleaned, True
 
 
 def _parts(mask_hw: npt.NDArray[np.bool_]) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]]:
-    """8-connected parts: a label for each pixel (0: not in the mask) and the pixels of each label."""
+    """8-connected parts: each pixel's label (0: not in the mask) and OpenCV's statistics of each label."""
     picture = np.ascontiguousarray(mask_hw).view(np.uint8)
     _, labels, stats, _ = cv2.connectedComponentsWithStats(picture, connectivity=8)
-    return np.asarray(labels, np.int32), np.asarray(stats[:, cv2.CC_STAT_AREA], np.int32)
+    return np.asarray(labels, np.int32), np.asarray(stats, np.int32)
+
+
+def _erase(
+    mask_hw: npt.NDArray[np.bool_],
+    labels_hw: npt.NDArray[np.int32],
+    stats: npt.NDArray[np.int32],
+    parts: npt.NDArray[np.int64],
+) -> None:
+    """Take these parts out of the mask, in place; looks only at each part's own box."""
+    for part in parts:
+        x, y, width, height = stats[part, :4].tolist()
+        box = (slice(y, y + height), slice(x, x + width))
+        mask_hw[box] &= labels_hw[box] != part
