@@ -104,11 +104,10 @@ def connect(config: RunConfig, address: str | None) -> Iterator[Placement]:
     address = address or os.environ.get("RAY_ADDRESS")
     handler = signal.getsignal(signal.SIGTERM)
     try:
-        try:
-            _join(address) if address else _start(config)
-        except (OSError, ValueError, RuntimeError) as error:
-            line = " ".join(str(error).split())
-            raise UsageError(f"--ray {address}: expected a running Ray cluster's address: {line}") from None
+        if address:
+            join(address)
+        else:
+            _start(config)
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, handler)  # Ray puts its own in place
         if not address:
@@ -118,12 +117,19 @@ def connect(config: RunConfig, address: str | None) -> Iterator[Placement]:
         ray.shutdown()
 
 
-def _join(address: str) -> None:
-    """Join a running cluster; the port is tried first, since Ray itself keeps trying for a minute or more."""
+def join(address: str) -> None:
+    """Join a running cluster: `host:port`, `ray://host:port` or `auto`. Raises UsageError where none answers.
+
+    The port is tried first, since Ray itself goes on trying for a minute or more.
+    """
     host, _, port = address.rpartition("://")[2].rpartition(":")
-    if host:
-        socket.create_connection((host, int(port)), CONNECT_SECONDS).close()
-    ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+    try:
+        if host:
+            socket.create_connection((host, int(port)), CONNECT_SECONDS).close()
+        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+    except (OSError, ValueError, RuntimeError) as error:
+        line = " ".join(str(error).split())
+        raise UsageError(f"--ray {address}: expected a running Ray cluster's address: {line}") from None
 
 
 def _start(config: RunConfig) -> None:
