@@ -22,19 +22,27 @@ def focal_loss(logits: Tensor, targets: Tensor, gamma: float = 2.0) -> Tensor:
 
 
 def dice_loss(logits: Tensor, targets: Tensor) -> Tensor:
-    """1 − Dice over the last two axes (arXiv 1606.04797): …×h×w → …. Two empty masks agree: 0."""
+    """1 − Dice over the last two axes: …×h×w → …. Two empty masks agree: 0.
+
+    Sums of probabilities, not of their squares as in arXiv 1606.04797: a pixel in doubt is pushed to one side,
+    which a stable mask needs.
+    """
     probability = logits.sigmoid()
     overlap = 2 * (probability * targets).sum((-2, -1))
-    total = probability.square().sum((-2, -1)) + targets.square().sum((-2, -1))
+    total = probability.sum((-2, -1)) + targets.sum((-2, -1))
     return 1 - (overlap + 1) / (total + 1)
 
 
 def mask_iou(logits: Tensor, targets: Tensor) -> Tensor:
-    """IoU of the thresholded masks over the last two axes: …×h×w → …. Two empty masks agree: 1."""
-    predicted, true = logits > 0, targets > 0.5
-    union = (predicted | true).sum((-2, -1))
-    overlap = (predicted & true).sum((-2, -1))
-    return torch.where(union > 0, overlap / union.clamp(min=1), torch.ones_like(union, dtype=torch.float32))
+    """IoU of the thresholded masks with the targets, over the last two axes: …×h×w → ….
+
+    `targets` are shares in [0, 1]: a mask too small to fill half a pixel still counts, so that drawing nothing
+    for it is worth 0. Two empty masks agree: 1.
+    """
+    predicted = (logits > 0).float()
+    overlap = (predicted * targets).sum((-2, -1))
+    union = predicted.sum((-2, -1)) + targets.sum((-2, -1)) - overlap
+    return torch.where(union > 0, overlap / union.clamp(min=1e-6), torch.ones_like(union))
 
 
 class FeatureContrast(nn.Module):

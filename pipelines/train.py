@@ -53,6 +53,9 @@ class StageConfig(_Section):
     zoom: tuple[float, float] = Field(
         (1.0, 2.0), description="Longer side of the jittered photograph, in sides of the square: from, to."
     )
+    area_power: float = Field(
+        0.5, ge=0, le=1, description="A mask is drawn with a chance by its area to this power."
+    )
 
 
 class TrainConfig(_Section):
@@ -67,7 +70,11 @@ class TrainConfig(_Section):
     )
     learning_rate: float = Field(8e-4, gt=0, description="Peak of the schedule: linear warm-up, then cosine.")
     warmup_steps: int = Field(200, ge=1, description="Steps of linear warm-up.")
-    weight_decay: float = Field(0.05, ge=0, description="AdamW's, on matrices only.")
+    weight_decay: float = Field(0.05, ge=0, description="On matrices only.")
+    optimizer: Literal["adamw", "muon"] = Field(
+        "adamw",
+        description="muon takes the transformers' matrices and leaves the rest to AdamW (torch ≥ 2.9).",
+    )
     clip_norm: float = Field(1.0, gt=0, description="Largest norm of the gradient.")
     focal_weight: float = Field(20.0, ge=0, description="Weight of the focal loss beside dice's 1.")
     focal_warmup_steps: int = Field(0, ge=0, description="Steps over which the focal weight rises from 1.")
@@ -104,7 +111,7 @@ class Trainer:
     sam: Sam
     average: Sam
     contrast: FeatureContrast
-    optimizer: torch.optim.Optimizer
+    optimizers: tuple[torch.optim.Optimizer, ...]
     step: int = 0
 
     @classmethod
@@ -115,8 +122,7 @@ class Trainer:
         initialise(sam)
         average.load_state_dict(sam.state_dict())
         contrast = FeatureContrast().to(config.device)
-        optimizer = make_optimizer(config, sam, contrast)
-        trainer = cls(config, sam, average, contrast, optimizer)
+        trainer = cls(config, sam, average, contrast, make_optimizers(config, sam, contrast))
         if trainer.checkpoint_path.exists():
             trainer.load()
         return trainer
@@ -133,7 +139,7 @@ class Trainer:
             "sam": self.sam.state_dict(),
             "average": self.average.state_dict(),
             "contrast": self.contrast.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
+            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
         }
         temporary = self.checkpoint_path.with_suffix(".tmp")
         torch.save(state, temporary)
@@ -143,25 +149,29 @@ class Trainer:
         """Go on from the checkpoint."""
         state = torch.load(self.checkpoint_path, map_location=self.config.device, weights_only=True)
         self.step = state["step"]
-        for name in ("sam", "average", "contrast", "optimizer"):
+        for name in ("sam", "average", "contrast"):
             getattr(self, name).load_state_dict(state[name])
+        for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(saved)
         log.info("resuming at step %d from %s", self.step, self.checkpoint_path)
 
     def train_step(self, batch: Batch) -> dict[str, float]:
         """One optimiser step; returns what it measured."""
         config = self.config
         rate = config.learning_rate_at(self.step)
-        for group in self.optimizer.param_groups:
+        groups = [group for optimizer in self.optimizers for group in optimizer.param_groups]
+        for group in groups:
             group["lr"] = rate
         # Prompts and their kind depend on the step alone, so that a resumed run draws the same ones.
         generator = torch.Generator().manual_seed(config.seed * 1_000_003 + self.step)
         with torch.autocast(config.device, torch.bfloat16, enabled=config.precision == "bf16"):
             loss, measured = self.loss(batch, generator)
-        self.optimizer.zero_grad(set_to_none=True)
+        for optimizer in self.optimizers:
+            optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
-        norm = nn.utils.clip_grad_norm_(parameters, config.clip_norm)
-        self.optimizer.step()
+        norm = nn.utils.clip_grad_norm_([p for group in groups for p in group["params"]], config.clip_norm)
+        for optimizer in self.optimizers:
+            optimizer.step()
         self.step += 1
         decay = min(config.ema_decay, self.step / (self.step + 10))
         with torch.no_grad():
@@ -221,14 +231,31 @@ class Trainer:
         }
 
 
-def make_optimizer(config: TrainConfig, sam: Sam, contrast: FeatureContrast) -> torch.optim.Optimizer:
-    """AdamW; weight decay on matrices only."""
-    parameters = [*sam.parameters(), *contrast.parameters()]
+def make_optimizers(
+    config: TrainConfig, sam: Sam, contrast: FeatureContrast
+) -> tuple[torch.optim.Optimizer, ...]:
+    """AdamW for everything, or Muon for the matrices of the transformers and AdamW for the rest."""
+    rest = [*sam.parameters(), *contrast.parameters()]
+    optimizers: list[torch.optim.Optimizer] = []
+    if config.optimizer == "muon":
+        transformers = nn.ModuleList([sam.image_encoder.blocks, sam.mask_decoder.transformer])
+        matrices = [module.weight for module in transformers.modules() if isinstance(module, nn.Linear)]
+        taken = {id(matrix) for matrix in matrices}
+        rest = [parameter for parameter in rest if id(parameter) not in taken]
+        optimizers.append(
+            torch.optim.Muon(
+                matrices,
+                lr=config.learning_rate,
+                weight_decay=config.weight_decay,
+                adjust_lr_fn="match_rms_adamw",
+            )
+        )
     groups = [
-        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": config.weight_decay},
-        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
+        {"params": [p for p in rest if p.ndim >= 2], "weight_decay": config.weight_decay},
+        {"params": [p for p in rest if p.ndim < 2], "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, 0.98), fused=True)
+    optimizers.append(torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, 0.98), fused=True))
+    return tuple(optimizers)
 
 
 def train(config: TrainConfig) -> Path:
@@ -286,6 +313,7 @@ def batches(
             images_per_step=stage.images,
             masks_per_image=stage.masks,
             zoom=stage.zoom,
+            area_power=stage.area_power,
             source_weights=config.source_weights,
         )
         loader: DataLoader[Batch] = DataLoader(dataset, batch_size=None, num_workers=config.loader_workers)

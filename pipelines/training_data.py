@@ -97,6 +97,7 @@ class TrainingBatches(Dataset[Batch]):
         images_per_step: int,
         masks_per_image: int,
         zoom: tuple[float, float],
+        area_power: float,
         source_weights: Mapping[str, float],
     ) -> None:
         self.images = images
@@ -106,6 +107,7 @@ class TrainingBatches(Dataset[Batch]):
         self.images_per_step = images_per_step
         self.masks_per_image = masks_per_image
         self.zoom = zoom
+        self.area_power = area_power
         weights = np.array([source_weights.get(image.source, 1.0) for image in images])
         self.chances = weights / weights.sum()
 
@@ -122,7 +124,7 @@ class TrainingBatches(Dataset[Batch]):
     def _square(self, image: LabelledImage, rng: np.random.Generator) -> tuple[NDArray[np.generic], ...]:
         """A jittered square of the image: pixels C×S×S, valid S×S, masks P×S×S, points P×2."""
         pixels = image.pixels()
-        weights = np.sqrt(image.areas())
+        weights = image.areas() ** self.area_power
         count = min(len(weights), 2 * self.masks_per_image)
         drawn = rng.choice(len(weights), count, replace=False, p=weights / weights.sum())
         affine = self._jitter(pixels.shape[0], pixels.shape[1], rng)

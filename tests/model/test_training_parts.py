@@ -34,6 +34,8 @@ def test_focal_loss_of_an_undecided_pixel():
         ([[0, 0]], [[0, 0]], 1.0),  # two empty masks agree
         ([[1, 0]], [[0, 0]], 0.0),
         ([[1, 1]], [[1, 0]], 0.5),
+        ([[0, 0]], [[0.25, 0]], 0.0),  # smaller than half a pixel, and missed
+        ([[1, 0]], [[0.25, 0]], 0.25),
     ],
 )
 def test_mask_iou(predicted, true, expected):

@@ -87,6 +87,7 @@ def test_a_batch_depends_on_seed_and_step_alone(shapes):
         "images_per_step": 3,
         "masks_per_image": 4,
         "zoom": (0.8, 2.0),
+        "area_power": 0.5,
         "source_weights": {},
     }
     early = TrainingBatches(images, seed=1, steps=range(10), **options)
@@ -115,6 +116,7 @@ def test_resumed_training_ends_where_undisturbed_training_ends(shapes, tmp_path)
         images_per_step=stage.images,
         masks_per_image=stage.masks,
         zoom=stage.zoom,
+        area_power=stage.area_power,
         source_weights={},
     )
     trainer.train_step(batches[0])
@@ -138,6 +140,7 @@ def test_training_lowers_the_loss_and_keeps_every_prompt_kind(shapes, tmp_path):
         images_per_step=4,
         masks_per_image=2,
         zoom=(1.0, 1.0),
+        area_power=0.5,
         source_weights={},
     )[0]
     measured = [trainer.train_step(batch) for _ in range(12)]
