@@ -43,7 +43,7 @@ def nano():
     return load_sam("nano")
 
 
-def photograph(path: Path, longest: int = 640) -> np.ndarray:
+def photograph(path: Path, longest: int = 400) -> np.ndarray:
     with Image.open(path) as picture:
         picture = picture.convert("RGB")
         picture.thumbnail((longest, longest))
@@ -81,7 +81,7 @@ def check(agreement: Agreement, at_least: int) -> None:
 
 
 def test_default_options_and_clean_up_on_eight_photographs():
-    # How many masks pass the thresholds made for ViT-H is the weights' business; the next tests see to numbers.
+    # How many masks pass thresholds made for ViT-H is the weights' business; the next tests see to numbers.
     for agreement in agreements(PHOTOS, {}, (0, 100)):
         check(agreement, at_least=0)
 
