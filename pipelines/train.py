@@ -78,6 +78,7 @@ class TrainConfig(_Section):
     clip_norm: float = Field(1.0, gt=0, description="Largest norm of the gradient.")
     focal_weight: float = Field(20.0, ge=0, description="Weight of the focal loss beside dice's 1.")
     focal_warmup_steps: int = Field(0, ge=0, description="Steps over which the focal weight rises from 1.")
+    iou_weight: float = Field(1.0, ge=0, description="Weight of the predicted IoU's squared error.")
     contrast_weight: float = Field(1.0, ge=0, description="Weight of the encoder's auxiliary loss.")
     box_share: float = Field(0.15, ge=0, le=1, description="Share of steps prompted with boxes.")
     points_share: float = Field(0.15, ge=0, le=1, description="Share of steps prompted with several points.")
@@ -221,7 +222,7 @@ class Trainer:
         cells = nn.functional.avg_pool2d(masks_BPHW.float(), sam.config.patch_size)
         relative = (batch.points_BP2.to(config.device) + 0.5) / size
         contrast = self.contrast(images.embedding_BCHW, relative, cells)
-        total = mask_loss + iou_loss + config.contrast_weight * contrast
+        total = mask_loss + config.iou_weight * iou_loss + config.contrast_weight * contrast
         name = "oracle" if len(tokens) > 1 else "single"
         return total, {
             f"mask_{name}": mask_loss.item(),
