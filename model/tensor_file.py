@@ -43,12 +43,13 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
             start = file.read(9)
     except OSError as error:
         raise unreadable(path, error) from error
+    # A safetensors file opens with the length of its header, any eight bytes, which may look like the others.
+    if start[8:] == b"{":
+        return _read_safetensors(path)
     if start.startswith(b"PK\x03\x04"):
         return _tensors_of(_unpickle(path, mmap=True), path), {}
     if start.startswith(b"\x80"):  # PyTorch before 1.6
         return _tensors_of(_unpickle(path, mmap=False), path), {}
-    if start[8:] == b"{":
-        return _read_safetensors(path)
     raise CheckpointError(f"{path} {'is no checkpoint' if start else 'is empty'}: {EXPECTED}")
 
 
