@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, fields
 from typing import Literal
 
 
@@ -32,10 +33,25 @@ class SamConfig:
     iou_head_hidden_dim: int = 256
 
     def __post_init__(self) -> None:
+        """Raise ValueError for shapes that no network has; they may come from a file."""
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if field.type == "int" and (type(value) is not int or value < 1):
+                raise ValueError(f"{field.name} {value!r} is not a positive whole number")
+        if type(self.mlp_ratio) not in (int, float) or not 0 < self.mlp_ratio < math.inf:
+            raise ValueError(f"mlp_ratio {self.mlp_ratio!r} is not a positive number")
+        if self.encoder not in ("vit", "tiny_vit"):
+            raise ValueError(f"encoder {self.encoder!r} is not vit or tiny_vit")
+        indexes: object = self.global_attn_indexes
+        if not isinstance(indexes, tuple) or any(type(index) is not int or index < 0 for index in indexes):
+            raise ValueError(f"global_attn_indexes {indexes!r} does not name blocks")
         if self.img_size % self.patch_size:
             raise ValueError(f"img_size {self.img_size} is not a multiple of patch_size {self.patch_size}")
         if self.encoder == "vit" and self.embed_dim % self.num_heads:
             raise ValueError(f"embed_dim {self.embed_dim} does not divide into num_heads {self.num_heads}")
+        heads = self.decoder_num_heads
+        if self.out_chans % (2 * heads):
+            raise ValueError(f"out_chans {self.out_chans} does not divide into 2 × decoder_num_heads {heads}")
 
     @property
     def embedding_size(self) -> int:

@@ -245,6 +245,15 @@ def test_device_and_precision(tmp_path: Path, state: dict[str, Tensor]) -> None:
 # Our own files.
 
 
+def test_a_headers_length_is_not_taken_for_a_pickle(tmp_path: Path, sam: Sam) -> None:
+    path = tmp_path / "own.safetensors"
+    save_sam(sam, path, {"note": ""})
+    length = int.from_bytes(path.read_bytes()[:8], "little")
+    save_sam(sam, path, {"note": "." * ((0x80 - length) % 256)})
+    assert path.read_bytes()[0] == 0x80, "as a pickle begins"
+    assert load_sam("nano", path).config == TINY
+
+
 def test_save_and_load(tmp_path: Path, sam: Sam) -> None:
     path = tmp_path / "own.safetensors"
     save_sam(sam, path, {"steps": "100"})
@@ -290,7 +299,20 @@ def test_nano_is_never_a_tiny_vit(tmp_path: Path) -> None:
         ("[]", "makes no model"),
         ('{"depth": 2, "heads": 3}', "unknown keys heads"),
         ('{"img_size": 65}', "65 is not a multiple of patch_size 16"),
-        ('{"img_size": "64"}', "makes no model"),
+        ('{"img_size": "64"}', "makes no model: img_size '64' is not a positive whole number"),
+        ('{"img_size": 512.0}', "img_size 512.0 is not a positive whole number"),
+        ('{"patch_size": 0}', "patch_size 0 is not a positive whole number"),
+        ('{"num_heads": 0}', "num_heads 0 is not a positive whole number"),
+        ('{"embed_dim": -12}', "embed_dim -12 is not a positive whole number"),
+        ('{"depth": true}', "depth True is not a positive whole number"),
+        ('{"mlp_ratio": NaN}', "mlp_ratio nan is not a positive number"),
+        ('{"global_attn_indexes": [1, -1]}', r"global_attn_indexes \(1, -1\) does not name blocks"),
+        ('{"global_attn_indexes": 5}', "global_attn_indexes 5 does not name blocks"),
+        ('{"encoder": "resnet"}', "encoder 'resnet' is not vit or tiny_vit"),
+        (
+            '{"out_chans": 24, "decoder_num_heads": 5}',
+            "out_chans 24 does not divide into 2 × decoder_num_heads 5",
+        ),
     ],
 )
 def test_a_file_whose_config_makes_no_model(
