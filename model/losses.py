@@ -24,8 +24,8 @@ def focal_loss(logits: Tensor, targets: Tensor, gamma: float = 2.0) -> Tensor:
 def dice_loss(logits: Tensor, targets: Tensor) -> Tensor:
     """1 − Dice over the last two axes: …×h×w → …. Two empty masks agree: 0.
 
-    Sums of probabilities, not of their squares as in arXiv 1606.04797: a pixel in doubt is pushed to one side,
-    which a stable mask needs.
+    Sums of probabilities, not of their squares as in arXiv 1606.04797: a pixel in doubt is pushed to one
+    side, which a stable mask needs.
     """
     probability = logits.sigmoid()
     overlap = 2 * (probability * targets).sum((-2, -1))
@@ -36,8 +36,8 @@ def dice_loss(logits: Tensor, targets: Tensor) -> Tensor:
 def mask_iou(logits: Tensor, targets: Tensor) -> Tensor:
     """IoU of the thresholded masks with the targets, over the last two axes: …×h×w → ….
 
-    `targets` are shares in [0, 1]: a mask too small to fill half a pixel still counts, so that drawing nothing
-    for it is worth 0. Two empty masks agree: 1.
+    `targets` are shares in [0, 1]: a mask too small to fill half a pixel still counts, so that drawing
+    nothing for it is worth 0. Two empty masks agree: 1.
     """
     predicted = (logits > 0).float()
     overlap = (predicted * targets).sum((-2, -1))
