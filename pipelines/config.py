@@ -30,11 +30,13 @@ Settings = TypeVar("Settings", bound=BaseModel)
 IMAGE_EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif")
 
 
-class _Section(BaseModel):
+class Section(BaseModel):
+    """What every part of a configuration is: frozen, finite numbers only, unknown keys refused."""
+
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
-class ModelConfig(_Section):
+class ModelConfig(Section):
     """Which network, which weights, where and how precisely."""
 
     name: Literal["nano", "vit_b", "vit_l", "vit_h", "vit_t"] = Field(
@@ -47,7 +49,7 @@ class ModelConfig(_Section):
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto takes a GPU where there is one.")
 
 
-class InputConfig(_Section):
+class InputConfig(Section):
     """What counts as a photograph."""
 
     max_pixels: int = Field(
@@ -60,7 +62,7 @@ class InputConfig(_Section):
     )
 
 
-class ClusterConfig(_Section):
+class ClusterConfig(Section):
     """How the work is placed and watched; decides no row."""
 
     gpus_per_worker: float | None = Field(
@@ -82,7 +84,7 @@ class ClusterConfig(_Section):
     )
 
 
-class RunConfig(_Section):
+class RunConfig(Section):
     """Everything `maskmill generate` can be told."""
 
     model: ModelConfig = ModelConfig()

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from torch.utils.tensorboard import SummaryWriter
@@ -33,17 +33,14 @@ from model.initialise import initialise
 from model.losses import FeatureContrast, dice_loss, focal_loss, mask_iou
 from model.prompts import noisy_boxes, points_in_and_around
 from model.sam import Sam
+from pipelines.config import Section
 from pipelines.evaluate import evaluate
 from pipelines.training_data import Batch, LabelledImage, TrainingBatches, read_labelled
 
 log = logging.getLogger("maskmill.train")
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class StageConfig(_Section):
+class StageConfig(Section):
     """One part of the schedule."""
 
     steps: int = Field(ge=1, description="Optimiser steps.")
@@ -58,7 +55,7 @@ class StageConfig(_Section):
     )
 
 
-class TrainConfig(_Section):
+class TrainConfig(Section):
     """Everything `maskmill train` can be told."""
 
     data: Path = Field(description="Folder of labelled images.")

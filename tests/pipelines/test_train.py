@@ -192,6 +192,10 @@ def test_evaluate_command_prints_json_last(shapes, tiny_weights, capsys):
         (["train"], "--config"),
         (["train", "--config", "train_nano", "--set", "data=nowhere"], "nowhere"),
         (["train", "--config", "train_nano", "--set", "learning_rte=1"], "learning_rate"),
+        (
+            ["train", "--config", "train_nano", "--set", "learning_rate=.inf"],
+            "learning_rate: should be a finite",
+        ),
     ],
 )
 def test_wrong_use_is_one_line_and_exit_code_2(arguments, expected, capsys, tmp_path, monkeypatch):
