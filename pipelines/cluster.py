@@ -35,6 +35,7 @@ import ray
 from ray.exceptions import RayError, RayTaskError
 
 from pipelines.errors import IncompleteRun, MaskmillError, UsageError
+from pipelines.placement import Node, Placement, how_many_fit, place
 from pipelines.suspects import Suspect
 from pipelines.worker import (
     Job,
@@ -61,45 +62,16 @@ CONNECT_SECONDS = 10.0
 OBJECT_STORE_BYTES = 100 * 2**20  # nothing but descriptions and receipts passes through it
 
 
-@dataclass(frozen=True, slots=True)
-class Placement:
-    """How many workers, and what each reserves."""
-
-    workers: int
-    threads: int
-    gpus: float
-
-
-def place(config: RunConfig, cpus: float, gpus: float) -> Placement:
-    """Fill in what the configuration leaves open from what the cluster has.
-
-    Without a GPU, one worker for every two CPUs; with GPUs, as many as they hold. A GPU that is asked for by
-    `model.device` is reserved even where none is there yet: the autoscaler may add it.
-    """
-    share = config.cluster.gpus_per_worker
-    if config.model.device == "cpu":
-        share = 0.0
-    elif share is None:
-        share = 1.0 if gpus or config.model.device == "cuda" else 0.0
-    if share > 1 and share != int(share):
-        raise UsageError(
-            f"cluster.gpus_per_worker: expected a fraction of one GPU or a whole number, got {share}"
-        )
-    workers = config.workers or max(1, int(gpus / share if share else cpus / 2))
-    threads = config.threads_per_worker or max(1, int(cpus / workers))
-    return Placement(workers, threads, share)
-
-
 @contextmanager
 def connect(config: RunConfig, address: str | None) -> Iterator[Placement]:
     """A Ray to run on: the cluster at `address` (or `auto`, or RAY_ADDRESS), else one started here and ended
     after.
 
     A Ray that this process has joined already is used, and left as it is. Raises UsageError where no
-    cluster answers.
+    cluster answers, and where a Ray started here has no room for a worker.
     """
     if ray.is_initialized():
-        yield _placement(config)
+        yield _placement(config, grows=True)
         return
     address = address or os.environ.get("RAY_ADDRESS")
     handler = signal.getsignal(signal.SIGTERM)
@@ -110,9 +82,7 @@ def connect(config: RunConfig, address: str | None) -> Iterator[Placement]:
             _start(config)
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, handler)  # Ray puts its own in place
-        if not address:
-            _refuse_missing_gpus(config)
-        yield _placement(config)
+        yield _placement(config, grows=bool(address))
     finally:
         ray.shutdown()
 
@@ -136,11 +106,9 @@ def _start(config: RunConfig) -> None:
     """Start a Ray of our own, with the CPUs the workers ask for, whether or not the machine has as many."""
     os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # else a token file appears in the home folder
     cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    if config.workers:
-        cpus = max(cpus, config.workers * (config.threads_per_worker or 1))
     ray.init(
         address="local",
-        num_cpus=cpus,
+        num_cpus=max(cpus, (config.workers or 1) * (config.threads_per_worker or 1)),
         include_dashboard=False,
         object_store_memory=OBJECT_STORE_BYTES,
         log_to_driver=False,
@@ -148,24 +116,30 @@ def _start(config: RunConfig) -> None:
     )
 
 
-def _refuse_missing_gpus(config: RunConfig) -> None:
-    """Say so, rather than wait forever, where one machine is asked for GPUs that it does not have."""
-    placement = _placement(config)
-    wanted = placement.workers * placement.gpus
-    gpus = _resources().get("GPU", 0.0)
-    if wanted > gpus:
+def _placement(config: RunConfig, *, grows: bool) -> Placement:
+    """Place the workers on the nodes that are alive; UsageError where one machine has too few GPUs."""
+    nodes = live_nodes()
+    placement = place(config, nodes, grows=grows)
+    room = how_many_fit(nodes, placement.threads, placement.gpus)
+    if not grows and placement.gpus and placement.workers > room:
         raise UsageError(
-            f"expected workers for the {gpus:g} GPU(s) that are here, got {wanted:g} GPU(s) asked for"
+            f"expected workers for the {sum(node.gpus for node in nodes):g} GPU(s) that are here, "
+            f"got {placement.workers * placement.gpus:g} GPU(s) asked for"
         )
+    if not room:
+        log.warning(
+            "no node has room for a worker of %d CPU(s) and %g GPU(s) yet; waiting for one to join",
+            placement.threads,
+            placement.gpus,
+        )
+    return placement
 
 
-def _resources() -> dict[str, float]:
-    return dict(ray.cluster_resources())  # type: ignore[no-untyped-call]
-
-
-def _placement(config: RunConfig) -> Placement:
-    resources = _resources()
-    return place(config, resources.get("CPU", 1.0), resources.get("GPU", 0.0))
+def live_nodes() -> list[Node]:
+    """What each node that is alive has, whether or not it is in use."""
+    nodes = ray.nodes()  # type: ignore[no-untyped-call]
+    resources = [node["Resources"] for node in nodes if node["Alive"]]
+    return [Node(held.get("CPU", 0.0), held.get("GPU", 0.0)) for held in resources]
 
 
 class _OneAtATime:

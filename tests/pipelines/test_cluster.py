@@ -8,6 +8,7 @@ import pytest
 
 from pipelines.config import load_config
 from pipelines.errors import ConfigError, IncompleteRun, UsageError
+from pipelines.placement import Node, Placement, place
 from pipelines.plan import PlannedImage
 from pipelines.schema import image_id
 from pipelines.shards import committed_shards, shard_path
@@ -15,38 +16,61 @@ from pipelines.worker import Job, ShardReceipt, ShardTask
 
 
 @pytest.mark.parametrize(
-    ("overrides", "cpus", "gpus", "expected"),
+    ("overrides", "nodes", "expected"),
     [
-        ([], 2, 0, (1, 2, 0.0)),
-        ([], 1, 0, (1, 1, 0.0)),
-        ([], 16, 0, (8, 2, 0.0)),
-        (["workers=2"], 2, 0, (2, 1, 0.0)),
-        (["workers=3"], 2, 0, (3, 1, 0.0)),
-        (["threads_per_worker=3"], 8, 0, (4, 3, 0.0)),
-        ([], 16, 2, (2, 8, 1.0)),
-        (["cluster.gpus_per_worker=0.5"], 16, 2, (4, 4, 0.5)),
-        (["model.device=cpu"], 16, 2, (8, 2, 0.0)),
-        (["cluster.gpus_per_worker=0"], 16, 2, (8, 2, 0.0)),
-        (
-            ["model.device=cuda", "workers=4"],
-            0,
-            0,
-            (4, 1, 1.0),
-        ),  # a head without GPUs: the autoscaler adds them
+        (["threads_per_worker=8"], [(2, 0)], "expected a node with 8 CPU"),
+        (["model.device=cuda"], [(8, 0)], "expected a node with 1 CPU.* and 1 GPU"),
+        (["cluster.gpus_per_worker=2"], [(8, 1), (8, 1)], "and 2 GPU"),  # two, but not on one node
+        (["threads_per_worker=16"], [(64, 0), (8, 1)], "expected a node with 16 CPU.* and 1 GPU"),
+        ([], [(0, 0)], "expected a node with 1 CPU"),
+        (["cluster.gpus_per_worker=1.5"], [(8, 4)], "gpus_per_worker: expected a fraction"),
     ],
 )
-def test_placement_fills_in_what_is_left_open(overrides, cpus, gpus, expected):
-    from pipelines.cluster import place
+def test_a_worker_that_fits_on_no_node_is_refused_where_none_will_be_added(overrides, nodes, expected):
+    with pytest.raises(UsageError, match=expected):
+        place(load_config(None, overrides), [Node(*node) for node in nodes], grows=False)
 
-    placement = place(load_config(None, overrides), cpus, gpus)
+
+@pytest.mark.parametrize(
+    ("overrides", "nodes", "expected"),
+    [
+        ([], [(2, 0)], (1, 2, 0.0)),
+        ([], [(1, 0)], (1, 1, 0.0)),
+        ([], [(16, 0)], (8, 2, 0.0)),
+        (["workers=2"], [(2, 0)], (2, 1, 0.0)),
+        (["workers=3"], [(2, 0)], (3, 1, 0.0)),
+        (["threads_per_worker=3"], [(8, 0)], (2, 3, 0.0)),
+        (["threads_per_worker=8"], [(8, 0)], (1, 8, 0.0)),  # what is started here for it on two CPUs
+        ([], [(16, 2)], (2, 8, 1.0)),
+        (["cluster.gpus_per_worker=0.5"], [(16, 2)], (4, 4, 0.5)),
+        (["model.device=cpu"], [(16, 2)], (8, 2, 0.0)),
+        (["cluster.gpus_per_worker=0"], [(16, 2)], (8, 2, 0.0)),
+        # More than one node: no worker may need what none of them has alone.
+        ([], [(8, 0), (8, 1)], (1, 8, 1.0)),
+        ([], [(8, 1), (8, 1), (64, 0)], (2, 8, 1.0)),
+        (["workers=1"], [(4, 0), (4, 0)], (1, 4, 0.0)),
+        (["workers=2"], [(6, 0), (2, 0)], (2, 3, 0.0)),
+        ([], [(3, 0), (3, 0)], (2, 3, 0.0)),
+        # The autoscaler adds nodes: the head has nothing, or one of eight is there already.
+        (["model.device=cuda", "workers=4"], [(0, 0)], (4, 1, 1.0)),
+        (["workers=8"], [(0, 0), (8, 1)], (8, 8, 1.0)),
+    ],
+)
+def test_placement_fills_in_what_is_left_open(overrides, nodes, expected):
+    placement = place(load_config(None, overrides), [Node(*node) for node in nodes])
     assert (placement.workers, placement.threads, placement.gpus) == expected
 
 
-def test_one_and_a_half_gpus_are_refused():
-    from pipelines.cluster import place
+def test_a_ray_of_our_own_has_the_cpus_that_one_worker_asks_for(monkeypatch):
+    from pipelines import cluster
 
-    with pytest.raises(UsageError, match="gpus_per_worker"):
-        place(load_config(None, ["cluster.gpus_per_worker=1.5"]), 8, 4)
+    asked = {}
+    monkeypatch.setattr(cluster.ray, "init", lambda **options: asked.update(options))
+    monkeypatch.setattr(cluster.os, "sched_getaffinity", lambda _process: {0, 1}, raising=False)
+    cluster._start(load_config(None, ["threads_per_worker=8"]))
+    assert asked["num_cpus"] == 8
+    cluster._start(load_config(None, ["threads_per_worker=1"]))
+    assert asked["num_cpus"] == 2
 
 
 @pytest.mark.parametrize(
@@ -76,7 +100,7 @@ def tasks_of(photos, shards):
 
 
 def dispatch(job, tasks, worker=None, workers=2):
-    from pipelines.cluster import Dispatcher, Placement, ShardWorker
+    from pipelines.cluster import Dispatcher, ShardWorker
 
     dispatcher = Dispatcher(
         job, range(len(tasks)), tasks.__getitem__, Placement(workers, 1, 0.0), worker or ShardWorker

@@ -1,0 +1,73 @@
+"""How many workers a run has, and what each reserves, so that every one of them fits on some node.
+
+A worker lives on one node: what counts is never the cluster's sum but how many workers of a size its nodes
+hold. Workers that fit nowhere yet are left to an autoscaler to make room for; they take no CPU from the rest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from pipelines.config import RunConfig
+from pipelines.errors import UsageError
+
+CPUS_PER_WORKER = 2  # where there is no GPU and nothing else was asked for
+
+
+class Node(NamedTuple):
+    """What a live node has."""
+
+    cpus: float
+    gpus: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """How many workers, and what each reserves."""
+
+    workers: int
+    threads: int
+    gpus: float
+
+
+def place(config: RunConfig, nodes: Sequence[Node], *, grows: bool = True) -> Placement:
+    """Fill in what the configuration leaves open from what the nodes have.
+
+    Without a GPU, one worker for every two CPUs of a node; with GPUs, as many as they hold; each with as many
+    threads as leave room for all. A GPU that is asked for by `model.device` is reserved even where none is
+    there yet: where the cluster `grows`, it may be added. Raises UsageError where no node holds a worker and
+    none will be added.
+    """
+    share = _gpu_share(config, nodes)
+    asked = config.threads_per_worker
+    room = asked or (1 if share else CPUS_PER_WORKER)
+    workers = config.workers or max(1, how_many_fit(nodes, room, share))
+    here = min(workers, how_many_fit(nodes, 1, share))  # the others come with nodes of their own
+    most = max((int(node.cpus) for node in nodes if node.gpus >= share), default=1)
+    fitting = (threads for threads in range(most, 1, -1) if how_many_fit(nodes, threads, share) >= here)
+    placement = Placement(workers, asked or next(fitting, 1), share)
+    if not grows and not how_many_fit(nodes, placement.threads, share):
+        gpus = f" and {share:g} GPU(s)" if share else ""
+        raise UsageError(f"expected a node with {placement.threads} CPU(s){gpus} for a worker, there is none")
+    return placement
+
+
+def how_many_fit(nodes: Sequence[Node], threads: int, gpus: float) -> int:
+    """Workers of this size that the nodes hold together."""
+    by_gpus = [int(node.gpus / gpus + 1e-6) if gpus else node.cpus for node in nodes]
+    return sum(int(min(node.cpus // threads, most)) for node, most in zip(nodes, by_gpus, strict=True))
+
+
+def _gpu_share(config: RunConfig, nodes: Sequence[Node]) -> float:
+    if config.model.device == "cpu":
+        return 0.0
+    share = config.cluster.gpus_per_worker
+    if share is None:
+        return 1.0 if config.model.device == "cuda" or any(node.gpus for node in nodes) else 0.0
+    if share > 1 and share != int(share):
+        raise UsageError(
+            f"cluster.gpus_per_worker: expected a fraction of one GPU or a whole number, got {share}"
+        )
+    return share
