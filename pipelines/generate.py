@@ -30,6 +30,7 @@ from pipelines.worker import (
     Tally,
     make_generator,
     run_shard,
+    weights_sha256,
 )
 
 
@@ -42,6 +43,7 @@ def generate(
     UsageError and CorpusError before any work, IncompleteRun after all that could be done.
     """
     console = Console(soft_wrap=True)
+    out, config = out.absolute(), _with_absolute_checkpoint(config)
     items = list_inputs(inputs, config.input.extensions)
     run = open_run(out, items, _record(config), config.shard_size, mode)
     todo = run.todo()
@@ -72,7 +74,7 @@ def _work(
     run: Run, todo: Sequence[int], images: int, config: RunConfig, ray: str | None
 ) -> tuple[Tally, list[ShardFailure]]:
     """Run the shards, showing progress; what was done, and what failed."""
-    job = Job(run.out, config, run.record.digest, config.threads_per_worker)
+    job = Job(run.out, config, run.record.digest, config.threads_per_worker, run.record.weights_sha256)
     done = Tally()
     failures: list[ShardFailure] = []
 
@@ -111,14 +113,21 @@ def _images_in(run: Run, shards: Sequence[int]) -> int:
     return int(np.isin(run.plan.table["shard"].to_numpy(), shards).sum())
 
 
+def _with_absolute_checkpoint(config: RunConfig) -> RunConfig:
+    """The configuration for workers that were started in other folders than this process."""
+    if config.model.checkpoint is None:
+        return config
+    path = str(Path(config.model.checkpoint).expanduser().absolute())
+    model = config.model.model_copy(update={"checkpoint": path})
+    return config.model_copy(update={"model": model})
+
+
 def _record(config: RunConfig) -> manifest.RunRecord:
     """What decides the rows of this run; CheckpointError where there are no such weights."""
-    from model.checkpoint import checkpoint_sha256, find_checkpoint  # loads torch
-
     return manifest.RunRecord(
         config=config.model_dump(mode="json"),
         config_digest=digest(config),
         model_name=config.model.name,
-        weights_sha256=checkpoint_sha256(find_checkpoint(config.model.name, config.model.checkpoint)),
+        weights_sha256=weights_sha256(config.model),
         software=manifest.software_versions(),
     )

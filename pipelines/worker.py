@@ -13,8 +13,10 @@ anything else is a bug and travels up with its traceback.
 from __future__ import annotations
 
 import copy
+import functools
 import itertools
 import logging
+import socket
 import time
 from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -25,7 +27,7 @@ from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from engine.records import GeneratedMasks
 from model.zoo import CheckpointError
-from pipelines.config import RunConfig
+from pipelines.config import ModelConfig, RunConfig
 from pipelines.decode import DecodedImage, decode_image, read_input
 from pipelines.errors import ConfigError, InputRejected, UsageError
 from pipelines.plan import PlannedImage
@@ -99,6 +101,7 @@ class Job:
     config: RunConfig
     run_digest: str
     threads: int | None = None  # of the CPU; None leaves torch its own choice
+    weights_sha256: str | None = None  # of the run's weights, where a worker's are to be held against them
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,7 +142,10 @@ OnProgress = Callable[[Sequence[Tally], int], None]
 
 
 def make_generator(job: Job) -> MaskGenerator:
-    """Load the network and set the thread count of this process. Raises UsageError."""
+    """Load the network and set the thread count of this process.
+
+    Raises UsageError where there are no such weights here, or other ones than the run's.
+    """
     import torch
 
     from engine import MaskGenerator
@@ -150,10 +156,31 @@ def make_generator(job: Job) -> MaskGenerator:
     chosen = job.config.model
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[chosen.precision]
     try:
+        if job.weights_sha256 not in (None, here := weights_sha256(chosen)):
+            raise UsageError(
+                f"{socket.gethostname()}: expected the run's weights of {chosen.name}, with sha256 "
+                f"{job.weights_sha256}, got others there, with sha256 {here}"
+            )
         sam = load_sam(chosen.name, chosen.checkpoint, device=resolve_device(chosen.device), dtype=dtype)
     except CheckpointError as error:
         raise UsageError(str(error)) from None
     return MaskGenerator(sam, job.config.generator)
+
+
+def weights_sha256(model: ModelConfig) -> str:
+    """The SHA-256, in hex, of the file that this process would load; CheckpointError where there is none."""
+    from model.checkpoint import find_checkpoint  # loads torch
+
+    path = find_checkpoint(model.name, model.checkpoint)
+    changed = path.stat().st_mtime_ns if path.is_file() else 0
+    return _sha256_of(path, changed)
+
+
+@functools.cache
+def _sha256_of(path: Path, _changed: int) -> str:
+    from model.checkpoint import checkpoint_sha256
+
+    return checkpoint_sha256(path)  # gigabytes: once a process, not again when they are loaded
 
 
 def resolve_device(device: str) -> str:

@@ -1,6 +1,7 @@
 """The run, end to end and seen through what it leaves: wrong use first, then resuming, then the kill."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -106,6 +107,52 @@ def test_ray_and_this_process_make_equal_rows(corpus, photos, tiny_settings, tmp
     assert "\x1b" not in shown.out + shown.err, "not a terminal: no escape codes"
 
 
+HEAD = """
+import sys
+from ray.cluster_utils import Cluster
+options = {"num_cpus": 2, "object_store_memory": 100 * 2**20, "include_dashboard": False}
+cluster = Cluster(initialize_head=True, head_node_args=options)
+print(cluster.address, flush=True)
+sys.stdin.read()
+cluster.shutdown()
+"""
+
+
+@pytest.fixture
+def cluster_elsewhere(tmp_path):
+    """The address of a Ray that another process started in another folder."""
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "RAY_AUTH_MODE": "disabled"}
+    with subprocess.Popen(
+        [sys.executable, "-c", HEAD],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=elsewhere,
+        env=env,
+    ) as head:
+        yield next(line.strip() for line in head.stdout if re.match(r"[\d.]+:\d+$", line))
+        assert head.poll() is None, "a cluster that was there before the run is there after it"
+        head.stdin.close()
+
+
+def test_a_running_cluster_is_used_by_its_address_with_paths_relative_to_this_folder(
+    corpus, photos, tiny_weights, tiny_settings, tmp_path, cluster_elsewhere
+):
+    here = tmp_path / "here"
+    here.mkdir()
+    (here / "tiny.safetensors").write_bytes(tiny_weights.read_bytes())
+    settings = [*tiny_settings, "model.checkpoint=tiny.safetensors"]
+    typed = words(os.path.relpath(photos, here), "corpus", settings, "--ray", cluster_elsewhere)
+    done = start(typed, cwd=here, RAY_AUTH_MODE="disabled")
+    said, errors = done.communicate(timeout=120)
+    assert done.returncode == 0, errors
+    assert "12 images in" in said
+    assert rows_of(here / "corpus") == rows_of(corpus)
+    assert list((tmp_path / "elsewhere").iterdir()) == []
+
+
 def test_a_shard_that_fails_is_left_undone_and_the_others_are_not(photos, tiny_settings, tmp_path, capsys):
     collection, out = tmp_path / "photos", tmp_path / "corpus"
     for name in ("a", "b"):
@@ -127,7 +174,7 @@ def test_a_shard_that_fails_is_left_undone_and_the_others_are_not(photos, tiny_s
     assert main(["verify", str(out)]) == 0
 
 
-def start(arguments):
+def start(arguments, cwd=None, **environment):
     """The command in a process group of its own, as from a shell."""
     return subprocess.Popen(
         [sys.executable, "-m", "pipelines.cli", *arguments],
@@ -135,7 +182,8 @@ def start(arguments):
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        cwd=cwd,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), **environment},
     )
 
 

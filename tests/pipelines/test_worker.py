@@ -1,7 +1,9 @@
 """`run_shard`: what is a rejected row, tried again, given up, a bug; then the rows that it makes."""
 
+import hashlib
 import json
 import shutil
+from dataclasses import replace
 
 import pyarrow.parquet as pq
 import pytest
@@ -258,6 +260,18 @@ def test_tallies_add_up():
 def test_weights_that_are_not_there_are_wrong_use(tmp_path):
     with pytest.raises(UsageError, match=r"gone\.pth"):
         make_generator(Job(tmp_path, load_config(None, [f"model.checkpoint={tmp_path}/gone.pth"]), ""))
+
+
+def test_other_weights_than_the_runs_are_wrong_use(job, tiny_weights, tmp_path, tiny_settings):
+    wanted = hashlib.sha256(tiny_weights.read_bytes()).hexdigest()
+    make_generator(replace(job, weights_sha256=wanted))
+    other = tmp_path / "other.safetensors"
+    other.write_bytes(tiny_weights.read_bytes())
+    config = load_config(None, [*tiny_settings, f"model.checkpoint={other}"])
+    make_generator(replace(job, config=config, weights_sha256=wanted))
+    other.write_bytes(tiny_weights.read_bytes()[:-1] + b"\x7f")
+    with pytest.raises(UsageError, match=f"expected the run's weights of nano, with sha256 {wanted}, got "):
+        make_generator(replace(job, config=config, weights_sha256=wanted))
 
 
 def test_a_gpu_that_is_not_there_is_wrong_use(monkeypatch):
