@@ -45,6 +45,15 @@ def mask_iou(logits: Tensor, targets: Tensor) -> Tensor:
     return torch.where(union > 0, overlap / union.clamp(min=1e-6), torch.ones_like(union))
 
 
+def best_iou(logits_BKHW: Tensor, targets_BPHW: Tensor) -> Tensor:
+    """IoU of each thresholded mask with the best of its image's P targets, shares in [0, 1]: B×K."""
+    predicted_BKL = (logits_BKHW > 0).float().flatten(2)
+    targets_BPL = targets_BPHW.flatten(2)
+    overlap_BKP = predicted_BKL @ targets_BPL.transpose(1, 2)
+    union_BKP = predicted_BKL.sum(2)[:, :, None] + targets_BPL.sum(2)[:, None] - overlap_BKP
+    return (overlap_BKP / union_BKP.clamp(min=1e-6)).amax(2)
+
+
 class FeatureContrast(nn.Module):
     """Auxiliary loss: the encoder's features alone must tell a mask's cells from the rest.
 

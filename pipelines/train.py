@@ -30,7 +30,7 @@ from torch.utils.tensorboard import SummaryWriter
 from model.checkpoint import save_sam
 from model.config import MODELS
 from model.initialise import initialise
-from model.losses import FeatureContrast, dice_loss, focal_loss, mask_iou
+from model.losses import FeatureContrast, best_iou, dice_loss, focal_loss, mask_iou
 from model.prompts import noisy_boxes, points_in_and_around
 from model.sam import Sam
 from pipelines.config import Section
@@ -50,6 +50,7 @@ class StageConfig(Section):
     zoom: tuple[float, float] = Field(
         (1.0, 2.0), description="Longer side of the jittered photograph, in sides of the square: from, to."
     )
+    train_encoder: bool = Field(True, description="False trains the decoder only, on the encoder's output.")
     area_power: float = Field(
         0.5, ge=0, le=1, description="A mask is drawn with a chance by its area to this power."
     )
@@ -75,6 +76,10 @@ class TrainConfig(Section):
     clip_norm: float = Field(1.0, gt=0, description="Largest norm of the gradient.")
     focal_weight: float = Field(20.0, ge=0, description="Weight of the focal loss beside dice's 1.")
     focal_warmup_steps: int = Field(0, ge=0, description="Steps over which the focal weight rises from 1.")
+    iou_target: Literal["prompt", "image"] = Field(
+        "prompt",
+        description="image: predicted IoU means that with the best of the image's masks in the batch.",
+    )
     iou_weight: float = Field(1.0, ge=0, description="Weight of the predicted IoU's squared error.")
     contrast_weight: float = Field(1.0, ge=0, description="Weight of the encoder's auxiliary loss.")
     box_share: float = Field(0.15, ge=0, le=1, description="Share of steps prompted with boxes.")
@@ -153,7 +158,7 @@ class Trainer:
             optimizer.load_state_dict(saved)
         log.info("resuming at step %d from %s", self.step, self.checkpoint_path)
 
-    def train_step(self, batch: Batch) -> dict[str, float]:
+    def train_step(self, batch: Batch, stage: StageConfig) -> dict[str, float]:
         """One optimiser step; returns what it measured."""
         config = self.config
         rate = config.learning_rate_at(self.step)
@@ -163,7 +168,7 @@ class Trainer:
         # Prompts and their kind depend on the step alone, so that a resumed run draws the same ones.
         generator = torch.Generator().manual_seed(config.seed * 1_000_003 + self.step)
         with torch.autocast(config.device, torch.bfloat16, enabled=config.precision == "bf16"):
-            loss, measured = self.loss(batch, generator)
+            loss, measured = self.loss(batch, stage, generator)
         for optimizer in self.optimizers:
             optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -176,12 +181,15 @@ class Trainer:
             torch._foreach_lerp_([*self.average.parameters()], [*self.sam.parameters()], 1 - decay)
         return measured | {"loss": loss.item(), "gradient_norm": norm.item(), "learning_rate": rate}
 
-    def loss(self, batch: Batch, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
+    def loss(
+        self, batch: Batch, stage: StageConfig, generator: torch.Generator
+    ) -> tuple[Tensor, dict[str, float]]:
         """What one batch costs: masks, predicted IoU, and the encoder's auxiliary loss."""
         sam, config = self.sam, self.config
         size = batch.pixels_BCHW.shape[-1]
         masks_BPHW = batch.masks_BPHW.to(config.device)
         pixels = sam.normalise(batch.pixels_BCHW) * batch.valid_BHW[:, None].to(config.device)
+        sam.image_encoder.requires_grad_(stage.train_encoder)
         images = sam.encode_padded(pixels)
 
         kind = torch.rand((), generator=generator).item()
@@ -212,8 +220,12 @@ class Trainer:
         if self.step < config.focal_warmup_steps:
             weight = 1 + (weight - 1) * self.step / config.focal_warmup_steps
         mask_losses = weight * focal_loss(logits, targets) + dice_loss(logits, targets)
-        iou = mask_iou(logits.detach(), targets)
-        iou_loss = (decoded.iou_BPM.flatten(0, 1)[:, tokens].float() - iou).square().mean()
+        iou = iou_target = mask_iou(logits.detach(), targets)
+        if config.iou_target == "image":
+            per_image = (masks_BPHW.shape[0], -1)
+            drawn_BKHW = logits.detach().flatten(0, 1).unflatten(0, per_image)
+            iou_target = best_iou(drawn_BKHW, shares[:, 0].unflatten(0, per_image)).reshape(iou.shape)
+        iou_loss = (decoded.iou_BPM.flatten(0, 1)[:, tokens].float() - iou_target).square().mean()
         mask_loss = mask_losses.min(1).values.mean()
 
         cells = nn.functional.avg_pool2d(masks_BPHW.float(), sam.config.patch_size)
@@ -274,7 +286,7 @@ def train(config: TrainConfig) -> Path:
     with SummaryWriter(str(config.out / "tensorboard"), purge_step=trainer.step) as writer:
         for batch, stage in batches(config, training, trainer.step):
             started = time.monotonic()
-            measured = trainer.train_step(batch)
+            measured = trainer.train_step(batch, stage)
             measured["step_seconds"] = time.monotonic() - started
             for name, value in measured.items():
                 writer.add_scalar(f"train/{name}", value, trainer.step)

@@ -7,7 +7,7 @@ import torch
 
 from model.config import MODELS, SamConfig
 from model.initialise import cosine_filters, initialise
-from model.losses import FeatureContrast, dice_loss, focal_loss, mask_iou
+from model.losses import FeatureContrast, best_iou, dice_loss, focal_loss, mask_iou
 from model.prompts import noisy_boxes, points_in_and_around, tight_boxes
 from model.sam import Sam
 
@@ -41,6 +41,13 @@ def test_focal_loss_of_an_undecided_pixel():
 def test_mask_iou(predicted, true, expected):
     logits = torch.tensor([predicted], dtype=torch.float32) * 2 - 1
     assert mask_iou(logits, torch.tensor([true], dtype=torch.float32)).item() == expected
+
+
+def test_best_iou_takes_the_best_of_the_images_own_targets():
+    left, right = torch.tensor([[1.0, 1.0, 0.0, 0.0]]), torch.tensor([[0.0, 0.0, 0.0, 1.0]])
+    targets = torch.stack([torch.stack([left, right]), torch.stack([right, right])])  # 2 images × 2 targets
+    drawn = (2 * torch.stack([left, left]) - 1)[:, None]  # the left half, in both images
+    assert best_iou(drawn, targets).tolist() == [[1.0], [0.0]]
 
 
 def test_feature_contrast_rewards_features_that_follow_the_mask():

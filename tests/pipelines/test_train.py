@@ -119,7 +119,7 @@ def test_resumed_training_ends_where_undisturbed_training_ends(shapes, tmp_path)
         area_power=stage.area_power,
         source_weights={},
     )
-    trainer.train_step(batches[0])
+    trainer.train_step(batches[0], stage)
     trainer.save()
     resumed = train(stopped)
 
@@ -143,10 +143,20 @@ def test_training_lowers_the_loss_and_keeps_every_prompt_kind(shapes, tmp_path):
         area_power=0.5,
         source_weights={},
     )[0]
-    measured = [trainer.train_step(batch) for _ in range(12)]
+    measured = [trainer.train_step(batch, config.stages[0]) for _ in range(12)]
     assert {"mask_oracle", "mask_single"} <= set().union(*measured)
     contrasts = [m["contrast"] for m in measured]
     assert np.mean(contrasts[-3:]) < np.mean(contrasts[:3]) - 0.05
+
+
+def test_a_stage_may_leave_the_encoder_alone(shapes, tmp_path):
+    stage = StageConfig(steps=1, size=64, images=2, masks=2, train_encoder=False)
+    config = configuration(shapes, tmp_path, stages=(stage,), iou_target="image")
+    before = Trainer.start(config).average.state_dict()
+    after = load_sam("nano", train(config)).state_dict()
+    half = {name: value.half().float() for name, value in before.items()}  # as the file keeps them
+    moved = {name.split(".")[0] for name in after if not torch.equal(after[name], half[name])}
+    assert moved == {"mask_decoder", "prompt_encoder"}
 
 
 def test_the_click_is_the_point_farthest_from_the_edge():
