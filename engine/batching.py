@@ -26,7 +26,7 @@ def in_batches(total: int, batch: int, work: Callable[[slice], Result]) -> Itera
         try:
             result = work(slice(start, min(start + batch, total)))
         except (RuntimeError, MemoryError) as error:
-            if batch == 1 or not _out_of_memory(error):
+            if batch == 1 or not is_out_of_memory(error):
                 raise
             batch = min(batch, total - start) // 2 or 1
             logger.warning("out of memory; going on with batches of %d", batch)
@@ -38,7 +38,8 @@ def in_batches(total: int, batch: int, work: Callable[[slice], Result]) -> Itera
             torch.cuda.empty_cache()  # after the handler, when the traceback no longer holds the tensors
 
 
-def _out_of_memory(error: RuntimeError | MemoryError) -> bool:
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory ran out, on the GPU or the CPU, in torch or in Python."""
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
         return True
-    return any(message in str(error) for message in CPU_MESSAGES)
+    return isinstance(error, RuntimeError) and any(message in str(error) for message in CPU_MESSAGES)

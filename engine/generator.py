@@ -105,9 +105,9 @@ class MaskGenerator:
             for page in pages
             for crop in crops_of(*page.size, config.crop_n_layers, config.crop_overlap_ratio)
         ]
-        for first in range(0, len(views), config.encode_batch):
-            together = views[first : first + config.encode_batch]
-            encoded = self._encode(together)
+        for together, encoded in in_batches(
+            len(views), config.encode_batch, lambda part: (views[part], self._encode(views[part]))
+        ):
             for index, view in enumerate(together):
                 view.page.candidates += self._candidates(view, encoded[index])
         return [self._finish(page) for page in pages]

@@ -44,6 +44,7 @@ from pipelines.worker import (
     ShardReceipt,
     ShardTask,
     Tally,
+    is_infrastructure,
     make_generator,
     run_shard,
 )
@@ -313,7 +314,7 @@ class Dispatcher:
         try:
             answer = ray.get(ref)
         except RayTaskError as error:
-            if ref is slot.loading and isinstance(error.cause, (OSError, MemoryError)):
+            if ref is slot.loading and is_infrastructure(error.cause):
                 yield from self._bury(slot, error)
                 return
             if isinstance(error.cause, MaskmillError):

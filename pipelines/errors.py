@@ -6,10 +6,10 @@
     ├── CorpusError          2   a corpus that cannot be read, or is not the one this run would write
     ├── VerificationFailed   3   `maskmill verify` found something
     ├── IncompleteRun        4   shards are left undone
-    │   └── ShardIncomplete  4   one shard, whose storage or memory kept failing
     └── InputRejected        –   one image that cannot be used: it becomes a `rejected` row and stops nothing
 
-What is not in the tree is either infrastructure (OSError, MemoryError: tried again) or a bug (exit code 1).
+What is not in the tree is either infrastructure (storage and memory, `pipelines.worker.is_infrastructure`:
+tried again, then a shard left undone) or a bug (exit code 1).
 """
 
 
@@ -45,10 +45,6 @@ class IncompleteRun(MaskmillError):  # noqa: N818
     """The run ended with shards left undone; the same command goes on from there."""
 
     exit_code = 4
-
-
-class ShardIncomplete(IncompleteRun):
-    """One shard that infrastructure kept from being finished."""
 
 
 class InputRejected(MaskmillError):  # noqa: N818

@@ -6,8 +6,8 @@ it.
 Reading and decoding run a few images ahead in threads (both let go of the interpreter lock), so that the
 network never waits for a disk, and memory holds a few photographs, not a shard of them. Each planned image
 becomes exactly one row. What goes wrong is sorted here, once: an image that cannot be used is a `rejected`
-row; storage and memory that fail are tried again with growing pauses and then given up as `ShardIncomplete`;
-anything else is a bug and travels up with its traceback.
+row; storage that fails is tried again with growing pauses, memory that runs out once, and what still fails is
+a `ShardFailure`; anything else is a bug and travels up with its traceback.
 """
 
 from __future__ import annotations
@@ -202,17 +202,38 @@ def run_shard(
     `on_progress` gets a copy of the counts after each batch of images. Returns a ShardFailure where storage
     or memory kept failing; whatever else is raised is a bug.
     """
+    for pause in (FIRST_PAUSE_SECONDS, 0):
+        try:
+            return _attempt(task, generator, job, on_progress)
+        except (OSError, MemoryError, RuntimeError) as error:
+            if not is_infrastructure(error):
+                raise
+            failure = ShardFailure(task.shard, " ".join(f"{type(error).__name__}: {error}".split()))
+            if isinstance(error, OSError):  # tried again already, where it happened
+                return failure
+        log.info("shard %d: memory ran out: %s", task.shard, failure.reason)
+        time.sleep(pause)  # after the handler, when the traceback no longer holds the images
+    return failure
+
+
+def is_infrastructure(error: BaseException) -> bool:
+    """Whether storage failed or memory ran out, in Python or in torch: no bug, and no image's fault."""
+    from engine.batching import is_out_of_memory  # loads torch
+
+    return isinstance(error, OSError) or is_out_of_memory(error)
+
+
+def _attempt(
+    task: ShardTask, generator: Generates, job: Job, on_progress: Callable[[Tally], None]
+) -> ShardReceipt:
     rows: list[ImageRow] = []
     tally = Tally()
-    try:
-        for batch in _batched(_decoded_ahead(task, job.config, tally), job.config.generator.encode_batch):
-            for row in _rows_of(batch, generator, job.config, tally):
-                rows.append(row)
-                tally.add_row(row)
-            on_progress(copy.deepcopy(tally))
-        committed = task.probe or _commit(task.shard, rows, job, tally)
-    except (OSError, MemoryError) as error:
-        return ShardFailure(task.shard, " ".join(f"{type(error).__name__}: {error}".split()))
+    for batch in _batched(_decoded_ahead(task, job.config, tally), job.config.generator.encode_batch):
+        for row in _rows_of(batch, generator, job.config, tally):
+            rows.append(row)
+            tally.add_row(row)
+        on_progress(copy.deepcopy(tally))
+    committed = task.probe or _commit(task.shard, rows, job, tally)
     return ShardReceipt(task.shard, committed, tally)
 
 

@@ -163,14 +163,32 @@ def test_masks_too_large_or_too_small_for_the_paper_are_dropped(image):
     assert result.drops["clean_up"] == result.candidates
 
 
-@pytest.mark.parametrize(
-    "error",
-    [
-        torch.OutOfMemoryError("CUDA out of memory"),
-        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"),
-        MemoryError(),
-    ],
-)
+OUT_OF_MEMORY = [
+    torch.OutOfMemoryError("CUDA out of memory"),
+    RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"),
+    MemoryError(),
+]
+
+
+@pytest.mark.parametrize("error", OUT_OF_MEMORY)
+def test_out_of_memory_halves_the_crops_encoded_together(sam, image, monkeypatch, error):
+    config = OPEN.model_copy(update={"encode_batch": 4, "crop_n_layers": 1})
+    expected = MaskGenerator(sam, config).generate(image)
+    encode, sizes = Sam.encode, []
+
+    def encode_few(self, images):
+        sizes.append(len(images))
+        if len(images) > 1:
+            raise error
+        return encode(self, images)
+
+    monkeypatch.setattr(Sam, "encode", encode_few)
+    (result,) = MaskGenerator(sam, config).generate_batch([image])
+    assert sizes == [4, 2, 1, 1, 1, 1, 1]  # the image and its four crops
+    assert [record.point_coords for record in result.masks] == [record.point_coords for record in expected]
+
+
+@pytest.mark.parametrize("error", OUT_OF_MEMORY)
 def test_out_of_memory_halves_the_batch(sam, image, monkeypatch, error):
     expected = MaskGenerator(sam, OPEN).generate(image)
     attend = Sam.attend

@@ -9,7 +9,7 @@ import yaml
 
 from pipelines import cli
 from pipelines.cli import main
-from pipelines.errors import MaskmillError, ShardIncomplete
+from pipelines.errors import IncompleteRun, MaskmillError
 
 
 @pytest.mark.parametrize(
@@ -58,7 +58,7 @@ def test_wrong_use_is_exit_code_2_and_one_line(words, expected, capsys, tmp_path
     ("raised", "code", "said"),
     [
         (MaskmillError("a\n  b"), 1, "maskmill: a b\n"),
-        (ShardIncomplete("later"), 4, "maskmill: later\n"),
+        (IncompleteRun("later"), 4, "maskmill: later\n"),
         (KeyboardInterrupt(), 130, "maskmill: interrupted\n"),
     ],
 )

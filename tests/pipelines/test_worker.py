@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pyarrow.parquet as pq
 import pytest
+import torch
 
 from engine.records import DROP_REASONS, GeneratedMasks
 from pipelines import worker
@@ -123,21 +124,39 @@ def test_a_folder_of_inputs_that_is_gone_is_infrastructure_not_a_thousand_reject
     assert not shard_path(job.out, 0).exists()
 
 
-def test_memory_that_runs_out_gives_the_shard_up(job, photos):
-    class Hungry:
-        def generate_batch(self, _images):
-            raise MemoryError("cannot allocate")
+OUT_OF_MEMORY = [
+    MemoryError("cannot allocate"),
+    torch.OutOfMemoryError("CUDA out of memory. Tried to allocate\n2 GiB"),
+    RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried 9 bytes"),
+]
+
+
+@pytest.mark.parametrize("error", OUT_OF_MEMORY)
+@pytest.mark.parametrize("failures", [1, 2])
+def test_memory_that_runs_out_is_tried_once_more_and_then_gives_the_shard_up(job, photos, error, failures):
+    class Hungry(Counting):
+        def generate_batch(self, images):
+            self.sizes.append(0)
+            if len(self.sizes) <= failures:
+                raise error
+            return super().generate_batch(images)
 
     outcome = run_shard(ShardTask(0, planned([photos / "coffee" / "0.png"])), Hungry(), job)
-    assert outcome == ShardFailure(0, "MemoryError: cannot allocate")
+    if failures == 1:
+        assert outcome.committed
+        assert outcome.tally.images == 1
+    else:
+        assert outcome == ShardFailure(0, " ".join(f"{type(error).__name__}: {error}".split()))
+        assert not shard_path(job.out, 0).exists()
 
 
-def test_a_bug_travels_up(job, photos):
+@pytest.mark.parametrize("bug", [IndexError("1"), RuntimeError("shapes do not match")])
+def test_a_bug_travels_up(job, photos, bug):
     class Buggy:
         def generate_batch(self, _images):
-            return [][1]
+            raise bug
 
-    with pytest.raises(IndexError):
+    with pytest.raises(type(bug)):
         run_shard(ShardTask(0, planned([photos / "coffee" / "0.png"])), Buggy(), job)
     assert not shard_path(job.out, 0).exists()
 
@@ -275,8 +294,6 @@ def test_other_weights_than_the_runs_are_wrong_use(job, tiny_weights, tmp_path, 
 
 
 def test_a_gpu_that_is_not_there_is_wrong_use(monkeypatch):
-    import torch
-
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(ConfigError, match="finds no GPU"):
         resolve_device("cuda")
