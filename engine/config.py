@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 class GeneratorConfig(BaseModel):
     """Options of `MaskGenerator`. Frozen, no unknown names; a threshold of 0 turns its filter off."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     points_per_side: int = Field(32, ge=1, description="Prompts along one side of the image's grid.")
     points_per_batch: int = Field(

@@ -22,7 +22,7 @@ from typing import Annotated, Any
 
 import typer
 
-from pipelines.errors import MaskmillError, UsageError, VerificationFailed
+from pipelines.errors import ConfigError, MaskmillError, UsageError, VerificationFailed
 
 INTERRUPTED = 130
 
@@ -194,15 +194,24 @@ def evaluate(
     masks_per_image: Annotated[int, typer.Option(metavar="N", min=1, help="Masks scored an image.")] = 20,
     as_json: Annotated[bool, typer.Option("--json", help="One line of JSON in place of the table.")] = False,
 ) -> None:
-    """Score a model against labelled masks: one click, a box, and how well it knows its own IoU."""
+    """Score a model against labelled masks: one click, a box, and how well it knows its own IoU.
+
+    Not yet scored: three clicks, and average recall.
+    """
     if data is None:
         raise UsageError("expected --data FOLDER, the labelled images to score against")
     from model import load_sam
     from pipelines.evaluate import evaluate as score
     from pipelines.report import evaluation_table
-    from pipelines.training_data import read_labelled
+    from pipelines.training_data import VALIDATION_SHARE, read_labelled
 
-    images = [image for image in read_labelled(data) if image.validates or not validation]
+    labelled = read_labelled(data)
+    images = [image for image in labelled if image.validates or not validation]
+    if not images:
+        raise ConfigError(
+            f"{data}: none of its {len(labelled)} images is set aside for validation, which one in "
+            f"{VALIDATION_SHARE} is, by its name; leave out --validation to score them all"
+        )
     scores = score(load_sam(model, checkpoint), images, masks_per_image=masks_per_image)
     if as_json:
         typer.echo(json.dumps(scores.scores | {"by_source": scores.by_source, "images": len(images)}))
@@ -262,7 +271,7 @@ def _terminable() -> Iterator[None]:
 
 
 def _how_to_resume(arguments: Sequence[str]) -> str:
-    if "generate" not in arguments:
+    if arguments[:1] != ["generate"]:
         return ""
     again = shlex.join(["maskmill", *(word for word in arguments if word != "--overwrite")])
     return f"; committed shards stay, go on with: {again}"

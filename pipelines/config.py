@@ -24,6 +24,8 @@ from engine.config import GeneratorConfig
 from pipelines.errors import ConfigError
 
 _END_OF_SCALAR = "...\n"  # what PyYAML ends a bare value with
+_NO_SUCH_VALUE = (ValueError, LookupError, AttributeError, RecursionError)
+"""What PyYAML raises for a value that its form or its tag promises and that is none: the date 2020-13-45."""
 
 Settings = TypeVar("Settings", bound=BaseModel)
 
@@ -123,6 +125,13 @@ def digest(config: RunConfig) -> str:
     return hashlib.sha256(json.dumps(values, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
+def decides_rows(name: str) -> bool:
+    """Whether the value of this dotted name counts in `digest`."""
+    section, _, rest = name.partition(".")
+    left_out = _DECIDES_NO_ROW.get(section, ())
+    return left_out is not True and rest not in left_out
+
+
 def load_config(name_or_path: str | Path | None, overrides: Sequence[str] = ()) -> RunConfig:
     """The run's configuration: defaults, then the file, then each `a.b=value` in turn.
 
@@ -197,6 +206,9 @@ def _parse_yaml(text: str, source: str) -> Any:
         if "could not determine a constructor for the tag" in problem:
             problem = f"the tag {problem.rsplit(' ', 1)[-1]} is not allowed, only plain values are"
         raise ConfigError(f"{source}: not valid YAML{where}: {' '.join(problem.split())}") from None
+    except _NO_SUCH_VALUE as error:
+        problem = f"{type(error).__name__}: {error}; quote what is meant as text"
+        raise ConfigError(f"{source}: not a value: {' '.join(problem.split())}") from None
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from typing import Any, BinaryIO
 
 from engine.records import DROP_REASONS
 from pipelines import storage
+from pipelines.config import decides_rows
 from pipelines.errors import CorpusError
 from pipelines.schema import FORMAT_NAME, FORMAT_VERSION, STATUSES
 from pipelines.shards import UNREADABLE, committed_shards, open_parquet, shard_path, unreadable
@@ -108,7 +109,8 @@ class RunRecord:
             )
         if self.config_digest != other.config_digest:
             was, now = dict(_flat(self.config)), dict(_flat(other.config))
-            changed = [name for name in {**was, **now} if was.get(name) != now.get(name)]
+            names = filter(decides_rows, {**was, **now})
+            changed = [name for name in names if was.get(name) != now.get(name)]
             found += [f"{name} was {was.get(name)!r}, now {now.get(name)!r}" for name in changed]
             found += [] if changed else ["the configuration's digest differs"]
         return found

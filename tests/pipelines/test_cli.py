@@ -71,6 +71,23 @@ def test_exceptions_become_exit_codes(monkeypatch, capsys, raised, code, said):
     assert capsys.readouterr().err == said
 
 
+@pytest.mark.parametrize(
+    ("words", "hint"),
+    [
+        (["generate", "a b", "--out", "c", "--overwrite"], "maskmill generate 'a b' --out c\n"),
+        (["verify", "generate"], "interrupted\n"),
+        (["gallery", "generate", "--out", "page.html"], "interrupted\n"),
+    ],
+)
+def test_only_generate_is_told_how_to_go_on(monkeypatch, capsys, words, hint):
+    def app(**_options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "app", app)
+    assert main(words) == 130
+    assert capsys.readouterr().err.endswith(hint)
+
+
 def test_a_bug_is_left_to_python(monkeypatch):
     def app(**_options):
         raise ZeroDivisionError

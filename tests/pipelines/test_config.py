@@ -7,7 +7,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from model.config import MODELS
-from pipelines.config import ModelConfig, RunConfig, digest, find_config, load_config, to_yaml
+from pipelines.config import ModelConfig, RunConfig, decides_rows, digest, find_config, load_config, to_yaml
 from pipelines.errors import ConfigError
 
 SHIPPED = ("nano", "mobile_sam", "sam_vit_h", "sa1b")
@@ -39,7 +39,13 @@ SHIPPED = ("nano", "mobile_sam", "sam_vit_h", "sa1b")
         ("generator.pred_iou_thresh=1.5", "generator.pred_iou_thresh: should be less than or equal to 1"),
         ("generator.pred_iou_thresh=.nan", "generator.pred_iou_thresh: "),
         ("cluster.stall_seconds=.inf", "cluster.stall_seconds: should be a finite number"),
+        ("generator.stability_score_offset=.inf", "generator.stability_score_offset: should be a finite"),
         ("workers=[1", "not valid YAML"),
+        ("model.checkpoint=2020-13-45", "not a value: ValueError: month must be in 1..12; quote what"),
+        ('shard_size=!!int "x"', "not a value: ValueError: invalid literal for int()"),
+        ('embed_images=!!bool "x"', "not a value: KeyError: 'x'"),
+        ('model.name=!!timestamp "x"', "not a value: AttributeError: "),
+        (f"workers={'[' * 9999}", "not a value: RecursionError: "),
         (
             "workers=!!python/object/apply:os.getpid []",
             "the tag 'tag:yaml.org,2002:python/object/apply:os.getpid'",
@@ -204,6 +210,7 @@ def test_what_is_printed_reads_back_as_the_same_configuration(tmp_path, name):
 )
 def test_the_digest_overlooks_what_decides_no_row(override):
     assert digest(load_config(None, [override])) == digest(RunConfig())
+    assert not decides_rows(override.partition("=")[0])
 
 
 @pytest.mark.parametrize(
@@ -224,6 +231,7 @@ def test_the_digest_overlooks_what_decides_no_row(override):
 )
 def test_the_digest_tells_apart_what_does(override):
     assert digest(load_config(None, [override])) != digest(RunConfig())
+    assert decides_rows(override.partition("=")[0])
 
 
 def test_the_digest_is_that_of_the_values_not_of_the_objects():
