@@ -10,12 +10,13 @@ Validation images are set aside by the hash of their id: every run and every mac
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import cv2
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from numpy.typing import NDArray
@@ -27,6 +28,9 @@ from pipelines.errors import ConfigError
 
 VALIDATION_SHARE = 12
 """One image in so many is for validation."""
+
+COLUMNS = ["image_id", "file_name", "source", "masks"]
+"""What is read of a table."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,17 +65,32 @@ class LabelledImage:
 
 
 def read_labelled(folder: Path) -> list[LabelledImage]:
-    """Every image of the folder that has a mask. Raises ConfigError when there are none."""
-    found = []
+    """Every image of the folder that has a mask. Raises ConfigError for none, and for a bad table."""
+    found: list[LabelledImage] = []
     for table in sorted(folder.glob("*.parquet")):
-        for row in pq.read_table(table).to_pylist():
-            rles = tuple({"size": m["size"], "counts": m["counts"].encode()} for m in row["masks"])
-            if rles:
-                path = folder / row["file_name"]
-                found.append(LabelledImage(str(row["image_id"]), path, row["source"], rles))
+        try:
+            found += _read_table(table, folder)
+        except (KeyError, TypeError, AttributeError) as error:
+            raise ConfigError(
+                f"{table}: masks are to be a list of {{size, counts}}, text: {error}"
+            ) from error
     if not found:
         raise ConfigError(f"{folder}: no labelled images; expected {{source}}.parquet files beside images/")
     return found
+
+
+def _read_table(table: Path, folder: Path) -> Iterator[LabelledImage]:
+    try:
+        rows = pq.read_table(table)
+    except (pa.ArrowException, OSError) as error:
+        raise ConfigError(f"{table}: cannot be read as Parquet: {error}") from error
+    missing = [name for name in COLUMNS if name not in rows.column_names]
+    if missing:
+        raise ConfigError(f"{table}: no column {', '.join(missing)}; expected {', '.join(COLUMNS)}")
+    for row in rows.select(COLUMNS).to_pylist():
+        rles = tuple({"size": m["size"], "counts": m["counts"].encode()} for m in row["masks"])
+        if rles:
+            yield LabelledImage(str(row["image_id"]), folder / row["file_name"], row["source"], rles)
 
 
 @dataclass(frozen=True, slots=True)
