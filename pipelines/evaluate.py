@@ -3,6 +3,8 @@
 One click: the point farthest from the mask's edge (the maximum of its distance transform), as in the paper's
 section 7.1. `oracle` takes the best of the three masks, `chosen` the one with the highest predicted IoU. The
 floor to beat is `disc`: the best of three discs about the click, which know places but no objects.
+
+Not scored: further clicks on what the first one missed, and the average recall of a whole grid of prompts.
 """
 
 from __future__ import annotations
