@@ -173,8 +173,8 @@ def gallery(
 def train(config: Config = None, set_: Set = None) -> None:
     """Train the model on labelled masks; goes on from the last checkpoint in the output folder."""
     from pipelines.config import load_settings
-    from pipelines.train import TrainConfig
     from pipelines.train import train as run
+    from pipelines.training_config import TrainConfig
 
     if config is None:
         raise UsageError("expected --config FILE, for example --config train_nano")

@@ -14,18 +14,16 @@ from __future__ import annotations
 
 import json
 import logging
-import math
+import pickle
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Any
 
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
-from torch.utils.tensorboard import SummaryWriter
 
 from model.checkpoint import save_sam
 from model.config import MODELS
@@ -33,77 +31,17 @@ from model.initialise import initialise
 from model.losses import FeatureContrast, best_iou, dice_loss, focal_loss, mask_iou
 from model.prompts import noisy_boxes, points_in_and_around
 from model.sam import Sam
-from pipelines.config import Section
+from model.tensor_file import DAMAGE
+from pipelines import storage
+from pipelines.errors import ConfigError, IncompleteRun
 from pipelines.evaluate import evaluate
+from pipelines.training_config import StageConfig, TrainConfig
 from pipelines.training_data import Batch, LabelledImage, TrainingBatches, read_labelled
 
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
+
 log = logging.getLogger("maskmill.train")
-
-
-class StageConfig(Section):
-    """One part of the schedule."""
-
-    steps: int = Field(ge=1, description="Optimiser steps.")
-    size: int = Field(ge=64, description="Side of the training squares, in pixels; a multiple of the patch.")
-    images: int = Field(6, ge=1, description="Photographs a step.")
-    masks: int = Field(16, ge=1, description="Masks a photograph a step.")
-    zoom: tuple[float, float] = Field(
-        (1.0, 2.0), description="Longer side of the jittered photograph, in sides of the square: from, to."
-    )
-    train_encoder: bool = Field(True, description="False trains the decoder only, on the encoder's output.")
-    area_power: float = Field(
-        0.5, ge=0, le=1, description="A mask is drawn with a chance by its area to this power."
-    )
-
-
-class TrainConfig(Section):
-    """Everything `maskmill train` can be told."""
-
-    data: Path = Field(description="Folder of labelled images.")
-    out: Path = Field(description="Folder for checkpoints, TensorBoard logs and weights.")
-    model: Literal["nano", "vit_b", "vit_l", "vit_h"] = Field("nano", description="Size of the network.")
-    stages: tuple[StageConfig, ...] = Field(min_length=1, description="The schedule, in order.")
-    source_weights: dict[str, float] = Field(
-        {}, description="How often a source's images are drawn; sources not named count 1."
-    )
-    learning_rate: float = Field(8e-4, gt=0, description="Peak of the schedule: linear warm-up, then cosine.")
-    warmup_steps: int = Field(200, ge=1, description="Steps of linear warm-up.")
-    weight_decay: float = Field(0.05, ge=0, description="On matrices only.")
-    optimizer: Literal["adamw", "muon"] = Field(
-        "adamw",
-        description="muon takes the transformers' matrices and leaves the rest to AdamW (torch ≥ 2.9).",
-    )
-    clip_norm: float = Field(1.0, gt=0, description="Largest norm of the gradient.")
-    focal_weight: float = Field(20.0, ge=0, description="Weight of the focal loss beside dice's 1.")
-    focal_warmup_steps: int = Field(0, ge=0, description="Steps over which the focal weight rises from 1.")
-    iou_target: Literal["prompt", "image"] = Field(
-        "prompt",
-        description="image: predicted IoU means that with the best of the image's masks in the batch.",
-    )
-    iou_weight: float = Field(1.0, ge=0, description="Weight of the predicted IoU's squared error.")
-    contrast_weight: float = Field(1.0, ge=0, description="Weight of the encoder's auxiliary loss.")
-    box_share: float = Field(0.15, ge=0, le=1, description="Share of steps prompted with boxes.")
-    points_share: float = Field(0.15, ge=0, le=1, description="Share of steps prompted with several points.")
-    ema_decay: float = Field(0.998, ge=0, lt=1, description="Decay of the averaged weights, a step.")
-    precision: Literal["fp32", "bf16"] = Field("bf16", description="bf16 runs matrix products in bfloat16.")
-    device: str = Field("cpu", description="PyTorch device.")
-    seed: int = Field(0, ge=0, description="Decides initial weights, batches and prompts.")
-    loader_workers: int = Field(1, ge=0, description="Processes that prepare batches.")
-    checkpoint_every: int = Field(200, ge=1, description="Steps between checkpoints.")
-    evaluate_every: int = Field(400, ge=1, description="Steps between evaluations on the validation images.")
-    validation_images: int = Field(60, ge=1, description="Validation images looked at while training.")
-
-    @property
-    def total_steps(self) -> int:
-        """Steps of all stages."""
-        return sum(stage.steps for stage in self.stages)
-
-    def learning_rate_at(self, step: int) -> float:
-        """Linear warm-up, then a cosine to a hundredth of the peak."""
-        if step < self.warmup_steps:
-            return self.learning_rate * (step + 1) / self.warmup_steps
-        progress = (step - self.warmup_steps) / max(1, self.total_steps - self.warmup_steps)
-        return self.learning_rate * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * progress)))
 
 
 @dataclass
@@ -138,28 +76,42 @@ class Trainer:
     def save(self) -> None:
         """Replace the checkpoint in one step, so that a kill leaves the old one or the new one."""
         state = {
+            "config": self.config.deciding(),
             "step": self.step,
             "sam": self.sam.state_dict(),
             "average": self.average.state_dict(),
             "contrast": self.contrast.state_dict(),
             "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
         }
-        temporary = self.checkpoint_path.with_suffix(".tmp")
-        torch.save(state, temporary)
-        temporary.replace(self.checkpoint_path)
+        storage.replace(self.checkpoint_path, lambda file: torch.save(state, file))
 
     def load(self) -> None:
-        """Go on from the checkpoint."""
-        state = torch.load(self.checkpoint_path, map_location=self.config.device, weights_only=True)
-        self.step = state["step"]
-        for name in ("sam", "average", "contrast"):
-            getattr(self, name).load_state_dict(state[name])
-        for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
-            optimizer.load_state_dict(saved)
-        log.info("resuming at step %d from %s", self.step, self.checkpoint_path)
+        """Go on from the checkpoint. Raises ConfigError: no checkpoint, or one of another configuration."""
+        path = self.checkpoint_path
+        try:
+            state = torch.load(path, map_location=self.config.device, weights_only=True)
+            changed = list(_differences(state["config"], self.config.deciding()))
+            if changed:
+                raise ConfigError(
+                    f"{path} is of another run: {'; '.join(changed)}; give the old values, or another out"
+                )
+            self.step = state["step"]
+            for name in ("sam", "average", "contrast"):
+                getattr(self, name).load_state_dict(state[name])
+            for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
+                optimizer.load_state_dict(saved)
+        except (OSError, pickle.UnpicklingError, *DAMAGE) as error:
+            raise ConfigError(
+                f"{path} is damaged or no checkpoint of this program: {type(error).__name__}; "
+                f"remove it to start anew, or give another out"
+            ) from error
+        log.info("resuming at step %d from %s", self.step, path)
 
     def train_step(self, batch: Batch, stage: StageConfig) -> dict[str, float]:
-        """One optimiser step; returns what it measured."""
+        """One optimiser step; returns what it measured.
+
+        Raises IncompleteRun, with the weights as they were, when loss or gradient are not finite.
+        """
         config = self.config
         rate = config.learning_rate_at(self.step)
         groups = [group for optimizer in self.optimizers for group in optimizer.param_groups]
@@ -173,6 +125,11 @@ class Trainer:
             optimizer.zero_grad(set_to_none=True)
         loss.backward()
         norm = nn.utils.clip_grad_norm_([p for group in groups for p in group["params"]], config.clip_norm)
+        if not (loss.isfinite() and norm.isfinite()):
+            raise IncompleteRun(
+                f"training diverged at step {self.step + 1}: loss {loss.item():g}, gradient norm "
+                f"{norm.item():g}; the last checkpoint stays, try a lower learning_rate with another out"
+            )
         for optimizer in self.optimizers:
             optimizer.step()
         self.step += 1
@@ -248,7 +205,13 @@ def make_optimizers(
     rest = [*sam.parameters(), *contrast.parameters()]
     optimizers: list[torch.optim.Optimizer] = []
     if config.optimizer == "muon":
-        transformers = nn.ModuleList([sam.image_encoder.blocks, sam.mask_decoder.transformer])
+        if not hasattr(torch.optim, "Muon"):
+            raise ConfigError(
+                f"optimizer: muon needs torch 2.9 or newer, this is {torch.__version__}; use adamw"
+            )
+        transformers = nn.ModuleList(
+            [sam.image_encoder.get_submodule("blocks"), sam.mask_decoder.transformer]
+        )
         matrices = [module.weight for module in transformers.modules() if isinstance(module, nn.Linear)]
         taken = {id(matrix) for matrix in matrices}
         rest = [parameter for parameter in rest if id(parameter) not in taken]
@@ -269,10 +232,14 @@ def make_optimizers(
 
 
 def train(config: TrainConfig) -> Path:
-    """Run the schedule to its end, from the last checkpoint if there is one; returns the weights' path."""
-    config.out.mkdir(parents=True, exist_ok=True)
+    """Run the schedule to its end, from the last checkpoint if there is one; returns the weights' path.
+
+    Raises ConfigError, before the first step, for what cannot be trained; IncompleteRun when it diverges.
+    """
+    open_writer = _tensorboard()
     torch.set_flush_denormal(True)  # AdamW's moments of what is rarely used decay into slow denormals
     images = read_labelled(config.data)
+    _check(config, images)
     training = [image for image in images if not image.validates]
     validation = [image for image in images if image.validates][: config.validation_images]
     trainer = Trainer.start(config)
@@ -283,7 +250,8 @@ def train(config: TrainConfig) -> Path:
         len(training),
         len(validation),
     )
-    with SummaryWriter(str(config.out / "tensorboard"), purge_step=trainer.step) as writer:
+    _make_folder(config.out)
+    with open_writer(str(config.out / "tensorboard"), purge_step=trainer.step) as writer:
         for batch, stage in batches(config, training, trainer.step):
             started = time.monotonic()
             measured = trainer.train_step(batch, stage)
@@ -303,6 +271,53 @@ def train(config: TrainConfig) -> Path:
     weights = config.out / f"{config.model}.safetensors"
     save_sam(trainer.average, weights)
     return weights
+
+
+def _tensorboard() -> type[SummaryWriter]:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        raise ConfigError("training needs TensorBoard: pip install 'maskmill[train]'") from None
+    return SummaryWriter
+
+
+def _check(config: TrainConfig, images: Sequence[LabelledImage]) -> None:
+    """Raise ConfigError where the configuration asks for what the data or the machine do not have."""
+    device = torch.device(config.device)
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ConfigError(f"device: {device}: PyTorch sees {torch.cuda.device_count()} GPUs here")
+    sources = sorted({image.source for image in images})
+    unknown = sorted(set(config.source_weights) - set(sources))
+    if unknown:
+        raise ConfigError(
+            f"source_weights: {config.data} has no {', '.join(unknown)}; its sources: {', '.join(sources)}"
+        )
+    drawn = [i for i in images if not i.validates and config.source_weights.get(i.source, 1) > 0]
+    needed = max(stage.images for stage in config.stages)
+    if len(drawn) < needed:
+        raise ConfigError(
+            f"{config.data}: a step draws {needed} images (stages), but only {len(drawn)} are for training "
+            f"and have a weight above 0 (source_weights)"
+        )
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"out: {folder}: no folder can be made there: {error.strerror}") from error
+    storage.sweep(folder)
+
+
+def _differences(old: Any, new: Any, key: str = "") -> Iterator[str]:
+    """`a.b was 1, now 2` for every value that differs between two trees of JSON."""
+    if isinstance(old, list) and isinstance(new, list):
+        old, new = dict(enumerate(old)), dict(enumerate(new))
+    if isinstance(old, dict) and isinstance(new, dict):
+        for name in {**old, **new}:
+            yield from _differences(old.get(name), new.get(name), f"{key}.{name}" if key else str(name))
+    elif old != new:
+        yield f"{key} was {json.dumps(old)}, now {json.dumps(new)}"
 
 
 def batches(

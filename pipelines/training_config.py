@@ -1,0 +1,104 @@
+"""What `maskmill train` is told, and which of it decides the steps.
+
+A run may be stopped and go on, but only as the same run: a schedule or a learning rate that changes halfway
+gives weights that no configuration describes. `TrainConfig.deciding` is what has to stay.
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, NonNegativeFloat, PositiveFloat, field_validator
+
+from pipelines.config import Section
+
+_DECIDES_NO_STEP = {
+    "data",  # a folder may move
+    "out",
+    "device",
+    "loader_workers",
+    "checkpoint_every",
+    "evaluate_every",
+    "validation_images",
+}
+
+
+class StageConfig(Section):
+    """One part of the schedule."""
+
+    steps: int = Field(ge=1, description="Optimiser steps.")
+    size: int = Field(
+        ge=64, multiple_of=16, description="Side of the training squares, in pixels; whole patches."
+    )
+    images: int = Field(6, ge=1, description="Photographs a step.")
+    masks: int = Field(16, ge=1, description="Masks a photograph a step.")
+    zoom: tuple[PositiveFloat, PositiveFloat] = Field(
+        (1.0, 2.0), description="Longer side of the jittered photograph, in sides of the square: from, to."
+    )
+    train_encoder: bool = Field(True, description="False trains the decoder only, on the encoder's output.")
+    area_power: float = Field(
+        0.5, ge=0, le=1, description="A mask is drawn with a chance by its area to this power."
+    )
+
+    @field_validator("zoom")
+    @classmethod
+    def _ordered(cls, zoom: tuple[float, float]) -> tuple[float, float]:
+        if zoom[0] > zoom[1]:
+            raise ValueError("expected the smaller number first")
+        return zoom
+
+
+class TrainConfig(Section):
+    """Everything `maskmill train` can be told."""
+
+    data: Path = Field(description="Folder of labelled images.")
+    out: Path = Field(description="Folder for checkpoints, TensorBoard logs and weights.")
+    model: Literal["nano", "vit_b", "vit_l", "vit_h"] = Field("nano", description="Size of the network.")
+    stages: tuple[StageConfig, ...] = Field(min_length=1, description="The schedule, in order.")
+    source_weights: dict[str, NonNegativeFloat] = Field(
+        {}, description="How often a source's images are drawn: 0 never; sources not named count 1."
+    )
+    learning_rate: float = Field(8e-4, gt=0, description="Peak of the schedule: linear warm-up, then cosine.")
+    warmup_steps: int = Field(200, ge=1, description="Steps of linear warm-up.")
+    weight_decay: float = Field(0.05, ge=0, description="On matrices only.")
+    optimizer: Literal["adamw", "muon"] = Field(
+        "adamw",
+        description="muon takes the transformers' matrices and leaves the rest to AdamW (torch ≥ 2.9).",
+    )
+    clip_norm: float = Field(1.0, gt=0, description="Largest norm of the gradient.")
+    focal_weight: float = Field(20.0, ge=0, description="Weight of the focal loss beside dice's 1.")
+    focal_warmup_steps: int = Field(0, ge=0, description="Steps over which the focal weight rises from 1.")
+    iou_target: Literal["prompt", "image"] = Field(
+        "prompt",
+        description="image: predicted IoU means that with the best of the image's masks in the batch.",
+    )
+    iou_weight: float = Field(1.0, ge=0, description="Weight of the predicted IoU's squared error.")
+    contrast_weight: float = Field(1.0, ge=0, description="Weight of the encoder's auxiliary loss.")
+    box_share: float = Field(0.15, ge=0, le=1, description="Share of steps prompted with boxes.")
+    points_share: float = Field(0.15, ge=0, le=1, description="Share of steps prompted with several points.")
+    ema_decay: float = Field(0.998, ge=0, lt=1, description="Decay of the averaged weights, a step.")
+    precision: Literal["fp32", "bf16"] = Field("bf16", description="bf16 runs matrix products in bfloat16.")
+    device: str = Field("cpu", pattern=r"^(cpu|cuda(:\d+)?)$", description="cpu, cuda or cuda:N.")
+    seed: int = Field(0, ge=0, description="Decides initial weights, batches and prompts.")
+    loader_workers: int = Field(1, ge=0, description="Processes that prepare batches.")
+    checkpoint_every: int = Field(200, ge=1, description="Steps between checkpoints.")
+    evaluate_every: int = Field(400, ge=1, description="Steps between evaluations on the validation images.")
+    validation_images: int = Field(60, ge=1, description="Validation images looked at while training.")
+
+    @property
+    def total_steps(self) -> int:
+        """Steps of all stages."""
+        return sum(stage.steps for stage in self.stages)
+
+    def deciding(self) -> dict[str, Any]:
+        """What decides the steps, as plain JSON: a run goes on only with the same."""
+        return self.model_dump(mode="json", exclude=_DECIDES_NO_STEP)
+
+    def learning_rate_at(self, step: int) -> float:
+        """Linear warm-up, then a cosine to a hundredth of the peak."""
+        if step < self.warmup_steps:
+            return self.learning_rate * (step + 1) / self.warmup_steps
+        progress = (step - self.warmup_steps) / max(1, self.total_steps - self.warmup_steps)
+        return self.learning_rate * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * progress)))
