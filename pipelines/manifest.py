@@ -20,7 +20,6 @@ from typing import Any, BinaryIO
 
 from engine.records import DROP_REASONS
 from pipelines import storage
-from pipelines.config import decides_rows
 from pipelines.errors import CorpusError
 from pipelines.schema import FORMAT_NAME, FORMAT_VERSION, STATUSES
 from pipelines.shards import UNREADABLE, committed_shards, open_parquet, shard_path, unreadable
@@ -100,6 +99,8 @@ class RunRecord:
 
     def differences(self, other: RunRecord) -> list[str]:
         """What keeps `other` from writing into this record's corpus, a phrase each; empty where nothing."""
+        from pipelines.config import decides_rows  # loads pydantic, which readers do without
+
         found = []
         if self.model_name != other.model_name:
             found.append(f"the model was {self.model_name}, now {other.model_name}")
