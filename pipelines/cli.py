@@ -152,7 +152,7 @@ def report(corpus: CorpusArgument) -> None:
     from pipelines.corpus import Corpus
     from pipelines.report import corpus_tables
 
-    console = Console()
+    console = Console(markup=False)
     for table in corpus_tables(Corpus(corpus)):
         console.print(table)
 

@@ -23,10 +23,11 @@ from engine import rle
 from engine.records import Rle
 from pipelines import manifest
 from pipelines.errors import CorpusError
-from pipelines.schema import STATUSES
+from pipelines.schema import FORMAT_VERSION, ROW_SCHEMA, STATUSES
 from pipelines.shards import UNREADABLE, committed_shards, open_parquet, shard_path, unreadable
 
 BATCH_ROWS = 16
+_ALWAYS = ("key", "file_name", "uri", "candidates", "drops", "annotations")
 
 
 class Corpus:
@@ -68,7 +69,8 @@ class Corpus:
     def rows(self, status: str | None = None) -> Iterator[dict[str, Any]]:
         """The rows, in plan order; only those that are "ok", "empty" or "rejected", where a status is given.
 
-        Raises ValueError for another status, CorpusError where a shard is damaged.
+        Raises ValueError for another status, CorpusError where a shard is damaged, or a row so that it has no
+        known status, no size or no error.
         """
         if status is not None and status not in STATUSES:
             raise ValueError(f"expected a status out of {', '.join(STATUSES)}, got {status!r}")
@@ -105,6 +107,10 @@ class Corpus:
         for shard in self.shards:
             path = shard_path(self.path, shard)
             with open_parquet(path) as file:
+                if not file.schema_arrow.equals(ROW_SCHEMA):
+                    raise CorpusError(
+                        f"{path}: damaged: the columns are not those of format {FORMAT_VERSION}"
+                    )
                 batches = file.iter_batches(BATCH_ROWS)
                 while True:
                     try:
@@ -113,4 +119,22 @@ class Corpus:
                         break
                     except UNREADABLE as error:
                         raise unreadable(path, error) from None
-                    yield from (row for row in rows if status in (None, row["status"]))
+                    for row in rows:
+                        if problem := _damage(row):
+                            raise CorpusError(f"{path}: damaged: {row['key']}: {problem}")
+                        if status in (None, row["status"]):
+                            yield row
+
+
+def _damage(row: Mapping[str, Any]) -> str | None:
+    """What keeps a row from being used at all; `pipelines.verify` looks closer."""
+    if row["status"] not in STATUSES:
+        return f"the status is {row['status']!r}"
+    if missing := [name for name in _ALWAYS if row[name] is None]:
+        return f"no {missing[0]}"
+    if row["status"] == "rejected":
+        error = row["error"]
+        return None if error and None not in error.values() else "rejected without an error"
+    if any(row[name] is None or row[name] < 1 for name in ("width", "height")):
+        return f"the size is {row['width']}×{row['height']}"
+    return None

@@ -57,13 +57,14 @@ def write_gallery(corpus_path: str | Path, out_html: str | Path) -> Path:
 
     Shows the first `MAX_PHOTOGRAPHS` photographs that are ok or empty and the first `MAX_REJECTED` rejected
     inputs, in plan order; the totals count every row. Raises CorpusError where the corpus cannot be read,
-    UsageError where `out_html` is a folder.
+    UsageError where `out_html` is a folder or cannot be written.
     """
     out = Path(out_html)
     if out.is_dir():
         raise UsageError(f"{out}: expected a file for the page, this is a folder")
     page = _page(Corpus(corpus_path)).encode("utf-8", "backslashreplace")
-    storage.replace(out, lambda file: _write(file, page))
+    with storage.failing_as(UsageError, out):
+        storage.replace(out, lambda file: _write(file, page))
     return out
 
 
@@ -177,7 +178,7 @@ def _card(corpus: Corpus, row: Mapping[str, Any]) -> str:
     ratio = row["width"] / row["height"]
     facts = " · ".join(f"<span>{fact}</span>" for fact in _facts(row))
     return (
-        f'<li class="card {row["status"]}" style="--ratio:{ratio:.4f}"><figure>{stage}<figcaption>'
+        f'<li class="card {escape(row["status"])}" style="--ratio:{ratio:.4f}"><figure>{stage}<figcaption>'
         f'<div><h2 title="{escape(row["key"])}">{_name(row)}</h2><p>{facts}</p></div>'
         f"{buttons}</figcaption></figure></li>"
     )

@@ -11,13 +11,14 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from rich.console import Console
 
-from pipelines import manifest
+from pipelines import manifest, storage
 from pipelines.config import RunConfig, digest
-from pipelines.errors import IncompleteRun
+from pipelines.errors import IncompleteRun, UsageError
 from pipelines.plan import Mode, Run, open_run
 from pipelines.report import LiveLine, summary_table
 from pipelines.sources import list_inputs
@@ -42,11 +43,13 @@ def generate(
     `ray` is a cluster's address; None starts a Ray for the run, and `workers: 0` does without. Raises
     UsageError and CorpusError before any work, IncompleteRun after all that could be done.
     """
-    console = Console(soft_wrap=True)
+    console = Console(soft_wrap=True, markup=False, highlight=False)
     out, config = out.absolute(), _with_absolute_checkpoint(config)
     items = list_inputs(inputs, config.input.extensions)
-    run = open_run(out, items, _record(config), config.shard_size, mode)
-    todo = run.todo()
+    record = _record(config)
+    with storage.failing_as(UsageError, out):
+        run = open_run(out, items, record, config.shard_size, mode)
+        todo = run.todo()
     left = _images_in(run, todo)
     if len(todo) < len(run.plan.shards):
         there = len(run.plan.shards) - len(todo)
@@ -55,12 +58,12 @@ def generate(
         )
     if not todo:
         if not (out / manifest.CORPUS).exists():
-            manifest.finish_corpus(out, run.plan.shards)
+            _finish(run)
         console.print(f"{out}: complete, nothing to do")
         return Tally()
     started = time.monotonic()
     done, failures = _work(run, todo, left, config, ray)
-    totals = None if failures else manifest.finish_corpus(out, run.plan.shards)["totals"]
+    totals = None if failures else _finish(run)["totals"]
     console.print(summary_table(done, time.monotonic() - started, totals))
     if failures:
         raise IncompleteRun(
@@ -107,6 +110,11 @@ def _outcomes(
     from pipelines.cluster import run_on_ray  # only now: a run without Ray never loads it
 
     yield from run_on_ray(job, todo, task_of, ray, show)
+
+
+def _finish(run: Run) -> dict[str, Any]:
+    with storage.failing_as(IncompleteRun, run.out):
+        return manifest.finish_corpus(run.out, run.plan.shards)
 
 
 def _images_in(run: Run, shards: Sequence[int]) -> int:

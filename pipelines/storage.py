@@ -10,11 +10,14 @@ file.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO
+
+from pipelines.errors import MaskmillError
 
 _TEMPORARY = ".maskmill-"
 _SUFFIX = ".tmp"
@@ -34,6 +37,10 @@ def link(path: Path, write: Callable[[BinaryIO], None]) -> bool:
             os.link(temporary, path)
         except FileExistsError:
             return False
+        except OSError as error:
+            if error.errno in (errno.EPERM, errno.EOPNOTSUPP):
+                raise OSError(error.errno, "the file system has no hard links", str(path)) from None
+            raise
     _sync_folder(path.parent)
     return True
 
@@ -43,6 +50,17 @@ def replace(path: Path, write: Callable[[BinaryIO], None]) -> None:
     with _written(path, write) as temporary:
         temporary.replace(path)
     _sync_folder(path.parent)
+
+
+@contextlib.contextmanager
+def failing_as(kind: type[MaskmillError], path: Path) -> Iterator[None]:
+    """Make an OSError of the block, which writes at or below `path`, the one-line error of a kind."""
+    try:
+        yield
+    except (FileExistsError, NotADirectoryError):
+        raise kind(f"{path}: cannot be written: a file is in the place of a folder") from None
+    except OSError as error:
+        raise kind(f"{path}: cannot be written: {error.strerror or type(error).__name__}") from None
 
 
 def remove(*paths: Path) -> None:

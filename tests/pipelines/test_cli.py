@@ -4,12 +4,17 @@ import os
 import subprocess
 import sys
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import yaml
 
 from pipelines import cli
 from pipelines.cli import main
 from pipelines.errors import IncompleteRun, MaskmillError
+from pipelines.schema import ROW_SCHEMA
+from pipelines.shards import shard_path
+from tests.pipelines.corpora import make_corpus, make_photos
 
 
 @pytest.mark.parametrize(
@@ -52,6 +57,39 @@ def test_wrong_use_is_exit_code_2_and_one_line(words, expected, capsys, tmp_path
     assert shown.err.count("\n") == 1
     assert shown.out == ""
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("out", "reason"),
+    [
+        ("file.txt/corpus", "a file is in the place of a folder"),
+        ("/proc/x/corpus", "No such file or directory"),
+    ],
+)
+def test_a_place_that_cannot_be_written_is_wrong_use(
+    out, reason, photos, tiny_settings, corpus, capsys, tmp_path
+):
+    (tmp_path / "file.txt").touch()
+    settings = [word for setting in tiny_settings for word in ("--set", setting)]
+    for words in (["generate", str(photos), "--workers", "0", *settings], ["gallery", str(corpus)]):
+        assert main([*words, "--out", str(tmp_path / out)]) == 2
+        assert capsys.readouterr().err == f"maskmill: {tmp_path / out}: cannot be written: {reason}\n"
+
+
+def test_report_takes_brackets_as_they_are(capsys, tmp_path):
+    out = make_corpus(make_photos(tmp_path / "photos"), tmp_path / "corpus")
+    path = shard_path(out, 0)
+    rows = pq.read_table(path).to_pylist()
+    rows[1]["error"]["class"] = "[/b]"
+    pq.write_table(pa.Table.from_pylist(rows, ROW_SCHEMA), path)
+    assert main(["report", str(out)]) == 0
+    assert "rejected: [/b]" in capsys.readouterr().out
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("corpora")
+    return make_corpus(make_photos(folder / "photos"), folder / "corpus")
 
 
 @pytest.mark.parametrize(

@@ -6,10 +6,13 @@ import subprocess
 import sys
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from pipelines.corpus import Corpus
 from pipelines.errors import CorpusError
+from pipelines.schema import ROW_SCHEMA
 from tests.pipelines.corpora import draw_masks, fill_shard, make_corpus, make_photos, open_corpus
 
 
@@ -110,6 +113,40 @@ def test_a_damaged_shard(tmp_path):
     path.write_bytes(b"PAR1")
     with pytest.raises(CorpusError, match=r"shard-000001.parquet: cannot be read"):
         len(Corpus(out))
+
+
+@pytest.mark.parametrize(
+    ("key", "changes", "says"),
+    [
+        ("0.png", {"status": None}, "0.png: the status is None"),
+        ("0.png", {"status": '"><script>'}, "0.png: the status is '\"><script>'"),
+        ("0.png", {"width": None}, "0.png: the size is None×20"),
+        ("4.png", {"height": 0}, "4.png: the size is 26×0"),
+        ("0.png", {"annotations": None}, "0.png: no annotations"),
+        ("0.png", {"key": None}, "None: no key"),
+        ("1.png", {"error": None}, "1.png: rejected without an error"),
+        ("1.png", {"error": {"stage": "read", "class": None, "message": "?"}}, "rejected without an error"),
+    ],
+)
+def test_a_row_that_cannot_be_used(tmp_path, key, changes, says):
+    out = make_corpus(make_photos(tmp_path / "photos"), tmp_path / "corpus")
+    for path in sorted((out / "shards").iterdir()):
+        rows = pq.read_table(path).to_pylist()
+        spoilt = [row | changes if row["key"] == key else row for row in rows]
+        pq.write_table(pa.Table.from_pylist(spoilt, ROW_SCHEMA), path)
+    with pytest.raises(CorpusError) as caught:
+        list(Corpus(out))
+    assert says in str(caught.value)
+
+
+def test_a_shard_with_other_columns(tmp_path):
+    out = make_corpus(make_photos(tmp_path / "photos"), tmp_path / "corpus")
+    path = out / "shards" / "shard-000001.parquet"
+    pq.write_table(pq.read_table(path).drop_columns(["drops"]), path)
+    with pytest.raises(
+        CorpusError, match=r"shard-000001.parquet: damaged: the columns are not those of format 1"
+    ):
+        list(Corpus(out))
 
 
 def test_reading_is_light(corpus):

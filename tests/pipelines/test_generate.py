@@ -1,11 +1,13 @@
 """The run, end to end and seen through what it leaves: wrong use first, then resuming, then the kill."""
 
+import errno
 import os
 import re
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
@@ -56,6 +58,37 @@ def test_weights_that_are_not_there_leave_nothing_behind(photos, tmp_path, capsy
     assert main(words(photos, out, [f"model.checkpoint={tmp_path}/gone.pth"], "--workers", "0")) == 2
     assert capsys.readouterr().err.count("\n") == 1
     assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("call", "number", "expected", "code"),
+    [
+        ("fsync", errno.ENOSPC, "No space left on device", 2),
+        ("link", errno.EPERM, "the file system has no hard links", 2),
+        ("link", errno.EOPNOTSUPP, "the file system has no hard links", 2),
+        ("replace", errno.ENOSPC, "No space left on device", 4),  # corpus.json, when all the work is done
+    ],
+)
+def test_storage_that_fails_is_one_line_that_names_the_folder(
+    photos, tiny_settings, tmp_path, monkeypatch, capsys, call, number, expected, code
+):
+    def fail(*_arguments):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(Path if call == "replace" else os, call, fail)
+    out = tmp_path / "corpus"
+    typed = words(photos / "coffee", out, [*tiny_settings, "shard_size=3"], "--workers", "0")
+    assert main(typed) == code
+    assert capsys.readouterr().err.endswith(f"maskmill: {out}: cannot be written: {expected}\n")
+
+
+def test_brackets_in_names_are_no_markup(photos, tiny_settings, tmp_path, capsys):
+    collection, out = tmp_path / "[/red]", tmp_path / "a[/b] [bold]"
+    collection.mkdir(parents=True)
+    (collection / "[x].png").write_bytes((photos / "coffee" / "0.png").read_bytes())
+    for _ in range(2):
+        assert main(words(collection, out, tiny_settings, "--workers", "0")) == 0
+    assert f"{out}: complete, nothing to do" in capsys.readouterr().out
 
 
 def test_a_corpus_that_was_begun_differently_is_refused_and_left_alone(corpus, photos, tiny_settings, capsys):
