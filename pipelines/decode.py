@@ -15,7 +15,8 @@ damaged bytes is many things; here that becomes `InputRejected` with one of a fe
 
 How pixels become 8-bit RGB:
 - one bit, grey, palette, CMYK, YCbCr: as Pillow converts them; Adobe's inverted CMYK is turned round first;
-- transparency, whether a channel, a palette entry or a colour: over white, which is how a page shows it;
+- transparency, whether a channel, a palette entry or a colour: over white, which is how a page shows it; but
+  the one colour that a PNG of 16 bits may name is left as it is: Pillow confuses it with others;
 - 16 bits: the upper eight (value >> 8);
 - 32-bit integers and floats, which have no white of their own: floats within 0 to 1 times 255, anything else
   stretched from its least finite value to its greatest; values that are not finite become black;
@@ -181,6 +182,8 @@ def _open(data: bytes, max_pixels: int) -> Image.Image:
         raise _too_large(f"{width}×{height} pixels", max_pixels)
     if image.mode not in _MODES and not image.mode.startswith("I;16"):
         raise InputRejected("decode", "Unsupported", f"{image.format} in colour mode {image.mode}")
+    if image.format == "PNG" and image.tile and "16B" in str(image.tile[0][3]):
+        image.info.pop("transparency", None)
     return image
 
 

@@ -103,7 +103,7 @@ class ImageRow:
         row: position in the plan; decides the annotations' ids.
         width, height: pixels of the upright image; None where the image was not decoded.
         orientation: the EXIF tag as read, 1 where there is none; None where the image was not decoded.
-        image_sha256: of the file's bytes, in hex; None where they could not be read.
+        image_sha256: of the file's bytes, in hex; None where they were not read.
         error: None unless the status is "rejected".
         image: the file's own bytes, where images are embedded.
 

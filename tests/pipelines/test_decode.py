@@ -275,14 +275,29 @@ def test_sixteen_bits_keep_the_upper_eight(kind):
     assert grey(np.array([[0, 255, 256, 0x7FFF, 0xFFFF]], np.uint16), kind) == [[0, 0, 1, 127, 255]]
 
 
-def test_sixteen_bit_colour():
+def sixteen_bit_png(colour_type, values, transparent=None):
+    """A row of two pixels, as a PNG that Pillow cannot write."""
+
     def chunk(kind, body):
         return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
 
-    row = b"\0" + struct.pack(">6H", 0xFF00, 0x01FF, 0x00FF, 0x8000, 0xFFFF, 0)
-    data = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", struct.pack(">IIBBBBB", 2, 1, 16, 2, 0, 0, 0))
-    data += chunk(b"IDAT", zlib.compress(row)) + chunk(b"IEND", b"")
+    data = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", struct.pack(">IIBBBBB", 2, 1, 16, colour_type, 0, 0, 0))
+    if transparent:
+        data += chunk(b"tRNS", struct.pack(f">{len(transparent)}H", *transparent))
+    row = b"\0" + struct.pack(f">{len(values)}H", *values)
+    return data + chunk(b"IDAT", zlib.compress(row)) + chunk(b"IEND", b"")
+
+
+def test_sixteen_bit_colour():
+    data = sixteen_bit_png(2, [0xFF00, 0x01FF, 0x00FF, 0x8000, 0xFFFF, 0])
     assert pixels(data).tolist() == [[[255, 1, 0], [128, 255, 0]]]
+
+
+def test_a_transparent_colour_of_16_bits_is_left_as_it_is():
+    grey_png = sixteen_bit_png(0, [0x1234, 0x3456], transparent=[0x1234])
+    assert pixels(grey_png).tolist() == [[[0x12] * 3, [0x34] * 3]]
+    colour_png = sixteen_bit_png(2, [0x1234] * 3 + [0x3456] * 3, transparent=[0x1234] * 3)
+    assert pixels(colour_png).tolist() == [[[0x12] * 3, [0x34] * 3]]  # nor is the second taken for the first
 
 
 def test_integers_and_floats_of_32_bits():
