@@ -119,7 +119,9 @@ class Trainer:
             group["lr"] = rate
         # Prompts and their kind depend on the step alone, so that a resumed run draws the same ones.
         generator = torch.Generator().manual_seed(config.seed * 1_000_003 + self.step)
-        with torch.autocast(config.device, torch.bfloat16, enabled=config.precision == "bf16"):
+        with torch.autocast(
+            torch.device(config.device).type, torch.bfloat16, enabled=config.precision == "bf16"
+        ):
             loss, measured = self.loss(batch, stage, generator)
         for optimizer in self.optimizers:
             optimizer.zero_grad(set_to_none=True)
