@@ -83,7 +83,10 @@ def test_report_takes_brackets_as_they_are(capsys, tmp_path):
     rows[1]["error"]["class"] = "[/b]"
     pq.write_table(pa.Table.from_pylist(rows, ROW_SCHEMA), path)
     assert main(["report", str(out)]) == 0
-    assert "rejected: [/b]" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "rejected: [/b]" in shown
+    (line,) = (line for line in shown.splitlines() if line.startswith("│ masks per image") and "0.25" in line)
+    assert line.split()[5::2] == ["0.25", "1", "1", "2.5", "3"]  # of 0, 1, 1, 1, 3, 3 masks
 
 
 @pytest.fixture(scope="module")
