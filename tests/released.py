@@ -165,7 +165,8 @@ class Agreement:
     @property
     def share(self) -> float:
         """The lower of the two directions' shares of matched masks; 1 where there are none."""
-        return min(self.matched_ours / max(1, self.ours), self.matched_theirs / max(1, self.theirs), 1.0)
+        pairs = ((self.matched_ours, self.ours), (self.matched_theirs, self.theirs))
+        return min(matched / found if found else 1.0 for matched, found in pairs)
 
 
 def compare(
