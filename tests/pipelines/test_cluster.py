@@ -166,6 +166,19 @@ def test_workers_that_die_while_starting_end_the_run_as_incomplete(job, photos):
         dispatch(job, tasks_of(photos, 1), Stillborn, workers=1)
 
 
+def test_workers_without_memory_for_the_weights_end_the_run_as_incomplete(job, photos):
+    from pipelines.cluster import ShardWorker
+
+    class Cramped(ShardWorker):
+        def load(self):
+            import torch
+
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    with pytest.raises(IncompleteRun, match=r"died while starting; the last: .*CUDA out of memory"):
+        dispatch(job, tasks_of(photos, 1), Cramped, workers=1)
+
+
 def test_a_cpu_worker_sees_no_gpu(job, photos):
     from pipelines.cluster import ShardWorker
 

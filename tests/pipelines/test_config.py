@@ -45,7 +45,7 @@ SHIPPED = ("nano", "mobile_sam", "sam_vit_h", "sa1b")
         ('shard_size=!!int "x"', "not a value: ValueError: invalid literal for int()"),
         ('embed_images=!!bool "x"', "not a value: KeyError: 'x'"),
         ('model.name=!!timestamp "x"', "not a value: AttributeError: "),
-        (f"workers={'[' * 9999}", "not a value: RecursionError: "),
+        (f"workers={'[' * 999}", "not a value: RecursionError: "),
         (
             "workers=!!python/object/apply:os.getpid []",
             "the tag 'tag:yaml.org,2002:python/object/apply:os.getpid'",
