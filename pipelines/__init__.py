@@ -1,1 +1,1 @@
-"""Collections: sources, shards, the run, reports. Knows `engine` and `model`; only `pipelines.cluster` imports Ray."""
+"""Collections: sources, shards, the run, reports. Knows `engine` and `model`; only `cluster` imports Ray."""
