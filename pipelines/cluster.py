@@ -207,6 +207,7 @@ class _Slot:
     placed: float | None = None  # when it said hello
     node: str | None = None
     asking: Any = None
+    asked: float = 0.0
     suspect: Suspect | None = None
     work: dict[Any, ShardTask] = field(default_factory=dict)
     tallies: dict[int, Tally] = field(default_factory=dict)
@@ -305,9 +306,11 @@ class Dispatcher:
         slot.moved[task.shard] = time.monotonic()
 
     def _ask(self) -> None:
+        """Ask busy workers how far they are: once a second, since each answer would else bring the next."""
+        now = time.monotonic()
         for slot in self._slots:
-            if slot.ready and slot.work and slot.asking is None:
-                slot.asking = slot.actor.stats.remote()
+            if slot.ready and slot.work and slot.asking is None and now - slot.asked >= POLL_SECONDS:
+                slot.asking, slot.asked = slot.actor.stats.remote(), now
 
     def _settle(self, slot: _Slot, ref: Any) -> Iterator[ShardReceipt | ShardFailure]:
         """Take in one answer of a worker, or its death."""

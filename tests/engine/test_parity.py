@@ -81,20 +81,15 @@ def check(agreement: Agreement, at_least: int) -> None:
     assert agreement.largest_score_difference <= 1e-4, agreement
 
 
-def test_default_options_and_clean_up_on_a_coarser_grid():
-    # How many masks pass thresholds made for ViT-H is the weights' business; the next tests see to numbers.
-    for agreement in agreements(PHOTOS, {"points_per_side": 12}, (0, 100)):
-        check(agreement, at_least=0)
-
-
 def test_default_options_and_clean_up_on_one_photograph():
+    # How many masks pass thresholds made for ViT-H is the weights' business; the other tests see to numbers.
     for agreement in agreements(PHOTOS[:1], {}, (0, 100)):
         check(agreement, at_least=0)
 
 
-def test_lenient_thresholds_and_clean_up():
-    for agreement in agreements(PHOTOS[:2], {"points_per_side": 12, **LENIENT}, (0, 100)):
-        check(agreement, at_least=20)
+def test_lenient_thresholds_and_clean_up_on_a_coarser_grid():
+    for agreement in agreements(PHOTOS, {"points_per_side": 12, **LENIENT}, (0, 100)):
+        check(agreement, at_least=100)
 
 
 def test_a_layer_of_crops_and_clean_up():
@@ -105,6 +100,6 @@ def test_a_layer_of_crops_and_clean_up():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("crop_n_layers", [0, 1])
-def test_default_options_and_clean_up_on_all_photographs(crop_n_layers):
-    for agreement in agreements(PHOTOS, {"crop_n_layers": crop_n_layers}, (0, 100)):
-        check(agreement, at_least=0)
+def test_full_grid_and_clean_up_on_all_photographs(crop_n_layers):
+    for agreement in agreements(PHOTOS, {"crop_n_layers": crop_n_layers, **LENIENT}, (0, 100)):
+        check(agreement, at_least=200)
