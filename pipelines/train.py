@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from model.checkpoint import save_sam
+from model.checkpoint import load_sam, save_sam
 from model.config import MODELS
 from model.initialise import initialise
 from model.losses import FeatureContrast, best_iou, dice_loss, focal_loss, mask_iou
@@ -61,6 +61,8 @@ class Trainer:
         torch.manual_seed(config.seed)
         sam, average = (Sam(MODELS[config.model]).to(config.device) for _ in range(2))
         initialise(sam)
+        if config.initial is not None:
+            sam.load_state_dict(load_sam(config.model, config.initial).state_dict())
         average.load_state_dict(sam.state_dict())
         contrast = FeatureContrast().to(config.device)
         trainer = cls(config, sam, average, contrast, make_optimizers(config, sam, contrast))

@@ -81,6 +81,9 @@ class TrainConfig(Section):
     ema_decay: float = Field(0.998, ge=0, lt=1, description="Decay of the averaged weights, a step.")
     precision: Literal["fp32", "bf16"] = Field("bf16", description="bf16 runs matrix products in bfloat16.")
     device: str = Field("cpu", pattern=r"^(cpu|cuda(:\d+)?)$", description="cpu, cuda or cuda:N.")
+    initial: Path | None = Field(
+        None, description="Weights of this size to start from; null starts from nothing."
+    )
     seed: int = Field(0, ge=0, description="Decides initial weights, batches and prompts.")
     loader_workers: int = Field(1, ge=0, description="Processes that prepare batches.")
     checkpoint_every: int = Field(200, ge=1, description="Steps between checkpoints.")

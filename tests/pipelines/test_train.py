@@ -2,6 +2,7 @@
 
 import json
 import sys
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -11,7 +12,7 @@ import pytest
 import torch
 from pycocotools import mask as mask_utils
 
-from model import load_sam
+from model import checkpoint, load_sam
 from pipelines.cli import main
 from pipelines.config import load_settings
 from pipelines.errors import ConfigError, IncompleteRun
@@ -282,6 +283,13 @@ def test_training_lowers_the_loss_and_keeps_every_prompt_kind(shapes, tmp_path):
     assert {"mask_oracle", "mask_single"} <= set().union(*measured)
     contrasts = [m["contrast"] for m in measured]
     assert np.mean(contrasts[-3:]) < np.mean(contrasts[:3]) - 0.05
+
+
+def test_training_may_start_from_weights(shapes, tmp_path):
+    bundled = Path(checkpoint.__file__).with_name("weights") / "nano.safetensors"
+    begun = Trainer.start(configuration(shapes, tmp_path, initial=bundled))
+    expected = load_sam("nano").state_dict()
+    assert all(torch.equal(value, expected[name]) for name, value in begun.sam.state_dict().items())
 
 
 def test_a_stage_may_leave_the_encoder_alone(shapes, tmp_path):
