@@ -45,13 +45,16 @@ def mask_iou(logits: Tensor, targets: Tensor) -> Tensor:
     return torch.where(union > 0, overlap / union.clamp(min=1e-6), torch.ones_like(union))
 
 
-def best_iou(logits_BKHW: Tensor, targets_BPHW: Tensor) -> Tensor:
-    """IoU of each thresholded mask with the best of its image's P targets, shares in [0, 1]: B×K."""
+def best_iou(logits_BKHW: Tensor, targets_BPHW: Tensor, eligible_BKP: Tensor) -> Tensor:
+    """IoU of each thresholded mask with the best of its eligible targets, shares in [0, 1]: B×K.
+
+    A mask with no eligible target has 0.
+    """
     predicted_BKL = (logits_BKHW > 0).float().flatten(2)
     targets_BPL = targets_BPHW.flatten(2)
     overlap_BKP = predicted_BKL @ targets_BPL.transpose(1, 2)
     union_BKP = predicted_BKL.sum(2)[:, :, None] + targets_BPL.sum(2)[:, None] - overlap_BKP
-    return (overlap_BKP / union_BKP.clamp(min=1e-6)).amax(2)
+    return (overlap_BKP / union_BKP.clamp(min=1e-6) * eligible_BKP).amax(2)
 
 
 class FeatureContrast(nn.Module):
@@ -79,3 +82,21 @@ class FeatureContrast(nn.Module):
         outside = (1 - targets_BPHW) / (1 - targets_BPHW).sum((-2, -1), keepdim=True).clamp(min=1e-3)
         losses = inside * F.softplus(-logits) + outside * F.softplus(logits)
         return losses.sum((-2, -1)).mean() / 2
+
+
+class FeatureImitation(nn.Module):
+    """Auxiliary loss: a linear map of the encoder's features must give another network's.
+
+    Distillation: a small encoder learns from a few thousand photographs what its teacher learnt from a
+    million. Used in training only; the linear map is not part of the model.
+    """
+
+    def __init__(self, channels: int, teacher_channels: int) -> None:
+        super().__init__()
+        self.project = nn.Conv2d(channels, teacher_channels, kernel_size=1)
+
+    def forward(self, embedding_BCHW: Tensor, teacher_BCHW: Tensor) -> Tensor:
+        """Mean squared error where the teacher's features, of unit variance, are not NaN."""
+        known_BHW = teacher_BCHW.isfinite().all(1)
+        error_BHW = (self.project(embedding_BCHW).float() - teacher_BCHW.nan_to_num()).square().mean(1)
+        return (error_BHW * known_BHW).sum() / known_BHW.sum().clamp(min=1)

@@ -37,7 +37,10 @@ class StageConfig(Section):
     zoom: tuple[PositiveFloat, PositiveFloat] = Field(
         (1.0, 2.0), description="Longer side of the jittered photograph, in sides of the square: from, to."
     )
-    train_encoder: bool = Field(True, description="False trains the decoder only, on the encoder's output.")
+    train: Literal["all", "encoder", "decoder"] = Field(
+        "all",
+        description="encoder: on the auxiliary losses, with no masks drawn; decoder: the rest is frozen.",
+    )
     area_power: float = Field(
         0.5, ge=0, le=1, description="A mask is drawn with a chance by its area to this power."
     )
@@ -70,12 +73,17 @@ class TrainConfig(Section):
     clip_norm: float = Field(1.0, gt=0, description="Largest norm of the gradient.")
     focal_weight: float = Field(20.0, ge=0, description="Weight of the focal loss beside dice's 1.")
     focal_warmup_steps: int = Field(0, ge=0, description="Steps over which the focal weight rises from 1.")
-    iou_target: Literal["prompt", "image"] = Field(
+    iou_target: Literal["prompt", "point"] = Field(
         "prompt",
-        description="image: predicted IoU means that with the best of the image's masks in the batch.",
+        description="point: a click's predicted IoU is that with the best of the image's masks that hold it.",
     )
     iou_weight: float = Field(1.0, ge=0, description="Weight of the predicted IoU's squared error.")
     contrast_weight: float = Field(1.0, ge=0, description="Weight of the encoder's auxiliary loss.")
+    teacher_features: Path | None = Field(
+        None,
+        description="Feature maps for the encoder to imitate (examples/teacher_features.py); null: none.",
+    )
+    teacher_weight: float = Field(1.0, ge=0, description="Weight of imitating them.")
     box_share: float = Field(0.15, ge=0, le=1, description="Share of steps prompted with boxes.")
     points_share: float = Field(0.15, ge=0, le=1, description="Share of steps prompted with several points.")
     ema_decay: float = Field(0.998, ge=0, lt=1, description="Decay of the averaged weights, a step.")

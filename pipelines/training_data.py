@@ -19,8 +19,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from pycocotools import mask as mask_utils
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -28,6 +30,12 @@ from pipelines.errors import ConfigError
 
 VALIDATION_SHARE = 12
 """One image in so many is for validation."""
+
+PATCH = 16
+"""Pixels of a cell of the encoder's output, in every size of the model."""
+
+TEACHER_STRIDE = 16
+"""Pixels of a cell of a teacher's map."""
 
 COLUMNS = ["image_id", "file_name", "source", "masks"]
 """What is read of a table."""
@@ -43,10 +51,15 @@ class LabelledImage:
     rles: tuple[dict[str, object], ...]
 
     @property
+    def name(self) -> str:
+        """Source and id: unique in a folder."""
+        return f"{self.source}/{self.image_id}"
+
+    @property
     def validates(self) -> bool:
         """Whether this image is set aside."""
-        name = hashlib.sha256(f"{self.source}/{self.image_id}".encode()).digest()
-        return int.from_bytes(name[:8], "big") % VALIDATION_SHARE == 0
+        digest = hashlib.sha256(self.name.encode()).digest()
+        return int.from_bytes(digest[:8], "big") % VALIDATION_SHARE == 0
 
     def pixels(self) -> NDArray[np.uint8]:
         """RGB, H×W×3. Raises ConfigError for a file that OpenCV cannot read."""
@@ -101,6 +114,45 @@ class Batch:
     valid_BHW: Tensor  # bool
     masks_BPHW: Tensor  # uint8, at full resolution
     points_BP2: Tensor  # float32
+    teacher_BCHW: Tensor  # float32, a cell a patch; no channels without a teacher; NaN where it says nothing
+
+
+class TeacherFeatures:
+    """Feature maps of another network, one an image, for the encoder to imitate.
+
+    A safetensors file: `{source}/{image_id}` → C×h×w, a cell `TEACHER_STRIDE` pixels of the image as it lies
+    in the folder.
+    """
+
+    def __init__(self, path: Path, images: Sequence[LabelledImage]) -> None:
+        """Raises ConfigError: not such a file, or an image that has no map of the same channels."""
+        self.path = path
+        try:
+            with safe_open(path, "pt") as file:
+                shapes = {key: file.get_slice(key).get_shape() for key in file.keys()}  # noqa: SIM118
+        except (OSError, SafetensorError) as error:
+            raise ConfigError(f"teacher_features: {path}: not a safetensors file: {error}") from error
+        missing = [image.name for image in images if image.name not in shapes]
+        if missing:
+            raise ConfigError(f"teacher_features: {path}: no map of {missing[0]} ({len(missing)} missing)")
+        channels = {shapes[image.name][0] if len(shapes[image.name]) == 3 else None for image in images}
+        if len(channels) != 1 or None in channels:
+            raise ConfigError(f"teacher_features: {path}: expected C×h×w maps of one C throughout")
+        self.channels: int = shapes[images[0].name][0]
+
+    def warped(self, image: LabelledImage, affine: NDArray[np.float64], size: int) -> NDArray[np.float32]:
+        """The image's map as the square of side `size` that `affine` cuts sees it: C×s×s, NaN outside."""
+        with safe_open(self.path, "pt") as file:
+            features = file.get_tensor(image.name).float()
+        side = size // PATCH
+        centres = (np.arange(side) + 0.5) * PATCH - 0.5
+        square = np.stack([*np.meshgrid(centres, centres), np.ones((side, side))], axis=-1)
+        there_HW2 = (square - [*affine[:, 2], 0])[..., :2] / [affine[0, 0], affine[1, 1]]
+        reach = np.array(features.shape[:0:-1]) * TEACHER_STRIDE
+        grid = torch.from_numpy((there_HW2 + 0.5) / reach * 2 - 1).float()
+        sampled = F.grid_sample(features[None], grid[None], padding_mode="border", align_corners=False)[0]
+        sampled[:, (grid.abs() > 1).any(-1)] = torch.nan
+        return sampled.numpy()
 
 
 class TrainingBatches(Dataset[Batch]):
@@ -118,6 +170,7 @@ class TrainingBatches(Dataset[Batch]):
         zoom: tuple[float, float],
         area_power: float,
         source_weights: Mapping[str, float],
+        teacher: TeacherFeatures | None = None,
     ) -> None:
         self.images = images
         self.seed = seed
@@ -127,6 +180,7 @@ class TrainingBatches(Dataset[Batch]):
         self.masks_per_image = masks_per_image
         self.zoom = zoom
         self.area_power = area_power
+        self.teacher = teacher
         weights = np.array([source_weights.get(image.source, 1.0) for image in images])
         self.chances = weights / weights.sum()
 
@@ -141,7 +195,7 @@ class TrainingBatches(Dataset[Batch]):
         return Batch(*(torch.from_numpy(np.stack(part)) for part in zip(*squares, strict=True)))
 
     def _square(self, image: LabelledImage, rng: np.random.Generator) -> tuple[NDArray[np.generic], ...]:
-        """A jittered square of the image: pixels C×S×S, valid S×S, masks P×S×S, points P×2."""
+        """A jittered square of the image: pixels C×S×S, valid S×S, masks P×S×S, points P×2, teacher C×s×s."""
         pixels = image.pixels()
         weights = image.areas() ** self.area_power
         count = min(len(weights), 2 * self.masks_per_image)
@@ -156,7 +210,10 @@ class TrainingBatches(Dataset[Batch]):
         visible = visible or [np.asarray(valid, np.uint8)]
         chosen = [visible[i % len(visible)] for i in range(self.masks_per_image)]
         points = np.stack([_point_inside(mask, rng) for mask in chosen])
-        return warped.transpose(2, 0, 1), valid.astype(bool), np.stack(chosen), points
+        features = np.empty((0, 0, 0), np.float32)
+        if self.teacher is not None:
+            features = self.teacher.warped(image, affine, self.size)
+        return warped.transpose(2, 0, 1), valid.astype(bool), np.stack(chosen), points, features
 
     def _jitter(self, height: int, width: int, rng: np.random.Generator) -> NDArray[np.float64]:
         """Large-scale jitter, a flip, and the crop; a photograph smaller than the square sits top left."""

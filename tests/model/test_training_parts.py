@@ -8,7 +8,7 @@ import torch
 from model.config import MODELS, SamConfig
 from model.initialise import cosine_filters, initialise
 from model.losses import FeatureContrast, best_iou, dice_loss, focal_loss, mask_iou
-from model.prompts import noisy_boxes, points_in_and_around, tight_boxes
+from model.prompts import holding, noisy_boxes, points_in_and_around, tight_boxes
 from model.sam import Sam
 
 
@@ -43,11 +43,20 @@ def test_mask_iou(predicted, true, expected):
     assert mask_iou(logits, torch.tensor([true], dtype=torch.float32)).item() == expected
 
 
-def test_best_iou_takes_the_best_of_the_images_own_targets():
+def test_best_iou_takes_the_best_of_the_images_own_eligible_targets():
     left, right = torch.tensor([[1.0, 1.0, 0.0, 0.0]]), torch.tensor([[0.0, 0.0, 0.0, 1.0]])
     targets = torch.stack([torch.stack([left, right]), torch.stack([right, right])])  # 2 images × 2 targets
     drawn = (2 * torch.stack([left, left]) - 1)[:, None]  # the left half, in both images
-    assert best_iou(drawn, targets).tolist() == [[1.0], [0.0]]
+    assert best_iou(drawn, targets, torch.ones(2, 1, 2)).tolist() == [[1.0], [0.0]]
+    assert best_iou(drawn, targets, torch.tensor([[[0.0, 1.0]], [[1.0, 1.0]]])).tolist() == [[0.0], [0.0]]
+
+
+def test_a_point_is_held_by_the_masks_that_cover_it():
+    masks = torch.zeros(1, 2, 3, 4, dtype=torch.uint8)
+    masks[0, 0, :, :2] = 1  # the left half
+    masks[0, 1, 2, 1:] = 1  # most of the lowest row
+    points = torch.tensor([[[0.0, 0.0], [1.0, 2.0]]])  # (x, y): in the first only; in both
+    assert holding(masks, points).tolist() == [[[True, False], [True, True]]]
 
 
 def test_feature_contrast_rewards_features_that_follow_the_mask():

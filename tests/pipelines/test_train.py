@@ -11,15 +11,17 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from pycocotools import mask as mask_utils
+from safetensors.torch import save_file
 
 from model import checkpoint, load_sam
 from pipelines.cli import main
 from pipelines.config import load_settings
 from pipelines.errors import ConfigError, IncompleteRun
 from pipelines.evaluate import centre, evaluate, score_image
-from pipelines.train import Trainer, train
+from pipelines.train import train
+from pipelines.trainer import Trainer
 from pipelines.training_config import StageConfig, TrainConfig
-from pipelines.training_data import TrainingBatches, read_labelled
+from pipelines.training_data import TeacherFeatures, TrainingBatches, read_labelled
 
 
 @pytest.fixture(scope="session")
@@ -192,8 +194,8 @@ def test_training_that_diverges_stops_and_leaves_the_checkpoint(shapes, stopped,
     before = (stopped.out / "checkpoint.pt").read_bytes()
     start = Trainer.start
 
-    def poisoned(config):
-        trainer = start(config)
+    def poisoned(*arguments):
+        trainer = start(*arguments)
         with torch.no_grad():
             trainer.sam.mask_decoder.iou_token.weight.fill_(torch.nan)
         return trainer
@@ -293,13 +295,81 @@ def test_training_may_start_from_weights(shapes, tmp_path):
 
 
 def test_a_stage_may_leave_the_encoder_alone(shapes, tmp_path):
-    stage = StageConfig(steps=1, size=64, images=2, masks=2, train_encoder=False)
-    config = configuration(shapes, tmp_path, stages=(stage,), iou_target="image")
+    stage = StageConfig(steps=1, size=64, images=2, masks=2, train="decoder")
+    config = configuration(shapes, tmp_path, stages=(stage,), iou_target="point")
     before = Trainer.start(config).average.state_dict()
     after = load_sam("nano", train(config)).state_dict()
     half = {name: value.half().float() for name, value in before.items()}  # as the file keeps them
     moved = {name.split(".")[0] for name in after if not torch.equal(after[name], half[name])}
     assert moved == {"mask_decoder", "prompt_encoder"}
+
+
+@pytest.fixture
+def teacher_file(shapes, tmp_path):
+    """Each cell's own column, row and image for features: 96 × 128 pixels are 6 × 8 cells."""
+    rows, columns = torch.meshgrid(torch.arange(6.0), torch.arange(8.0), indexing="ij")
+    maps = {
+        image.name: torch.stack([columns, rows, torch.full((6, 8), float(image.image_id))])
+        for image in read_labelled(shapes)
+    }
+    save_file(maps, tmp_path / "teacher.safetensors")
+    return tmp_path / "teacher.safetensors"
+
+
+def test_a_teachers_map_goes_where_the_pixels_go(shapes, teacher_file):
+    images = read_labelled(shapes)
+    teacher = TeacherFeatures(teacher_file, images)
+    image = next(image for image in images if image.image_id == "7")
+    whole = teacher.warped(image, np.array([[1.0, 0, 0], [0, 1, 0]]), 128)
+    np.testing.assert_allclose(whole[0, 2], np.arange(8), atol=1e-5)
+    np.testing.assert_allclose(whole[1, :6, 3], np.arange(6), atol=1e-5)
+    assert (whole[2, :6] == 7).all()
+    assert np.isnan(whole[:, 6:]).all()  # below the photograph
+    # Twice as large, mirrored, and the left half cut off: cells are half as far apart, in reverse order.
+    mirrored = teacher.warped(image, np.array([[-2.0, 0, 2 * 127 - 128], [0, 2, 0]]), 128)
+    expected = 8 - (128 + np.arange(8) * 16 + 7.5) / 32 - 0.5
+    np.testing.assert_allclose(mirrored[0, 0], expected.clip(0), atol=0.05)
+
+
+def test_the_encoder_learns_from_its_teacher_alone_where_a_stage_says_so(shapes, teacher_file, tmp_path):
+    stage = StageConfig(steps=3, size=64, images=2, masks=2, train="encoder")
+    config = configuration(shapes, tmp_path, stages=(stage,), teacher_features=teacher_file)
+    start = Trainer.start(config, 3)
+    before = {name: value.half().float() for name, value in start.average.state_dict().items()}
+    after = load_sam("nano", train(config)).state_dict()
+    assert {name.split(".")[0] for name in after if not torch.equal(after[name], before[name])} == {
+        "image_encoder"
+    }
+    trainer = Trainer.start(config.model_copy(update={"out": tmp_path / "other"}), 3)
+    batch = TrainingBatches(
+        read_labelled(shapes),
+        seed=0,
+        steps=range(1),
+        size=64,
+        images_per_step=2,
+        masks_per_image=2,
+        zoom=(1.0, 1.2),
+        area_power=0.5,
+        source_weights={},
+        teacher=TeacherFeatures(teacher_file, read_labelled(shapes)),
+    )[0]
+    imitation = [trainer.train_step(batch, stage)["imitation"] for _ in range(10)]
+    assert imitation[-1] < imitation[0]
+    with pytest.raises(ConfigError, match=r"checkpoint\.pt is of another run: teacher_features was"):
+        Trainer.start(config.model_copy(update={"teacher_features": None}))
+
+
+def test_a_teacher_that_does_not_know_every_image_is_refused(shapes, tmp_path):
+    path = tmp_path / "teacher.safetensors"
+    config = configuration(shapes, tmp_path / "out", teacher_features=path)
+    with pytest.raises(ConfigError, match="not a safetensors file"):
+        train(config)
+    save_file({"drawn/0": torch.zeros(3, 6, 8)}, path)
+    with pytest.raises(ConfigError, match=r"no map of drawn/1 \(\d+ missing\)"):
+        train(config)
+    save_file({image.name: torch.zeros(6, 8) for image in read_labelled(shapes)}, path)
+    with pytest.raises(ConfigError, match="expected C×h×w maps of one C"):
+        train(config)
 
 
 def test_the_click_is_the_point_farthest_from_the_edge():
