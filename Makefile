@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup demo test check format clean
+.PHONY: setup demo test chaos check format clean
 setup: .venv/installed
 
 # torch first: one package that asked for a looser torch would otherwise pull in gigabytes.
@@ -21,6 +21,10 @@ demo: setup
 
 test: setup
 	$(BIN)/python -m pytest -q
+
+# Kills, full disks and jumping clocks: about twenty minutes on two cores, and a table at the end.
+chaos: setup
+	$(BIN)/python -m pytest -q -m slow tests/chaos
 
 check: setup
 	$(BIN)/ruff format --check .
