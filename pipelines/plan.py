@@ -1,9 +1,12 @@
 """Which image goes into which shard, decided once: a pure function of the inputs and the shard size.
 
 The inputs are sorted by key and cut into shards of N. The plan is written before any work starts and then
-only
-grows: `extend` appends a part with the new inputs in new shards, so that no shard is ever renumbered. A row's
-place in the whole plan is its position, part after part.
+only grows: `extend` appends a part with the new inputs in new shards, so that no shard is ever renumbered. A
+row's place in the whole plan is its position, part after part.
+
+Inputs are Arrow columns from the listing to the file, and hashed, gathered and written a piece at a time:
+eleven million Python objects would not fit a laptop. Once planned, a `Plan` holds where its shards begin and
+reads keys and uris from its files when they are asked for.
 
 Opening a run is safe to be killed at any moment. `run.json` is written first, each file in one step; a folder
 with `run.json` and no plan is a run that was killed there, and planning goes on. Overwriting removes
@@ -12,9 +15,11 @@ everything else first and replaces `run.json` last, so that the folder is known 
 
 from __future__ import annotations
 
+import hashlib
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Literal
 
@@ -25,8 +30,9 @@ import pyarrow.compute as pc
 
 from pipelines import manifest, storage
 from pipelines.errors import CorpusError, UsageError
+from pipelines.lease import LEASE
 from pipelines.manifest import RunRecord
-from pipelines.schema import FORMAT_VERSION, PLAN_SCHEMA, image_id
+from pipelines.schema import FORMAT_VERSION, PLAN_SCHEMA
 from pipelines.shards import (
     SHARDS,
     UNREADABLE,
@@ -36,9 +42,12 @@ from pipelines.shards import (
     unreadable,
     write_parquet,
 )
-from pipelines.sources import InputItem
+from pipelines.sources import in_order
 
 PLAN = "plan"
+GROUP_BYTES = 4 << 20
+"""Of the plan's own row groups: small, since the images of one shard are read from one of them."""
+
 _PART = re.compile(r"part-(\d{6})\.parquet")
 
 Mode = Literal["resume", "extend", "overwrite"]
@@ -56,32 +65,71 @@ class PlannedImage:
 
 
 class Plan:
-    """Every input, in order. Held as Arrow columns: eleven million Python objects would not fit a laptop.
+    """Every input, in order; read from the files of the plan as it is asked for.
 
     Attributes:
-        table: the columns of `PLAN_SCHEMA`, all parts.
-        parts: how many parts it was read from.
+        parts: how many parts the plan has.
+
+    Raises CorpusError where a part is damaged, or the shards are not numbered in order.
 
     """
 
-    def __init__(self, table: pa.Table, parts: int) -> None:
-        self.table = table
-        self.parts = parts
-        self._shard_of_row = table["shard"].to_numpy()
+    def __init__(self, paths: Sequence[Path]) -> None:
+        self._paths = paths
+        self.parts = len(paths)
+        self._groups = [(path, group) for path in paths for group in range(_group_count(path))]
+        self._first_rows = [0]
+        steps = [np.zeros(0, np.int64)]
+        last = -1
+        for path, group in self._groups:
+            shards = read_group(path, group, ("shard",))["shard"].to_numpy()
+            changes = np.flatnonzero(np.diff(shards, prepend=last))
+            if (np.diff(shards, prepend=last)[changes] != 1).any():
+                raise CorpusError(f"{path.parent}: damaged: the shards are not numbered in order")
+            steps.append(self._first_rows[-1] + changes)
+            self._first_rows.append(self._first_rows[-1] + len(shards))
+            last = int(shards[-1]) if len(shards) else last
+        self._begins = np.append(np.concatenate(steps), self._first_rows[-1])
+        self._table = lru_cache(maxsize=4)(read_group)
 
     def __len__(self) -> int:
-        return int(self.table.num_rows)
+        return self._first_rows[-1]
 
     @property
     def shards(self) -> range:
         """All shards, in order."""
-        return range(int(self._shard_of_row[-1]) + 1 if len(self) else 0)
+        return range(len(self._begins) - 1)
+
+    def size(self, shards: Sequence[int]) -> int:
+        """How many images these shards have together."""
+        return int(np.diff(self._begins)[np.asarray(shards, np.int64)].sum())
 
     def images(self, shard: int) -> list[PlannedImage]:
-        """The images of a shard, in plan order."""
-        first, end = np.searchsorted(self._shard_of_row, [shard, shard + 1])
-        rows = self.table.slice(int(first), int(end - first)).to_pylist()
-        return [PlannedImage(**row, row=int(first) + offset) for offset, row in enumerate(rows)]
+        """The images of a shard, in plan order; none for a shard that is not planned."""
+        if shard not in self.shards:
+            return []
+        first, end = int(self._begins[shard]), int(self._begins[shard + 1])
+        group = int(np.searchsorted(self._first_rows, first, side="right")) - 1
+        images: list[PlannedImage] = []
+        while first < end:
+            offset = first - self._first_rows[group]
+            table = self._table(*self._groups[group]).slice(offset, end - first)
+            images += [PlannedImage(**row, row=first + at) for at, row in enumerate(table.to_pylist())]
+            first += table.num_rows
+            group += 1
+        return images
+
+    def tables(self, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
+        """All rows, as tables of some thousand rows."""
+        for path, group in self._groups:
+            yield read_group(path, group, columns)
+
+    def column(self, name: str) -> pa.ChunkedArray:
+        """One column, whole."""
+        return pa.chunked_array(
+            [chunk for table in self.tables((name,)) for chunk in table[name].chunks],
+            PLAN_SCHEMA.field(name).type,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,64 +145,73 @@ class Run:
         return sorted(set(self.plan.shards) - committed_shards(self.out))
 
 
-def make_plan(items: Iterable[InputItem], shard_size: int, *, first_shard: int = 0) -> pa.Table:
-    """The inputs sorted by key, in shards of `shard_size`, as a table of `PLAN_SCHEMA`.
+def make_plan(inputs: pa.Table, shard_size: int, *, first_shard: int = 0) -> pa.Table:
+    """The inputs (columns `key` and `uri`) sorted by key, in shards of `shard_size`: a table of `PLAN_SCHEMA`.
 
     Raises UsageError where two keys share an image_id, ValueError for a shard size below 1.
     """
     if shard_size < 1:
         raise ValueError(f"expected a shard size of at least 1, got {shard_size}")
-    ordered = sorted(items, key=lambda item: item.key)
-    keys = [item.key for item in ordered]
-    ids = np.fromiter((image_id(key) for key in keys), np.int64, len(keys))
-    refuse_collisions(ids, keys)
-    shards = first_shard + np.arange(len(keys), dtype=np.int64) // shard_size
-    columns = [pa.array(ids), keys, [item.uri for item in ordered], pa.array(shards.astype(np.int32))]
+    inputs = in_order(inputs)
+    ids = image_ids(inputs["key"])
+    refuse_collisions(ids, inputs["key"])
+    shards = (first_shard + np.arange(len(ids), dtype=np.int64) // shard_size).astype(np.int32)
+    columns = [pa.chunked_array([ids]), inputs["key"], inputs["uri"], pa.chunked_array([shards])]
     return pa.table(dict(zip(PLAN_SCHEMA.names, columns, strict=True)), schema=PLAN_SCHEMA)
 
 
-def refuse_collisions(ids: npt.NDArray[np.int64], keys: Sequence[str]) -> None:
+def image_ids(keys: pa.ChunkedArray) -> npt.NDArray[np.int64]:
+    """`schema.image_id` of each key."""
+    pieces = [np.zeros(0, np.int64)]
+    for chunk in keys.chunks:
+        sha256, texts = hashlib.sha256, chunk.cast(pa.binary()).to_pylist()
+        digests = b"".join([sha256(text).digest()[:8] for text in texts])
+        pieces.append((np.frombuffer(digests, ">u8") >> np.uint64(1)).astype(np.int64))
+    return np.concatenate(pieces)
+
+
+def refuse_collisions(ids: npt.NDArray[np.int64], keys: Sequence[str] | pa.ChunkedArray) -> None:
     """Raise UsageError, naming the keys, where two images would have one id."""
     order = np.argsort(ids, kind="stable")
     (twins,) = np.nonzero(np.diff(ids[order]) == 0)
     if twins.size:
-        first, second = (keys[order[twins[0] + step]] for step in (0, 1))
+        first, second = (str(keys[int(order[twins[0] + step])]) for step in (0, 1))
         what = "twice" if first == second else f"and {second!r} have the same image_id"
         raise UsageError(f"the input {first!r} {what}; rename one of them")
 
 
-def open_run(
-    out: Path, items: Sequence[InputItem], record: RunRecord, shard_size: int, mode: Mode = "resume"
-) -> Run:
+def open_run(out: Path, inputs: pa.Table, record: RunRecord, shard_size: int, mode: Mode = "resume") -> Run:
     """Make the corpus folder ready for this run: plan it, or find that it is this run's already.
 
     `resume` plans a new folder, or goes on with one that has the same inputs, configuration digest, model and
     weights. `extend` also appends the inputs that are new. `overwrite` removes the corpus that is there
     first, and only what belongs to it. What killed processes left is swept away; a `corpus.json` that is out
-    of date is removed.
+    of date goes, and what it recorded stays (`manifest.reopen`). `inputs` has the columns `key` and `uri`.
 
     Raises CorpusError, saying what differs and what to do, where the folder is not this run's; UsageError
     where keys collide.
     """
-    _refuse_foreign(out)
+    refuse_foreign(out)
     for folder in (out, out / PLAN, out / SHARDS):
         storage.sweep(folder)
-    wanted = make_plan(items, shard_size)
+    wanted = make_plan(inputs, shard_size)
     if mode == "overwrite":
         _clear_corpus(out)
         manifest.replace_run(out, record)
-    elif not manifest.write_run(out, record):
-        _refuse_other_run(out, record)
+    else:
+        manifest.refuse_changed_plan(out)
+        if not manifest.write_run(out, record):
+            _refuse_other_run(out, record)
     if not _parts(out):
         write_part(out, wanted, 0, 0, record.digest)
     plan = read_plan(out)
     new = _new_inputs(out, plan, wanted, mode)
     if new.num_rows:
-        storage.remove(out / manifest.CORPUS)
+        manifest.reopen(out)
         plan = _append(out, plan, new, shard_size, record)
     run = Run(out, plan, manifest.read_run(out))
     if run.todo():
-        storage.remove(out / manifest.CORPUS)
+        manifest.reopen(out)
     return run
 
 
@@ -166,7 +223,7 @@ def write_part(out: Path, table: pa.Table, part: int, first_row: int, run_digest
         "maskmill.part": str(part),
         "maskmill.first_row": str(first_row),
     }
-    return storage.link(part_path(out, part), lambda file: write_parquet(file, table, metadata))
+    return storage.link(part_path(out, part), lambda file: write_parquet(file, table, metadata, GROUP_BYTES))
 
 
 def part_path(out: Path, part: int) -> Path:
@@ -181,13 +238,9 @@ def read_plan(out: Path) -> Plan:
         raise CorpusError(f"{out / PLAN}: there is no plan")
     if parts != [part_path(out, part).name for part in range(len(parts))]:
         raise CorpusError(f"{out / PLAN}: a part of the plan is missing; found {', '.join(parts)}")
-    tables = [read_part(out / PLAN / name) for name in parts]
-    plan = Plan(pa.concat_tables(tables), len(parts))
+    plan = Plan([out / PLAN / name for name in parts])
     if not len(plan):
         raise CorpusError(f"{out / PLAN}: the plan is empty")
-    steps = np.diff(plan.table["shard"].to_numpy(), prepend=-1)
-    if steps[0] != 1 or steps.min() < 0 or steps.max() > 1:
-        raise CorpusError(f"{out / PLAN}: damaged: the shards are not numbered in order")
     return plan
 
 
@@ -197,51 +250,63 @@ def _parts(out: Path) -> list[str]:
     return sorted(name for name in names if _PART.fullmatch(name))
 
 
-def read_part(path: Path) -> pa.Table:
-    """One part of the plan; CorpusError where it cannot be read or has other columns."""
+def read_part(path: Path) -> Iterator[pa.Table]:
+    """One part of the plan, a row group at a time."""
+    for group in range(_group_count(path)):
+        yield read_group(path, group)
+
+
+def read_group(path: Path, group: int, columns: Sequence[str] | None = None) -> pa.Table:
+    """A row group of a part of the plan; CorpusError where it cannot be read or has nulls."""
     with open_parquet(path) as file:
         try:
-            table = file.read()
+            table = file.read_row_group(group, columns and list(columns))
             table.validate(full=True)
         except UNREADABLE as error:
             raise unreadable(path, error) from None
-    if not table.schema.equals(PLAN_SCHEMA) or any(column.null_count for column in table.columns):
+    if any(column.null_count for column in table.columns):
         raise CorpusError(f"{path}: expected the columns {', '.join(PLAN_SCHEMA.names)}, without nulls")
     return table
 
 
+def _group_count(path: Path) -> int:
+    with open_parquet(path) as file:
+        try:
+            schema = file.schema_arrow
+        except UNREADABLE as error:
+            raise unreadable(path, error) from None
+        if not schema.equals(PLAN_SCHEMA):
+            raise CorpusError(f"{path}: expected the columns {', '.join(PLAN_SCHEMA.names)}, without nulls")
+        return int(file.num_row_groups)
+
+
 def _append(out: Path, plan: Plan, new: pa.Table, shard_size: int, record: RunRecord) -> Plan:
-    items = [InputItem(row["key"], row["uri"]) for row in new.select(["key", "uri"]).to_pylist()]
-    table = make_plan(items, shard_size, first_shard=len(plan.shards))
+    table = make_plan(new.select(["key", "uri"]), shard_size, first_shard=len(plan.shards))
     write_part(out, table, plan.parts, len(plan), record.digest)
     return read_plan(out)
 
 
 def _new_inputs(out: Path, plan: Plan, wanted: pa.Table, mode: Mode) -> pa.Table:
     """The wanted inputs that are not planned; CorpusError where they differ as the mode does not allow."""
-    planned_ids, wanted_ids = plan.table["image_id"].to_numpy(), wanted["image_id"].to_numpy()
-    is_new = ~np.isin(wanted_ids, planned_ids, assume_unique=True)
-    is_gone = ~np.isin(planned_ids, wanted_ids, assume_unique=True)
-    order = np.argsort(planned_ids)
-    places = order[np.searchsorted(planned_ids[order], wanted_ids[~is_new])]
-    was, now = plan.table.take(pa.array(places)), wanted.filter(pa.array(~is_new))
-    if pc.any(pc.not_equal(was["key"], now["key"])).as_py():
-        raise UsageError(f"{out}: a new input has the image_id of a planned one; rename it")
-    moved = now.filter(pc.not_equal(was["uri"], now["uri"]))
-    new, gone = wanted.filter(pa.array(is_new)), plan.table.filter(pa.array(is_gone))
+    wanted_ids = wanted["image_id"].to_numpy()
+    planned_ids = plan.column("image_id").to_numpy()
+    new = wanted.filter(pa.array(~np.isin(wanted_ids, planned_ids, assume_unique=True)))
+    gone, moved = _Differences(out, wanted, wanted_ids).of(plan)
     strict = mode != "extend"
-    if not strict and (again := new.filter(pc.is_in(new["uri"], value_set=plan.table["uri"]))).num_rows:
-        key, uri = again["key"][0].as_py(), again["uri"][0].as_py()
-        raise CorpusError(
-            f"{out}: {uri} is planned under another key than {key!r}; give the new inputs alone"
-        )
+    if not strict and new.num_rows:
+        again = new.filter(pc.is_in(new["uri"], value_set=plan.column("uri")))
+        if again.num_rows:
+            key, uri = again["key"][0].as_py(), again["uri"][0].as_py()
+            raise CorpusError(
+                f"{out}: {uri} is planned under another key than {key!r}; give the new inputs alone"
+            )
     found = [
         *_examples("now lies elsewhere", moved),
-        *(_examples("is new", new) if strict else []),
+        *(_examples("is new", new["key"]) if strict else []),
         *(_examples("is no longer there", gone) if strict else []),
     ]
     if found:
-        cure = "add the new inputs with --extend, " if strict and new.num_rows and not moved.num_rows else ""
+        cure = "add the new inputs with --extend, " if strict and new.num_rows and not len(moved) else ""
         raise CorpusError(
             f"{out}: the inputs are not those of the plan: {'; '.join(found)}: {cure}"
             "start anew with --overwrite, or choose another --out"
@@ -249,11 +314,54 @@ def _new_inputs(out: Path, plan: Plan, wanted: pa.Table, mode: Mode) -> pa.Table
     return new
 
 
-def _examples(what: str, rows: pa.Table) -> list[str]:
-    if not rows.num_rows:
+class _Differences:
+    """What is planned against what is wanted, a row group of the plan at a time."""
+
+    def __init__(self, out: Path, wanted: pa.Table, wanted_ids: npt.NDArray[np.int64]) -> None:
+        self._out = out
+        self._wanted = wanted
+        self._ids = wanted_ids
+        self._order: npt.NDArray[np.int64] | None = None  # of the ids; not needed while nothing differs
+
+    def of(self, plan: Plan) -> tuple[list[str], list[str]]:
+        """The keys that are no longer wanted, and those of inputs that lie elsewhere now; in plan order."""
+        gone: list[str] = []
+        moved: list[str] = []
+        row = 0
+        for planned in plan.tables(("image_id", "key", "uri")):
+            same_rows = self._wanted.slice(row, planned.num_rows).select(planned.schema.names)
+            row += planned.num_rows
+            if same_rows.equals(planned):
+                continue
+            is_wanted, now = self._find(planned["image_id"].to_numpy())
+            was = planned.filter(is_wanted)
+            gone += planned["key"].filter(pc.invert(is_wanted)).to_pylist()
+            if pc.any(pc.not_equal(was["key"], now["key"])).as_py():
+                raise UsageError(f"{self._out}: a new input has the image_id of a planned one; rename it")
+            moved += now["key"].filter(pc.not_equal(was["uri"], now["uri"])).to_pylist()
+        return gone, moved
+
+    def _find(self, ids: npt.NDArray[np.int64]) -> tuple[pa.Array, pa.Table]:
+        """Which of the ids are wanted, and the inputs that they are, in the order of the ids."""
+        if self._order is None:
+            large = [
+                pa.large_string() if one.type == pa.string() else one.type for one in self._wanted.schema
+            ]
+            schema = pa.schema(dict(zip(self._wanted.schema.names, large, strict=True)))
+            self._wanted = self._wanted.cast(schema).combine_chunks()
+            self._order = np.argsort(self._ids)
+        places = np.searchsorted(self._ids, ids, sorter=self._order)
+        places = self._order[np.minimum(places, len(self._order) - 1)]
+        is_wanted = self._ids[places] == ids
+        now = self._wanted.take(pa.array(places[is_wanted])).select(["key", "uri"])
+        return pa.array(is_wanted), now.cast(pa.schema({"key": pa.string(), "uri": pa.string()}))
+
+
+def _examples(what: str, keys: Sequence[str] | pa.ChunkedArray) -> list[str]:
+    if not len(keys):
         return []
-    more = f" (and {rows.num_rows - 1} more)" if rows.num_rows > 1 else ""
-    return [f"{rows['key'][0].as_py()}{more} {what}"]
+    more = f" (and {len(keys) - 1} more)" if len(keys) > 1 else ""
+    return [f"{keys[0]}{more} {what}"]
 
 
 def _refuse_other_run(out: Path, record: RunRecord) -> None:
@@ -266,7 +374,7 @@ def _refuse_other_run(out: Path, record: RunRecord) -> None:
         )
 
 
-def _refuse_foreign(out: Path) -> None:
+def refuse_foreign(out: Path) -> None:
     """Raise CorpusError where the folder has something in it and is not a corpus."""
     if out.exists() and not out.is_dir():
         raise CorpusError(f"{out}: expected a folder for the corpus, this is a file; choose another --out")
@@ -282,15 +390,16 @@ def _refuse_foreign(out: Path) -> None:
 
 
 def _is_blank(out: Path) -> bool:
-    """Whether nothing is there but what a killed process may have left before its `run.json`."""
+    """Whether nothing is there but a lease, and what a killed process may have left before its `run.json`."""
     entries = [*out.iterdir(), *(path for name in (PLAN, SHARDS) for path in out.glob(f"{name}/*"))]
     folders = (out / PLAN, out / SHARDS)
+    entries = [path for path in entries if path != out / LEASE]
     return all(storage.is_temporary(path.name) or (path in folders and path.is_dir()) for path in entries)
 
 
 def _clear_corpus(out: Path) -> None:
     """Remove the corpus's own files and nothing else, but for `run.json`, which the folder is known by."""
-    storage.remove(out / manifest.CORPUS)
+    storage.remove(out / manifest.CORPUS, out / manifest.BEFORE)
     storage.remove(*(shard_path(out, shard) for shard in sorted(committed_shards(out))))
     for name in reversed(_parts(out)):
         storage.remove(out / PLAN / name)

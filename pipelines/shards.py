@@ -72,8 +72,13 @@ def shard_of(name: str) -> int | None:
     return shard if match and f"shard-{shard:06d}.parquet" == name else None
 
 
-def write_parquet(file: BinaryIO, table: pa.Table, metadata: Mapping[str, str]) -> None:
-    """Write a table as all of a corpus is written: zstd, page checksums, page index, statistics."""
+def write_parquet(
+    file: BinaryIO, table: pa.Table, metadata: Mapping[str, str], group_bytes: int | None = None
+) -> None:
+    """Write a table as all of a corpus is written: zstd, page checksums, page index, statistics.
+
+    Row groups have `group_bytes` at most, or `ROW_GROUP_BYTES`; or one row, where that is more.
+    """
     with pq.ParquetWriter(
         file,
         table.schema,
@@ -83,7 +88,7 @@ def write_parquet(file: BinaryIO, table: pa.Table, metadata: Mapping[str, str]) 
         write_page_index=True,
         write_page_checksum=True,
     ) as writer:
-        for group in _row_groups(table):
+        for group in _row_groups(table, group_bytes or ROW_GROUP_BYTES):
             writer.write_table(group, row_group_size=max(1, group.num_rows))
         writer.add_key_value_metadata(dict(metadata))
 
@@ -102,20 +107,22 @@ def unreadable(path: Path, error: Exception) -> CorpusError:
     return CorpusError(f"{path}: cannot be read: {message}")
 
 
-def _row_groups(table: pa.Table) -> Iterator[pa.Table]:
+def _row_groups(table: pa.Table, limit: int) -> Iterator[pa.Table]:
     gathered: list[pa.RecordBatch] = []
-    for piece in (piece for batch in table.to_batches() for piece in _halved(batch)):
-        if gathered and sum(batch.nbytes for batch in gathered) + piece.nbytes > ROW_GROUP_BYTES:
+    size = 0
+    for piece in (piece for batch in table.to_batches() for piece in _halved(batch, limit)):
+        if gathered and size + piece.nbytes > limit:
             yield pa.Table.from_batches(gathered)
-            gathered = []
+            gathered, size = [], 0
         gathered.append(piece)
+        size += piece.nbytes
     yield pa.Table.from_batches(gathered, schema=table.schema)
 
 
-def _halved(batch: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
-    if batch.num_rows <= 1 or batch.nbytes <= ROW_GROUP_BYTES:
+def _halved(batch: pa.RecordBatch, limit: int) -> Iterator[pa.RecordBatch]:
+    if batch.num_rows <= 1 or batch.nbytes <= limit:
         yield batch
         return
     middle = batch.num_rows // 2
-    yield from _halved(batch.slice(0, middle))
-    yield from _halved(batch.slice(middle))
+    yield from _halved(batch.slice(0, middle), limit)
+    yield from _halved(batch.slice(middle), limit)

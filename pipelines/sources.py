@@ -9,7 +9,7 @@ two images.
 Nothing is opened here but file lists: whether a file is a photograph is for `decode` to say, image by image.
 """
 
-# ruff: noqa: PTH118, PTH119, PTH120  (paths are strings here: eleven million Path objects take minutes)
+# ruff: noqa: PTH119, PTH120  (paths are strings here: eleven million Path objects take minutes)
 
 from __future__ import annotations
 
@@ -18,12 +18,17 @@ import math
 import os
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from itertools import pairwise
+from itertools import islice
 from pathlib import Path
 from urllib.parse import quote, unquote
 
+import pyarrow as pa
+import pyarrow.compute as pc
+
 from pipelines.errors import UsageError
+
+INPUT_SCHEMA = pa.schema([("key", pa.string()), ("uri", pa.string())])
+"""An input's name for good, and where its bytes are (see `uri_of`)."""
 
 _WILDCARD = re.compile(r"[*?[]")
 _ABSOLUTE_URI = re.compile(r"[a-z][a-z0-9+.-]+://", re.IGNORECASE)
@@ -31,16 +36,11 @@ _FILE_URI = "file://"
 _LIST_EXTENSION = ".txt"
 
 
-@dataclass(frozen=True, slots=True)
-class InputItem:
-    """One input: its name for good, and where its bytes are (an absolute path, or see `uri_of`)."""
-
-    key: str
-    uri: str
+_PIECE_ROWS = 1 << 16
 
 
-def list_inputs(inputs: Sequence[str | Path], extensions: Sequence[str]) -> list[InputItem]:
-    """Every image of the inputs, sorted by key (by code points).
+def list_inputs(inputs: Sequence[str | Path], extensions: Sequence[str]) -> pa.Table:
+    """Every image of the inputs, a table of `INPUT_SCHEMA` sorted by key (by code points).
 
     `extensions` (".jpg", …; in any case) choose the files of folders, and of globs that name no extension of
     their own; hidden files and folders are passed over, links are followed, but not back into their own
@@ -53,18 +53,37 @@ def list_inputs(inputs: Sequence[str | Path], extensions: Sequence[str]) -> list
     if not inputs:
         raise UsageError("no input: expected a folder, a glob, a file list (.txt) or an image file")
     endings = tuple(extension.lower() for extension in extensions)
-    several = len(inputs) > 1
-    items: list[InputItem] = []
+    pieces: list[pa.RecordBatch] = []
     for given in inputs:
         text = os.fspath(given)
         root, paths = _expand(text, endings)
-        prefix = f"{_readable(os.path.basename(root))}/" if several else ""
-        before = len(items)
-        items.extend(InputItem(prefix + _key(path, root), uri_of(path)) for path in paths)
-        if len(items) == before:
+        prefix = f"{_readable(os.path.basename(root))}/" if len(inputs) > 1 else ""
+        before = len(pieces)
+        pieces.extend(_columns(paths, root, prefix))
+        if len(pieces) == before:
             raise UsageError(f"{text}: no image found; looked for files ending in {', '.join(endings)}")
-    items.sort(key=lambda item: (item.key, item.uri))
-    return _without_repeats(items)
+    return _without_repeats(in_order(pa.Table.from_batches(pieces, INPUT_SCHEMA)))
+
+
+def in_order(inputs: pa.Table) -> pa.Table:
+    """The inputs sorted by key, then uri; as they are where they are sorted already.
+
+    The sorted columns are gathered in pieces, one column after the other: a whole column of eleven million
+    names is more than Arrow's `string` can hold in one.
+    """
+    keys = inputs["key"]
+    if len(keys) < 2 or pc.all(pc.less(keys.slice(0, len(keys) - 1), keys.slice(1))).as_py():
+        return inputs
+    order = pc.sort_indices(inputs, sort_keys=[("key", "ascending"), ("uri", "ascending")])
+    columns = []
+    for name in INPUT_SCHEMA.names:
+        whole = inputs[name].cast(pa.large_string()).combine_chunks()
+        pieces = [
+            whole.take(order.slice(start, _PIECE_ROWS)).cast(pa.string())
+            for start in range(0, len(order), _PIECE_ROWS)
+        ]
+        columns.append(pa.chunked_array(pieces, pa.string()))
+    return pa.table(columns, schema=INPUT_SCHEMA)
 
 
 def uri_of(path: str) -> str:
@@ -119,7 +138,7 @@ def _walk(folder: str, endings: tuple[str, ...], depth: float = math.inf) -> Ite
                 real = os.path.realpath(entry.path)
                 if real not in way and len(way) < depth:
                     stack.append((entry.path, (*way, real)))
-            elif entry.name.lower().endswith(endings) and Path(entry.path).is_file():
+            elif entry.name.lower().endswith(endings) and _is_file(entry):
                 yield entry.path
 
 
@@ -127,6 +146,13 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
     try:
         return entry.is_dir()
     except OSError:  # a link to itself
+        return False
+
+
+def _is_file(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_file()
+    except OSError:
         return False
 
 
@@ -155,25 +181,37 @@ def _matches(names: Sequence[str], wanted: Sequence[str]) -> bool:
 
 def _read_list(path: str) -> Iterator[str]:
     """Paths in a file list: one a line, relative to the list's folder; blank lines and # comments aside."""
+    folder = os.path.dirname(path)
     try:
-        content = Path(path).read_bytes()
+        # Universal newlines; bytes that are not UTF-8 come through as file names have them.
+        with open(path, encoding="utf-8-sig", errors="surrogateescape") as file:  # noqa: PTH123
+            for number, raw in enumerate(file, start=1):
+                line = raw.strip()
+                if line and not line.startswith("#"):
+                    yield _listed(line, folder, f"{path}, line {number}")
     except OSError as error:
         raise UsageError(f"{path}: cannot be read: {error.strerror}") from None
-    folder = os.path.dirname(path)
-    for number, raw in enumerate(content.removeprefix(b"\xef\xbb\xbf").splitlines(), start=1):
-        line = os.fsdecode(raw).strip()
-        if not line or line.startswith("#"):
-            continue
-        if "\0" in line:
-            raise UsageError(f"{path}, line {number}: expected a path in each line; is this a text file?")
-        if _ABSOLUTE_URI.match(line):
-            raise UsageError(f"{path}, line {number}: expected a local path, got {line}")
-        yield os.path.normpath(os.path.join(folder, line))
 
 
-def _key(path: str, root: str) -> str:
-    """The path below the root; a listed file that lies elsewhere keeps its absolute path."""
-    return _readable(_below(path, root))
+def _listed(line: str, folder: str, where: str) -> str:
+    if "\0" in line:
+        raise UsageError(f"{where}: expected a path in each line; is this a text file?")
+    if _ABSOLUTE_URI.match(line):
+        raise UsageError(f"{where}: expected a local path, got {line}")
+    path = line if line.startswith("/") else f"{folder}/{line}"
+    return os.path.normpath(path) if "//" in path or "/." in path or path.endswith("/") else path
+
+
+def _columns(paths: Iterator[str], root: str, prefix: str) -> Iterator[pa.RecordBatch]:
+    """Keys and uris of local files, in pieces of `INPUT_SCHEMA`."""
+    below = root.rstrip("/") + "/"
+    while piece := list(islice(paths, _PIECE_ROWS)):
+        keys = [prefix + path.removeprefix(below) for path in piece]
+        try:
+            columns = [pa.array(keys, pa.string()), pa.array(piece, pa.string())]
+        except UnicodeEncodeError:
+            columns = [pa.array(map(_readable, keys), pa.string()), pa.array(map(uri_of, piece), pa.string())]
+        yield pa.record_batch(columns, schema=INPUT_SCHEMA)
 
 
 def _below(path: str, root: str) -> str:
@@ -185,14 +223,20 @@ def _readable(name: str) -> str:
     return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
-def _without_repeats(items: list[InputItem]) -> list[InputItem]:
-    kept = items[:1]
-    for before, item in pairwise(items):
-        if item.key != before.key:
-            kept.append(item)
-        elif item.uri != before.uri:
-            raise UsageError(
-                f"two inputs have the key {item.key!r}: {before.uri} and {item.uri}; "
-                "rename one folder, or give the folder above both"
-            )
-    return kept
+def _without_repeats(inputs: pa.Table) -> pa.Table:
+    """Sorted inputs, each once; UsageError where one key stands for two files."""
+    if inputs.num_rows < 2:
+        return inputs
+    before, after = inputs.slice(0, inputs.num_rows - 1), inputs.slice(1)
+    again = pc.equal(before["key"], after["key"])
+    if not pc.any(again).as_py():
+        return inputs
+    clash = pc.and_(again, pc.not_equal(before["uri"], after["uri"]))
+    if pc.any(clash).as_py():
+        row = pc.index(clash, True).as_py()
+        key, first, second = inputs["key"][row], inputs["uri"][row], inputs["uri"][row + 1]
+        raise UsageError(
+            f"two inputs have the key {str(key)!r}: {first} and {second}; "
+            "rename one folder, or give the folder above both"
+        )
+    return inputs.filter(pa.chunked_array([[True], *pc.invert(again).chunks]))

@@ -13,7 +13,7 @@ from pycocotools import mask as coco
 from engine.records import DROP_REASONS
 from pipelines import decode, manifest
 from pipelines.corpus import Corpus
-from pipelines.plan import Plan, PlannedImage, read_plan, write_part
+from pipelines.plan import PlannedImage, read_plan, write_part
 from pipelines.schema import PLAN_SCHEMA, ROW_SCHEMA, image_id
 from pipelines.shards import commit_table, shard_metadata
 from pipelines.verify import verify
@@ -50,8 +50,8 @@ def test_a_corpus_of_the_example(example, tmp_path):
     example["annotations"][0]["id"] = 1
     record = make_record()
     manifest.write_run(tmp_path, record)
-    plan = Plan(pa.Table.from_pylist([{**example, "shard": 0}], schema=PLAN_SCHEMA), 1)
-    write_part(tmp_path, plan.table, 0, 0, record.digest)
+    plan = pa.Table.from_pylist([{**example, "shard": 0}], schema=PLAN_SCHEMA)
+    write_part(tmp_path, plan, 0, 0, record.digest)
     table = pa.Table.from_pylist([example], schema=ROW_SCHEMA)
     assert commit_table(tmp_path, 0, table, shard_metadata(record.digest, 0, {"encode": 0.5}))
     manifest.finish_corpus(tmp_path, read_plan(tmp_path).shards)

@@ -20,7 +20,11 @@ def make(root: Path, *names: str) -> Path:
 
 
 def keys(*inputs) -> list[str]:
-    return [item.key for item in list_inputs(inputs, ENDINGS)]
+    return column("key", *inputs)
+
+
+def column(name, *inputs) -> list[str]:
+    return list_inputs(inputs, ENDINGS)[name].to_pylist()
 
 
 @pytest.fixture
@@ -81,9 +85,8 @@ def test_a_folder_that_may_not_be_listed(photos, monkeypatch):
 
 
 def test_a_folder(photos):
-    items = list_inputs([photos], ENDINGS)
-    assert [item.key for item in items] == ["a.jpg", "a.png", "b.jpg", "trip/c.JPG"]
-    assert items[3].uri == str(photos / "trip" / "c.JPG")
+    assert keys(photos) == ["a.jpg", "a.png", "b.jpg", "trip/c.JPG"]
+    assert column("uri", photos)[3] == str(photos / "trip" / "c.JPG")
 
 
 def test_a_folder_given_otherwise_gives_the_same(photos, monkeypatch):
@@ -162,7 +165,7 @@ def test_a_file_list(photos, tmp_path):
         "photos/b.jpg",
         "photos/trip/notes.txt",
     ]
-    assert list_inputs([listed], ENDINGS)[3].uri == str(photos / "b.jpg")
+    assert column("uri", listed)[3] == str(photos / "b.jpg")
 
 
 def test_a_file_named_outright_is_taken_whatever_it_is_called(tmp_path):
@@ -192,24 +195,23 @@ def test_a_pipe_is_no_photograph(photos):
 )
 def test_odd_names(tmp_path, name):
     make(tmp_path, name)
-    (item,) = list_inputs([tmp_path], ENDINGS)
-    assert item.key == name
-    assert path_of(item.uri).samefile(tmp_path / name)
+    assert keys(tmp_path) == [name]
+    assert path_of(*column("uri", tmp_path)).samefile(tmp_path / name)
 
 
 def test_a_name_that_is_not_utf8(tmp_path):
     raw = os.fsencode(tmp_path) + b"/caf\xe9 %41.jpg"
     os.close(os.open(raw, os.O_CREAT))
-    (item,) = list_inputs([tmp_path], ENDINGS)
-    assert item.key == r"caf\xe9 %41.jpg"
-    assert item.uri.endswith("/caf%E9%20%2541.jpg")
-    assert os.fsencode(path_of(item.uri)) == raw
+    assert keys(tmp_path) == [r"caf\xe9 %41.jpg"]
+    (uri,) = column("uri", tmp_path)
+    assert uri.endswith("/caf%E9%20%2541.jpg")
+    assert os.fsencode(path_of(uri)) == raw
 
 
 def test_uris_are_absolute(tmp_path, monkeypatch):
     make(tmp_path, "x/a.jpg")
     monkeypatch.chdir(tmp_path / "x")
-    assert [item.uri for item in list_inputs(["../x/a.jpg"], ENDINGS)] == [str(tmp_path / "x" / "a.jpg")]
+    assert column("uri", "../x/a.jpg") == [str(tmp_path / "x" / "a.jpg")]
     assert uri_of(str(tmp_path / "a.jpg")) == str(tmp_path / "a.jpg")
 
 
