@@ -1,8 +1,9 @@
-"""From a file's bytes to upright RGB pixels, or to the reason why not.
+"""From a file's bytes to upright RGB pixels, or to the reason why not; `docs/inputs.md` is the policy.
 
-The header is read first and its size held against the limit before anything of that size is allocated.
-Pillow decodes, since it refuses files that are cut short where OpenCV returns grey rows. What it raises on
-damaged bytes is many things; here that becomes `InputRejected` with one of a few stable class names:
+What a file is, its first bytes say, never its name. Its container is walked first (`containers`, `jpeg`,
+`tiff`): its size is held against the limit before anything of that size is allocated, and what is cut or
+broken is found. Then Pillow decodes. What it raises on damaged bytes is many things; here all becomes
+`InputRejected` with one of a few stable class names:
 
     read    EmptyFile    no bytes at all
             Missing      the folder is there, the file is not any more
@@ -14,12 +15,13 @@ damaged bytes is many things; here that becomes `InputRejected` with one of a fe
             Corrupt      damaged in another way
 
 How pixels become 8-bit RGB:
-- one bit, grey, palette, CMYK, YCbCr: as Pillow converts them; Adobe's inverted CMYK is turned round first;
+- one bit, grey, palette, CMYK, YCbCr: as Pillow converts them; the CMYK of a JPEG is taken as inverted, with
+  Adobe's marker or without, as most readers take it;
 - transparency, whether a channel, a palette entry or a colour: over white, which is how a page shows it; but
   the one colour that a PNG of 16 bits may name is left as it is: Pillow confuses it with others;
 - 16 bits: the upper eight (value >> 8);
-- 32-bit integers and floats, which have no white of their own: floats within 0 to 1 times 255, anything else
-  stretched from its least finite value to its greatest; values that are not finite become black;
+- integers with a sign and floats, which have no white of their own: floats within 0 to 1 times 255, anything
+  else stretched from its least finite value to its greatest; values that are not finite become black;
 - ICC profiles are not applied; of an animation or several pages the first is taken; the EXIF orientation is
   applied.
 """
@@ -36,32 +38,27 @@ import struct
 import threading
 import warnings
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import BinaryIO
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image, UnidentifiedImageError
 
+from pipelines.containers import Container, Png, check_png, read_bmp, read_gif, read_png, read_webp, sniff
 from pipelines.errors import InputRejected
+from pipelines.jpeg import load_whole, read_jpeg
 from pipelines.sources import path_of
+from pipelines.tiff import check_pieces, jpeg_pieces, read_tiff
+from pipelines.tiff import orientation as orientation_of
 
 MAX_BYTES = 1 << 30
 """A photograph's file is far smaller; an embedded one has to fit a Parquet value of 2 GiB."""
 
-# No format that runs another program (EPS) or is a drawing (WMF, SVG). Older Pillows have no AVIF.
-FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF")
-
-_OUR_MAGIC = re.compile(
-    rb"\xff\xd8\xff|\x89PNG\r\n|GIF8[79]a|BM|II[*+]\0|MM\0[*+]|RIFF....WEBP|P[1-7fF]\s"
-    rb"|....ftypavi[fs]|\0\0\0\x0cjP  |\xff\x4f\xff\x51",
-    re.DOTALL,
-)
-_OTHER_MAGIC = re.compile(
-    rb"%!PS|%PDF|8BPS|....ftyp(hei|hev|mif|msf|crx)|\0\0\x01\0|\xff\x0a|\0\0\0\x0cJXL |qoif|gimp xcf"
-    rb"|SIMPLE  =|v/1\x01|#\?RADIANCE|FUJIFILMCCD-RAW|icns|DDS |\s*<svg|\s*<\?xml",
-    re.DOTALL,
-)
+_READERS: dict[str, Callable[[bytes], Container]] = {
+    "PNG": read_png, "WEBP": read_webp, "GIF": read_gif, "BMP": read_bmp,
+}  # fmt: skip
 _MODES = {"1", "L", "P", "RGB", "RGBX", "RGBA", "RGBa", "LA", "PA", "CMYK", "YCbCr", "HSV", "I", "F"}
 
 _TURNED = {
@@ -73,7 +70,6 @@ _TURNED = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-_ORIENTATION = 0x0112
 _BAND_PIXELS = 1 << 22
 
 # What Pillow's decoders raise on damaged bytes. MemoryError is not among them: that is the machine's.
@@ -149,42 +145,71 @@ def decode_image(data: bytes, max_pixels: int) -> DecodedImage:
     """Decode a file's bytes by the rules above; raises InputRejected, class and message saying why."""
     if not data:
         raise InputRejected("read", "EmptyFile", "the file has no bytes")
+    kind = sniff(data)
     try:
-        image = _open(data, max_pixels)
-        # Pillow turns TIFF itself while it loads, and forgets the tag; PNG may have the tag after the pixels.
-        before = _orientation(image) if image.format == "TIFF" else None
-        image.load()
-        left = _orientation(image)
+        image, orientation = _checked(kind, data, max_pixels)
     except _DAMAGE as error:
-        raise _rejection(data, error) from None
-    pixels_HW3 = _upright_rgb(image, left)
+        raise _rejection(error) from None
+    # Pillow turns TIFF itself while it loads.
+    pixels_HW3 = _upright_rgb(image, 1 if kind == "TIFF" else orientation)
     height, width = pixels_HW3.shape[:2]
-    orientation = left if before is None else before
     return DecodedImage(pixels_HW3, width, height, orientation, hashlib.sha256(data).hexdigest(), data)
 
 
-def _open(data: bytes, max_pixels: int) -> Image.Image:
-    """Read the header and hold its size against the limit.
+def _checked(kind: str, data: bytes, max_pixels: int) -> tuple[Image.Image, int]:
+    """The loaded image and its EXIF orientation. Raises InputRejected, and what Pillow raises."""
+
+    def opened(file: BinaryIO) -> Image.Image:
+        return _open(kind, file, max_pixels)
+
+    if kind == "JPEG":
+        jpeg = read_jpeg(data)
+        _hold(jpeg.width, jpeg.height, max_pixels)
+        return load_whole(jpeg, opened), orientation_of(jpeg.exif)
+    exif = b""
+    if kind == "TIFF":
+        tiff, exif = read_tiff(data), data
+        _hold(tiff.width, tiff.height, max_pixels)
+        _hold(*tiff.piece_size, max_pixels)
+        check_pieces(data, tiff)
+        for piece in jpeg_pieces(data, tiff):
+            load_whole(read_jpeg(piece), lambda file: _open("JPEG", file, max_pixels))
+    elif kind in _READERS:
+        container = _READERS[kind](data)
+        _hold(container.width, container.height, max_pixels)
+        exif = container.exif
+        if isinstance(container, Png):
+            check_png(container)
+    image = opened(io.BytesIO(data))
+    image.load()
+    return image, orientation_of(exif)
+
+
+def _open(kind: str, file: BinaryIO, max_pixels: int) -> Image.Image:
+    """Let Pillow read the header, and hold its size against the limit once more.
 
     Pillow's own limit is set to ours for that moment, because some of its plugins allocate while they open.
     It raises above twice its number.
     """
-    Image.init()
-    known = [name for name in FORMATS if name in Image.OPEN]
     with _pillow_limited_to(max_pixels):
         try:
-            image = Image.open(io.BytesIO(data), formats=known)
+            image = Image.open(file, formats=[kind])
         except Image.DecompressionBombError as error:
             pixels = re.search(r"\d+", str(error))
             raise _too_large(f"{pixels[0] if pixels else 'too many'} pixels", max_pixels) from None
-    width, height = image.size
+    _hold(*image.size, max_pixels)
+    if image.mode not in _MODES and not image.mode.startswith("I;16"):
+        raise InputRejected("decode", "Unsupported", f"{kind} in colour mode {image.mode}")
+    if kind == "PNG" and image.tile and "16B" in str(image.tile[0][3]):
+        image.info.pop("transparency", None)
+    for name in ("xmp", "XML:com.adobe.xmp"):
+        image.info.pop(name, None)  # where a TIFF has no orientation, Pillow would turn it by this one
+    return image
+
+
+def _hold(width: int, height: int, max_pixels: int) -> None:
     if width * height > max_pixels:
         raise _too_large(f"{width}×{height} pixels", max_pixels)
-    if image.mode not in _MODES and not image.mode.startswith("I;16"):
-        raise InputRejected("decode", "Unsupported", f"{image.format} in colour mode {image.mode}")
-    if image.format == "PNG" and image.tile and "16B" in str(image.tile[0][3]):
-        image.info.pop("transparency", None)
-    return image
 
 
 @contextlib.contextmanager
@@ -200,15 +225,6 @@ def _pillow_limited_to(max_pixels: int) -> Iterator[None]:
 
 def _too_large(size: str, max_pixels: int) -> InputRejected:
     return InputRejected("decode", "TooLarge", f"{size}, over the limit of {max_pixels} (input.max_pixels)")
-
-
-def _orientation(image: Image.Image) -> int:
-    """The EXIF tag; 1 where there is none or it makes no sense. Damaged EXIF does not spoil a photograph."""
-    try:
-        value = image.getexif().get(_ORIENTATION, 1)
-    except _DAMAGE:
-        return 1
-    return value if isinstance(value, int) and 0 <= value <= 0xFFFF else 1
 
 
 def _upright_rgb(image: Image.Image, orientation: int) -> npt.NDArray[np.uint8]:
@@ -256,43 +272,12 @@ def _eight_bits(image: Image.Image) -> Image.Image:
     return Image.fromarray(np.nan_to_num(np.rint(scaled_HW)).astype(np.uint8))
 
 
-def _rejection(data: bytes, error: Exception) -> InputRejected:
-    """Which class this failure is, told from the bytes where they tell; messages repeat from run to run."""
-    ours = _OUR_MAGIC.match(data)
-    if isinstance(error, UnidentifiedImageError) and not ours:
-        other = _OTHER_MAGIC.match(data)
-        if other:
-            return InputRejected("decode", "Unsupported", f"expected one of {', '.join(FORMATS)}")
-        return InputRejected("decode", "NotAnImage", "the bytes are no known image format")
+def _rejection(error: Exception) -> InputRejected:
+    """Which class Pillow's failure is; messages repeat from run to run."""
     if isinstance(error, UnidentifiedImageError):
-        message = "the header is damaged"
-    else:
-        message = re.sub(r" at 0x[0-9a-f]+", "", str(error)) or type(error).__name__
-    cut = _is_cut_short(data) or re.search(r"truncated|expected to read", message, re.IGNORECASE)
+        return InputRejected("decode", "Corrupt", "the header is damaged")
+    message = re.sub(r" at 0x[0-9a-f]+", "", str(error)) or type(error).__name__
+    if "Decompressed data too large" in message or "memory used in text" in message:
+        return InputRejected("decode", "TooLarge", "a text or colour profile unpacks to more than a megabyte")
+    cut = re.search(r"truncated|expected to read|not enough", message, re.IGNORECASE)
     return InputRejected("decode", "Truncated" if cut else "Corrupt", message)
-
-
-def _is_cut_short(data: bytes) -> bool:
-    """Whether a container says of itself that more should follow."""
-    if len(data) < 32:
-        return True
-    if data[:4] == b"RIFF":
-        return int.from_bytes(data[4:8], "little") + 8 > len(data)
-    if data[:4] in (b"II*\0", b"MM\0*"):
-        return int.from_bytes(data[4:8], "little" if data[:2] == b"II" else "big") + 2 > len(data)
-    if data[4:8] in (b"ftyp", b"jP  "):
-        return _boxes_end(data) > len(data)
-    return False
-
-
-def _boxes_end(data: bytes) -> int:
-    """Where the boxes of an ISO base media file say they end."""
-    at = 0
-    while at + 8 <= len(data):
-        size = int.from_bytes(data[at : at + 4], "big")
-        if size == 1 and at + 16 <= len(data):
-            size = int.from_bytes(data[at + 8 : at + 16], "big")
-        if size < 8:  # 0: to the end of the file
-            break
-        at += size
-    return at

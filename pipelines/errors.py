@@ -13,6 +13,11 @@ tried again, then a shard left undone) or a bug (exit code 1).
 """
 
 
+def visible(text: str) -> str:
+    r"""The text with everything that would break a line or steer a terminal written out, a newline as \n."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
 class MaskmillError(Exception):
     """Any error whose one-line message is meant for the person who typed the command."""
 
@@ -61,7 +66,7 @@ class InputRejected(MaskmillError):  # noqa: N818
         super().__init__(stage, error_class, message)  # the arguments as they are, so that it pickles
         self.stage = stage
         self.error_class = error_class
-        self.message = " ".join(message.encode("utf-8", "backslashreplace").decode().split())
+        self.message = visible(" ".join(message.split()))
 
     def __str__(self) -> str:
         return f"{self.error_class} ({self.stage}): {self.message}"
