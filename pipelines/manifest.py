@@ -8,25 +8,24 @@ twice gives the same bytes.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import platform
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from engine.records import DROP_REASONS
 from pipelines import storage
 from pipelines.errors import CorpusError
+from pipelines.recorded import BEFORE, recorded, refuse_changed
+from pipelines.recorded import CORPUS as CORPUS
 from pipelines.schema import FORMAT_NAME, FORMAT_VERSION, STATUSES
+from pipelines.sealed import canonical, fingerprint, read_json, sealed, sha256_hex, write_json
 from pipelines.shards import UNREADABLE, committed_shards, open_parquet, shard_path, unreadable
 
 RUN = "run.json"
-CORPUS = "corpus.json"
-
 CONVENTIONS: dict[str, str] = {
     "image_id": "first 63 bits of the SHA-256 of the key's UTF-8",
     "annotation_id": "(row in the plan << 20) + mask index + 1",
@@ -73,7 +72,7 @@ class RunRecord:
     @property
     def digest(self) -> str:
         """The run digest, which every shard's footer carries: one hash over what decides the rows."""
-        return _sha256(
+        return sha256_hex(
             canonical(
                 {
                     "config_digest": self.config_digest,
@@ -130,12 +129,12 @@ def software_versions() -> dict[str, str]:
 
 def write_run(out: Path, record: RunRecord) -> bool:
     """Write `run.json`; False where one is there already, which stays."""
-    return storage.link(out / RUN, lambda file: _write(file, record.as_json()))
+    return storage.link(out / RUN, lambda file: write_json(file, record.as_json()))
 
 
 def replace_run(out: Path, record: RunRecord) -> None:
     """Write `run.json` over what is there."""
-    storage.replace(out / RUN, lambda file: _write(file, record.as_json()))
+    storage.replace(out / RUN, lambda file: write_json(file, record.as_json()))
 
 
 def read_run(out: Path) -> RunRecord:
@@ -164,25 +163,12 @@ def read_run(out: Path) -> RunRecord:
     return record
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object; CorpusError, in one line, where the file is not one."""
-    try:
-        content = json.loads(path.read_bytes())
-    except FileNotFoundError:
-        raise CorpusError(f"{path}: missing") from None
-    except (OSError, ValueError, RecursionError) as error:
-        raise CorpusError(f"{path}: cannot be read: {error}") from None
-    if not isinstance(content, dict):
-        raise CorpusError(f"{path}: expected a JSON object, got {type(content).__name__}")
-    return content
-
-
 def finish_corpus(out: Path, shards: range) -> dict[str, Any]:
     """Write `corpus.json` over whatever was there, once every shard of the plan is committed; returns its
     contents.
 
-    Reads every file once. Raises CorpusError where a shard is missing or cannot be read; no `corpus.json` is
-    written then.
+    Reads every file once. Raises CorpusError where a shard is missing, cannot be read, or is not what was
+    recorded of it before (see `reopen`); no `corpus.json` is written then.
     """
     missing = sorted(set(shards) - committed_shards(out))
     if missing:
@@ -193,34 +179,13 @@ def finish_corpus(out: Path, shards: range) -> dict[str, Any]:
         storage.sweep(folder)
     totals = {**_totals(out, shards), "shards": len(shards)}
     files = [{"path": name, **fingerprint(out / name)} for name in _closed_files(out, shards)]
+    refuse_changed(out, recorded(out), {entry["path"]: entry for entry in files})
     content = sealed(
         {"format": FORMAT_NAME, "format_version": FORMAT_VERSION, "totals": totals, "files": files}
     )
-    storage.replace(out / CORPUS, lambda file: _write(file, content))
+    storage.replace(out / CORPUS, lambda file: write_json(file, content))
+    storage.remove(out / BEFORE)
     return content
-
-
-def sealed(content: Mapping[str, Any]) -> dict[str, Any]:
-    """The object with its own `sha256`: over its canonical JSON without that field."""
-    rest = {name: value for name, value in content.items() if name != "sha256"}
-    return {**rest, "sha256": _sha256(canonical(rest))}
-
-
-def canonical(content: Mapping[str, Any]) -> bytes:
-    """JSON with sorted keys, no blanks, ASCII only: the same bytes for the same values."""
-    return json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False).encode("ascii")
-
-
-def as_bytes(content: Mapping[str, Any]) -> bytes:
-    """A JSON file of a corpus, byte for byte: ASCII, one blank for each level, a newline at the end."""
-    return json.dumps(content, indent=1, allow_nan=False).encode("ascii") + b"\n"
-
-
-def fingerprint(path: Path) -> dict[str, Any]:
-    """A file's size in bytes and its SHA-256 in hex."""
-    with path.open("rb") as file:
-        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-        return {"bytes": file.tell(), "sha256": sha256}
 
 
 def _closed_files(out: Path, shards: range) -> list[str]:
@@ -266,11 +231,3 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
         else:
             pairs.append((prefix + name, value))
     return pairs
-
-
-def _write(file: BinaryIO, content: Mapping[str, Any]) -> None:
-    file.write(as_bytes(content))
-
-
-def _sha256(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()

@@ -4,32 +4,38 @@ Nothing that is read is believed. A file that cannot be read, a value that is nu
 run-length code that would lead a C library out of its memory: each is a line in the report, with file and
 row, and the rest is still checked. What cannot be found twice over is found by its checksum in `corpus.json`;
 what was damaged before the corpus was closed, by what the rows must agree with.
+
+Shards are checked side by side in threads, a row group of each in memory. Threads and not processes: nearly
+all of the time passes in hashing, decompression and numpy, which let go of the interpreter lock.
 """
 
 from __future__ import annotations
 
-import json
 import os
-from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 
-from engine.records import DROP_REASONS
 from pipelines import manifest, storage
 from pipelines.errors import CorpusError
-from pipelines.manifest import CORPUS, RUN, RunRecord
+from pipelines.lease import LEASE
+from pipelines.manifest import RUN, RunRecord
+from pipelines.places import place
 from pipelines.plan import PLAN, Plan, part_path, read_part, read_plan
-from pipelines.schema import FORMAT_NAME, FORMAT_VERSION, ROW_SCHEMA, STATUSES, image_id
-from pipelines.shards import SHARDS, UNREADABLE, open_parquet, shard_path
-from pipelines.verify_rows import row_problems
+from pipelines.recorded import BEFORE, CORPUS, listed
+from pipelines.schema import FORMAT_NAME, FORMAT_VERSION, STATUSES, image_id
+from pipelines.sealed import as_bytes, fingerprint, read_json, sealed
+from pipelines.shards import SHARDS, open_parquet, shard_path
+from pipelines.verify_shard import Findings, check_footer, check_shard, without_path
 
-PER_FILE = 20
-"""Problems told of one file; the rest of them are counted."""
+UNFINISHED = (
+    "missing: the run has not finished; a file without a recorded checksum is held against its own page "
+    "checksums and computed anew, which finds no value that agrees with all others"
+)
 
 
 @dataclass(slots=True)
@@ -51,54 +57,51 @@ class VerifyReport:
         return not self.problems
 
 
-def verify(path: str | Path) -> VerifyReport:
-    """Check a whole corpus. Raises CorpusError where the folder holds no corpus at all."""
-    out = Path(path)
+def verify(path: str | Path, workers: int | None = None) -> VerifyReport:
+    """Check a whole corpus, `workers` shards at a time (None: as many as there are cores).
+
+    Raises CorpusError where the folder holds no corpus at all.
+    """
+    out = place(path)
     if not any((out / name).exists() for name in (RUN, CORPUS, PLAN, SHARDS)):
         raise CorpusError(f"{path}: expected a corpus; the folder is missing or has none in it")
-    return _Check(out).run()
+    return _Check(out, workers or os.cpu_count() or 1).run()
 
 
 class _Check:
     """One verification: what it has found so far, and what the files say together."""
 
-    def __init__(self, out: Path) -> None:
+    def __init__(self, out: Path, workers: int) -> None:
         self.out = out
-        self.found: dict[str, list[str]] = {}
-        self.tally: Counter[str] = Counter()
-        self.drops: Counter[str] = Counter(dict.fromkeys(DROP_REASONS, 0))
-        self.rejects: Counter[str] = Counter()
+        self.workers = workers
+        self.found = Findings()
+        self.recorded: dict[str, dict[str, Any]] = {}
 
     def run(self) -> VerifyReport:
         record = self._run_record()
         plan = self._plan(record)
-        if plan is not None:
-            for shard in plan.shards:
-                self._shard(shard, plan, record)
+        closing = Findings()  # told last
+        content = self._summary(closing)
+        self._shards(plan, record)
         self._files(plan)
-        self._closing(plan)
-        counts = {name: self.tally[name] for name in ("images", *STATUSES, "masks", "shards", "files")}
-        return VerifyReport(list(self._problems()), counts)
+        for name in self.recorded:
+            if not name.startswith(f"{SHARDS}/"):
+                self._checksum(name, self.found)
+        self._totals(plan, content, closing)
+        self.found.add(closing)
+        counts = {name: self.found.tally[name] for name in ("images", *STATUSES, "masks", "shards", "files")}
+        return VerifyReport(list(self.found.lines()), counts)
 
     def say(self, where: str, what: str) -> None:
-        self.found.setdefault(where, []).append(what)
-
-    def _problems(self) -> Iterator[str]:
-        for where, problems in self.found.items():
-            yield from (f"{where}: {problem}" for problem in problems[:PER_FILE])
-            if len(problems) > PER_FILE:
-                yield f"{where}: and {len(problems) - PER_FILE} more problems"
-
-    def _name(self, path: Path) -> str:
-        return path.relative_to(self.out).as_posix()
+        self.found.say(where, what)
 
     def _run_record(self) -> RunRecord | None:
         path = self.out / RUN
         try:
             record = manifest.read_run(self.out)
-            as_written = manifest.as_bytes(manifest.read_json(path))
+            as_written = as_bytes(read_json(path))
         except (CorpusError, ValueError) as error:
-            self.say(RUN, _without(path, error))
+            self.say(RUN, without_path(path, error))
             return None
         if path.read_bytes() != as_written:
             self.say(RUN, "not as it was written")
@@ -107,207 +110,137 @@ class _Check:
     def _plan(self, record: RunRecord | None) -> Plan | None:
         try:
             plan = read_plan(self.out)
+            ids = plan.column("image_id").to_numpy()
+            if len(np.unique(ids)) != len(ids):
+                self.say(PLAN, "two images have one image_id")
+            first_row = 0
+            for part in range(plan.parts):
+                path, own = part_path(self.out, part), {"part": str(part), "first_row": str(first_row)}
+                with open_parquet(path) as file:
+                    check_footer(_part_name(part), file, record, own, self.found)
+                first_row += self._part(path, _part_name(part))
         except CorpusError as error:
-            self.say(PLAN, f"{_without(self.out / PLAN, error)}; no row can be accounted for")
+            self.say(PLAN, f"{without_path(self.out / PLAN, error)}; no row can be accounted for")
             return None
-        ids = plan.table["image_id"].to_numpy()
-        if len(np.unique(ids)) != len(ids):
-            self.say(PLAN, "two images have one image_id")
-        first_row = 0
-        for part in range(plan.parts):
-            path = part_path(self.out, part)
-            with open_parquet(path) as file:
-                self._footer(path, file, record, {"part": str(part), "first_row": str(first_row)})
-            first_row += self._part(path)
         return plan
 
-    def _part(self, path: Path) -> int:
-        table = read_part(path)
-        keys, ids = table["key"].to_pylist(), table["image_id"].to_pylist()
-        if keys != sorted(keys):
-            self.say(self._name(path), "the keys are not in order")
-        for row, (key, identity) in enumerate(zip(keys, ids, strict=True)):
-            if identity != image_id(key):
-                self.say(self._name(path), f"row {row} ({key}): image_id is {identity}, not its key's")
-        return len(keys)
+    def _part(self, path: Path, name: str) -> int:
+        row, before = 0, ""
+        for table in read_part(path):
+            for key, identity in zip(*(table[name].to_pylist() for name in ("key", "image_id")), strict=True):
+                if key < before:
+                    self.say(name, f"the keys are not in order: {before} stands before {key}")
+                if identity != image_id(key):
+                    self.say(name, f"row {row} ({key}): image_id is {identity}, not its key's")
+                row, before = row + 1, key
+        return row
 
-    def _footer(
-        self, path: Path, file: pq.ParquetFile, record: RunRecord | None, own: Mapping[str, str]
-    ) -> None:
-        """What every Parquet file of a corpus says of itself in its footer."""
-        footer = file.metadata.metadata or {}
-        expected = {"format_version": str(FORMAT_VERSION), **own}
-        if record:
-            expected["run_digest"] = record.digest
-        for name, value in expected.items():
-            said = footer.get(f"maskmill.{name}".encode())
-            if said != value.encode():
-                self.say(self._name(path), f"the footer's {name} is {said!r}, expected {value!r}")
+    def _summary(self, closing: Findings) -> dict[str, Any] | None:
+        """`corpus.json`, if there is one; checksums also from what is kept of it while the corpus is open."""
+        names = [name for name in (CORPUS, BEFORE) if (self.out / name).is_file()]
+        if CORPUS not in names:
+            closing.say(CORPUS, UNFINISHED)
+        elif BEFORE in names:
+            closing.say(BEFORE, "left behind by a process that was killed; a rerun removes it")
+        if not names:
+            return None
+        path = self.out / names[0]
+        try:
+            content = read_json(path)
+            if path.read_bytes() != as_bytes(sealed(content)):
+                closing.say(path.name, "damaged: its sha256 is not its own, or it is not as it was written")
+        except (CorpusError, ValueError, RecursionError) as error:
+            closing.say(path.name, without_path(path, error))
+            return None
+        said = content.get("format"), content.get("format_version")
+        if said != (FORMAT_NAME, FORMAT_VERSION):
+            closing.say(path.name, f"format {said[0]!r}, version {said[1]!r}")
+        self.recorded = listed(content)
+        files = content.get("files")
+        for entry in files if isinstance(files, list) else []:
+            if not isinstance(entry, dict) or entry.get("path") not in self.recorded:
+                closing.say(path.name, f"lists what is no file of a corpus: {entry!r:.200}")
+        return content if path.name == CORPUS else None
 
-    def _shard(self, shard: int, plan: Plan, record: RunRecord | None) -> None:
-        path = shard_path(self.out, shard)
+    def _shards(self, plan: Plan | None, record: RunRecord | None) -> None:
+        """Every shard that is planned or recorded, in threads; the findings come in order."""
+        planned = {_shard_name(shard): shard for shard in plan.shards} if plan else {}
+        recorded = {name for name in self.recorded if name.startswith(f"{SHARDS}/")}
+
+        def check(name: str) -> Findings:
+            found = Findings()
+            if name not in planned or plan is None:
+                self._checksum(name, found)
+            elif not (self.out / name).is_file():
+                found.say(name, "missing")
+            else:
+                shard = planned[name]
+                found = check_shard(self.out / name, name, shard, plan.images(shard), record)
+                self._checksum(name, found)
+            return found
+
+        with ThreadPoolExecutor(self.workers, thread_name_prefix="verify") as pool:
+            try:
+                for found in pool.map(check, [*planned, *sorted(recorded - set(planned))]):
+                    self.found.add(found)
+            except BaseException:
+                pool.shutdown(cancel_futures=True)
+                raise
+
+    def _checksum(self, name: str, found: Findings) -> None:
+        entry, path = self.recorded.get(name), self.out / name
+        if entry is None:
+            return
+        summary = CORPUS if (self.out / CORPUS).is_file() else BEFORE
         if not path.is_file():
-            self.say(self._name(path), "missing")
-            return
-        try:
-            with open_parquet(path) as file:
-                self._open_shard(path, file, shard, plan, record)
-        except CorpusError as error:
-            self.say(self._name(path), _without(path, error))
-        self.tally["shards"] += 1
-
-    def _open_shard(
-        self, path: Path, file: pq.ParquetFile, shard: int, plan: Plan, record: RunRecord | None
-    ) -> None:
-        self._footer(path, file, record, {"shard": str(shard)})
-        self._seconds(path, (file.metadata.metadata or {}).get(b"maskmill.seconds"))
-        try:
-            schema = file.schema_arrow
-        except UNREADABLE as error:
-            self.say(self._name(path), f"the schema cannot be read: {error}")
-            return
-        if not schema.equals(ROW_SCHEMA):
-            self.say(self._name(path), "the columns are not those of the format")
-            return
-        planned = {image.image_id: image for image in plan.images(shard)}
-        embedded = bool(record and record.config.get("embed_images"))
-        order: list[int | None] = []
-        for group in range(file.num_row_groups):
-            for row in self._row_group(path, file, group):
-                where = f"row {len(order)} ({row['key']})"
-                order.append(row["image_id"])
-                image = planned.get(row["image_id"])
-                if image is None:
-                    self.say(self._name(path), f"{where}: not planned for this shard")
-                    continue
-                for problem in row_problems(row, image, embedded):
-                    self.say(self._name(path), f"{where}: {problem}")
-                self._count(row)
-        self._accounting(path, order, {identity: image.key for identity, image in planned.items()})
-
-    def _row_group(self, path: Path, file: pq.ParquetFile, group: int) -> list[dict[str, Any]]:
-        sizes = [file.metadata.row_group(one).num_rows for one in range(group + 1)]
-        try:
-            table = file.read_row_group(group)
-            table.validate(full=True)
-            rows: list[dict[str, Any]] = table.to_pylist()
-        except UNREADABLE as error:
-            columns = ", ".join(_unreadable_columns(file, group)) or "all together"
-            where = f"rows {sum(sizes[:-1])} to {sum(sizes) - 1}"
-            self.say(self._name(path), f"{where}: cannot be read (columns: {columns}): {error}")
-            return []
-        return rows
-
-    def _seconds(self, path: Path, said: bytes | None) -> None:
-        try:
-            seconds = json.loads(said or b"")
-        except (ValueError, RecursionError):
-            seconds = None
-        if not isinstance(seconds, dict) or not all(isinstance(s, int | float) for s in seconds.values()):
-            self.say(self._name(path), f"the footer's seconds are {said!r}")
-
-    def _accounting(self, path: Path, order: list[int | None], planned: Mapping[int, str]) -> None:
-        """Exactly one row for each planned image, in plan order."""
-        times = Counter(order)
-        for identity, key in planned.items():
-            if times[identity] != 1:
-                self.say(self._name(path), f"{times[identity]} rows for {key}, expected 1")
-        wanted = [identity for identity in planned if times[identity]]
-        for row, (there, due) in enumerate(zip(order, wanted, strict=False)):
-            if there != due:
-                self.say(self._name(path), f"row {row}: out of order, expected {planned[due]}")
-                break
-
-    def _count(self, row: Mapping[str, Any]) -> None:
-        self.tally.update(images=1, masks=len(row["annotations"] or ()), candidates=row["candidates"] or 0)
-        self.tally[str(row["status"])] += 1
-        self.drops.update({reason: count or 0 for reason, count in (row["drops"] or {}).items()})
-        if row["error"]:
-            self.rejects[str(row["error"]["class"])] += 1
+            found.say(name, f"{summary} lists it, but it is missing")
+        elif {"path": name, **fingerprint(path)} != entry:
+            found.say(name, f"its bytes or its sha256 are not those in {summary}")
 
     def _files(self, plan: Plan | None) -> None:
         """Every file that is there must have a reason."""
-        known = set(_closed_names(plan)) | {CORPUS}
-        for folder, folders, names in os.walk(self.out):
-            for name in sorted(names):
-                path = Path(folder, name)
-                if storage.is_temporary(name):
-                    self.say(self._name(path), "left behind by a process that was killed; a rerun removes it")
-                elif plan is not None and self._name(path) not in known:
-                    self.say(self._name(path), "not part of the corpus")
-                self.tally["files"] += 1
-            for name in sorted(folders):
-                path = Path(folder, name)
-                if self._name(path) not in (PLAN, SHARDS):
-                    self.say(self._name(path), "this folder is not part of the corpus")
+        known = {*_closed_names(plan), CORPUS, BEFORE, LEASE}
+        for name, is_folder in _tree(self.out):
+            if is_folder:
+                if name not in (PLAN, SHARDS):
+                    self.say(name, "this folder is not part of the corpus")
+                continue
+            if storage.is_temporary(name.rpartition("/")[2]):
+                self.say(name, "left behind by a process that was killed; a rerun removes it")
+            elif plan is not None and name not in known:
+                self.say(name, "not part of the corpus")
+            self.found.tally["files"] += 1
 
-    def _closing(self, plan: Plan | None) -> None:
-        """`corpus.json`: itself, the checksums it holds, its totals."""
-        path = self.out / CORPUS
-        if not path.is_file():
-            self.say(CORPUS, "missing: the run has not finished")
+    def _totals(self, plan: Plan | None, content: dict[str, Any] | None, closing: Findings) -> None:
+        """What `corpus.json` sums up: all of the files, all of the rows."""
+        if content is None:
             return
-        try:
-            content = manifest.read_json(path)
-            if path.read_bytes() != manifest.as_bytes(manifest.sealed(content)):
-                self.say(CORPUS, "damaged: its sha256 is not its own, or it is not as it was written")
-        except (CorpusError, ValueError, RecursionError) as error:
-            self.say(CORPUS, _without(path, error))
-            return
-        if content.get("format") != FORMAT_NAME or content.get("format_version") != FORMAT_VERSION:
-            self.say(CORPUS, f"format {content.get('format')!r}, version {content.get('format_version')!r}")
-        listed = _listed(content)
-        for name, said in listed.items():
-            self._checksum(name, said)
-        for name in sorted(set(_closed_names(plan)) - set(listed)):
-            self.say(CORPUS, f"does not list {name}")
-        if plan is not None and content.get("totals") != self._totals():
-            self.say(CORPUS, f"the totals are {content.get('totals')}, the rows give {self._totals()}")
-
-    def _checksum(self, name: str, said: Mapping[str, Any]) -> None:
-        path = self.out / name
-        if ".." in Path(name).parts or not path.is_file():
-            self.say(name, f"{CORPUS} lists it, but it is missing")
-        elif manifest.fingerprint(path) != said:
-            self.say(name, f"its bytes or its sha256 are not those in {CORPUS}")
-
-    def _totals(self) -> dict[str, Any]:
-        return {
-            **{name: self.tally[name] for name in ("images", *STATUSES)},
-            "rejects": dict(sorted(self.rejects.items())),
-            **{name: self.tally[name] for name in ("masks", "candidates")},
-            "drops": dict(self.drops),
-            "shards": self.tally["shards"],
-        }
-
-
-def _without(path: Path, error: Exception) -> str:
-    """The error's message, without the file that the report names already."""
-    return str(error).removeprefix(f"{path}").lstrip(":/ ")
+        for name in sorted(set(_closed_names(plan)) - set(self.recorded)):
+            closing.say(CORPUS, f"does not list {name}")
+        totals = self.found.totals()
+        if plan is not None and content.get("totals") != totals:
+            closing.say(CORPUS, f"the totals are {content.get('totals')}, the rows give {totals}")
 
 
 def _closed_names(plan: Plan | None) -> list[str]:
     """The files that `corpus.json` must list."""
     if plan is None:
         return [RUN]
-    parts = [f"{PLAN}/{part_path(Path(), part).name}" for part in range(plan.parts)]
-    return [RUN, *parts, *(f"{SHARDS}/{shard_path(Path(), shard).name}" for shard in plan.shards)]
+    return [RUN, *map(_part_name, range(plan.parts)), *map(_shard_name, plan.shards)]
 
 
-def _listed(content: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
-    """Name → size and checksum, of the entries that are well formed; the seal tells of the others."""
-    files = content.get("files")
-    entries = [entry for entry in files if isinstance(entry, dict)] if isinstance(files, list) else []
-    return {
-        entry["path"]: {"bytes": entry.get("bytes"), "sha256": entry.get("sha256")}
-        for entry in entries
-        if isinstance(entry.get("path"), str)
-    }
+def _part_name(part: int) -> str:
+    return f"{PLAN}/{part_path(Path(), part).name}"
 
 
-def _unreadable_columns(file: pq.ParquetFile, group: int) -> Iterator[str]:
-    for name in ROW_SCHEMA.names:
-        try:
-            file.read_row_group(group, [name]).validate(full=True)
-        except UNREADABLE:
-            yield name
+def _shard_name(shard: int) -> str:
+    return f"{SHARDS}/{shard_path(Path(), shard).name}"
+
+
+def _tree(folder: Path, prefix: str = "") -> Iterator[tuple[str, bool]]:
+    """All that is below the folder: its name, and whether it is a folder; links are not followed."""
+    for path in sorted(folder.iterdir(), key=lambda path: path.name):
+        is_folder = path.is_dir()
+        yield prefix + path.name, is_folder
+        if is_folder and not path.is_symlink():
+            yield from _tree(path, f"{prefix}{path.name}/")

@@ -21,6 +21,15 @@ def row_problems(row: Mapping[str, Any], planned: PlannedImage, embedded: bool) 
 
     `embedded`: whether the run keeps images in their rows.
     """
+    annotations = row["annotations"]
+    yield from head_problems(row, None if annotations is None else len(annotations), planned, embedded)
+    yield from mask_problems(annotations or (), planned.row, row["height"], row["width"])
+
+
+def head_problems(
+    row: Mapping[str, Any], masks: int | None, planned: PlannedImage, embedded: bool
+) -> Iterator[str]:
+    """What is wrong with a row apart from its masks, of which only the number is needed; None: null."""
     expected = {
         "image_id": planned.image_id,
         "key": planned.key,
@@ -33,36 +42,42 @@ def row_problems(row: Mapping[str, Any], planned: PlannedImage, embedded: bool) 
     if row["status"] not in STATUSES:
         yield f"status is {row['status']!r}"
         return
-    if row["annotations"] is None:
+    if masks is None:
         yield "annotations are null"
         return
-    yield from _count_problems(row)
-    yield from _rejected_problems(row) if row["status"] == "rejected" else _decoded_problems(row)
+    yield from _count_problems(row, masks)
+    check = _rejected_problems if row["status"] == "rejected" else _decoded_problems
+    yield from check(row, masks)
     yield from _image_problems(row, embedded and row["status"] != "rejected")
-    for index, annotation in enumerate(row["annotations"]):
+
+
+def mask_problems(
+    annotations: Sequence[Mapping[str, Any] | None], plan_row: int, height: int | None, width: int | None
+) -> Iterator[str]:
+    """What is wrong with the masks of an image of that size, which is row `plan_row` of the plan."""
+    for index, annotation in enumerate(annotations):
         if annotation is None:
             yield f"mask {index}: null"
             continue
-        identity = annotation_id(planned.row, index)
-        for problem in _mask_problems(annotation, identity, row["height"], row["width"]):
+        for problem in _mask_problems(annotation, annotation_id(plan_row, index), height, width):
             yield f"mask {index}: {problem}"
 
 
-def _count_problems(row: Mapping[str, Any]) -> Iterator[str]:
+def _count_problems(row: Mapping[str, Any], masks: int) -> Iterator[str]:
     drops, candidates = row["drops"], row["candidates"]
     if drops is None or candidates is None or None in drops.values():
         yield "candidates or drops are null"
     elif min(candidates, *drops.values()) < 0:
         yield "a count of candidates or drops is negative"
-    elif candidates != len(row["annotations"]) + sum(drops.values()):
-        yield f"{candidates} candidates, but {len(row['annotations'])} kept and {sum(drops.values())} dropped"
+    elif candidates != masks + sum(drops.values()):
+        yield f"{candidates} candidates, but {masks} kept and {sum(drops.values())} dropped"
 
 
-def _rejected_problems(row: Mapping[str, Any]) -> Iterator[str]:
+def _rejected_problems(row: Mapping[str, Any], masks: int) -> Iterator[str]:
     error = row["error"]
     if error is None or error["stage"] not in STAGES or not error["class"] or error["message"] is None:
         yield f"rejected, but the error is {error}"
-    if row["annotations"] or row["candidates"]:
+    if masks or row["candidates"]:
         yield "rejected, but it has masks or candidates"
     for name in ("width", "height", "orientation"):
         if row[name] is not None:
@@ -71,11 +86,11 @@ def _rejected_problems(row: Mapping[str, Any]) -> Iterator[str]:
         yield f"image_sha256 is {row['image_sha256']!r}"
 
 
-def _decoded_problems(row: Mapping[str, Any]) -> Iterator[str]:
+def _decoded_problems(row: Mapping[str, Any], masks: int) -> Iterator[str]:
     if row["error"] is not None:
         yield f"{row['status']}, but the error is {row['error']}"
-    if (row["status"] == "ok") != bool(row["annotations"]):
-        yield f"{row['status']}, but it has {len(row['annotations'])} masks"
+    if (row["status"] == "ok") != bool(masks):
+        yield f"{row['status']}, but it has {masks} masks"
     for name in ("width", "height"):
         if row[name] is None or row[name] < 1:
             yield f"{name} is {row[name]}"
@@ -127,10 +142,13 @@ def _code_problems(annotation: Mapping[str, Any], height: int, width: int) -> It
         return
     mask = Rle((height, width), code["counts"])
     try:
-        area, bbox = rle.area(mask), rle.bbox(mask)
+        runs = rle.run_lengths(mask)
     except ValueError as error:
         yield f"segmentation: {error}"
         return
+    if not runs[1:].all():
+        yield "segmentation: a run after the first is empty"
+    area, bbox = rle.area(mask), rle.bbox(mask)
     if area == 0:
         yield "the mask is empty"
     if annotation["area"] != area:

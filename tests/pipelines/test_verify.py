@@ -5,16 +5,16 @@ import random
 import shutil
 from pathlib import Path
 
-import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from pipelines import manifest
 from pipelines.errors import CorpusError
 from pipelines.schema import ROW_SCHEMA
-from pipelines.shards import write_parquet
+from pipelines.sealed import as_bytes, sealed
 from pipelines.verify import verify
 from tests.pipelines.corpora import fill_shard, make_corpus, make_photos, open_corpus
+from tests.pipelines.damage import rewrite, seal
 
 SHARD_0 = "shards/shard-000000.parquet"
 PART = "plan/part-000000.parquet"
@@ -29,27 +29,6 @@ def sound(tmp_path_factory):
 @pytest.fixture
 def corpus(sound, tmp_path):
     return Path(shutil.copytree(sound, tmp_path / "corpus"))
-
-
-def rewrite(path: Path, change, footer=None) -> None:
-    """Write a shard or plan part again, its rows changed as Python values, its footer kept."""
-    with pq.ParquetFile(path) as file:
-        table, said = file.read(), file.metadata.metadata
-    rows = table.to_pylist()
-    changed = change(rows)
-    rows = changed if isinstance(changed, list) else rows
-    metadata = {key.decode(): value.decode() for key, value in said.items() if key.startswith(b"maskmill.")}
-    with path.open("wb") as file:
-        write_parquet(file, pa.Table.from_pylist(rows, schema=table.schema), {**metadata, **(footer or {})})
-
-
-def seal(corpus: Path) -> None:
-    """Make `corpus.json`'s checksums right again: what is found after this is found in the contents alone."""
-    path = corpus / manifest.CORPUS
-    content = json.loads(path.read_bytes())
-    for entry in content["files"]:
-        entry |= manifest.fingerprint(corpus / entry["path"])
-    path.write_bytes(manifest.as_bytes(manifest.sealed(content)))
 
 
 def test_what_is_no_corpus(tmp_path):
@@ -256,7 +235,7 @@ def test_plan_keys_out_of_order(corpus):
 
     rewrite(corpus / PART, exchange)
     seal(corpus)
-    assert f"{PART}: the keys are not in order" in verify(corpus).problems
+    assert f"{PART}: the keys are not in order: 1.png stands before 0.png" in verify(corpus).problems
 
 
 @pytest.mark.parametrize(
@@ -308,15 +287,34 @@ def test_the_seal_covers_totals_and_files(corpus):
     path = corpus / manifest.CORPUS
     content = json.loads(path.read_bytes())
     content["totals"]["masks"] += 1
-    path.write_bytes(manifest.as_bytes(content))
+    path.write_bytes(as_bytes(content))
     assert any("its sha256 is not its own" in problem for problem in verify(corpus).problems)
-    path.write_bytes(manifest.as_bytes(manifest.sealed(content)))
+    path.write_bytes(as_bytes(sealed(content)))
     assert any("the totals are" in problem for problem in verify(corpus).problems)
-    content["files"] = [*content["files"][1:], {"path": "../outside", "bytes": 1, "sha256": ""}]
-    path.write_bytes(manifest.as_bytes(manifest.sealed(content)))
-    problems = verify(corpus).problems
-    assert "corpus.json: does not list run.json" in problems
-    assert any(problem.startswith("../outside") for problem in problems)
+    content["files"].pop(0)
+    path.write_bytes(as_bytes(sealed(content)))
+    assert "corpus.json: does not list run.json" in verify(corpus).problems
+
+
+@pytest.mark.parametrize(
+    "name", ["../notes.txt", "/etc/hostname", "plan/../../notes.txt", "s3://bucket/key", "run.json\n\x1b[2J", 3, None]
+)  # fmt: skip
+def test_names_that_no_corpus_has_are_told_and_not_opened(corpus, name):
+    """Also by somebody who can seal the file; and what a terminal would obey is shown, not sent."""
+    (corpus.parent / "notes.txt").write_text("mine")
+    path = corpus / manifest.CORPUS
+    content = json.loads(path.read_bytes())
+    content["files"].append({"path": name, "bytes": 4, "sha256": "0" * 64})
+    path.write_bytes(as_bytes(sealed(content)))
+    (problem,) = verify(corpus).problems
+    assert problem.startswith("corpus.json: lists what is no file of a corpus: {'path': ")
+    assert problem.isprintable()
+
+
+def test_one_worker_or_many_say_the_same(corpus):
+    for number in range(3):
+        rewrite(corpus / f"shards/shard-00000{number}.parquet", lambda rows: rows[0].update(orientation=-1))
+    assert verify(corpus, workers=1) == verify(corpus, workers=8)
 
 
 def test_many_problems_of_one_file_are_counted(tmp_path):
