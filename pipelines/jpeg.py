@@ -38,7 +38,7 @@ _EXIF = b"Exif\0\0"
 # Tables, restart interval, JFIF, Adobe.
 _SHAPES_PIXELS = {0xC4, 0xDB, 0xDD, 0xE0, 0xEE, _SCAN} | _FRAMES
 _NO_CODE = b"\xff\0" * 8  # 64 ones, what a decoder likes to have at hand; no Huffman code is all ones
-_FILLER = bytes(range(1, 255, 3)) * 2
+_FILLER = bytes((165 + 89 * at) % 255 for at in range(170))  # not zeros, which libjpeg itself would add
 _BAND_ROWS = 256
 
 
