@@ -1,0 +1,240 @@
+"""Who is at work on a corpus: a lease in its folder, so that two runs do not burn the same hours twice.
+
+A lease saves work, never rows: where it is lost or defeated, the first commit of a shard still wins. It runs
+out by itself, since a lock would outlive the machine that held it; its holder renews it while it lives. A
+holder on this machine that is gone is known to be gone, and its lease is taken over at once. Another
+machine's lease is watched until it runs out or is seen renewed. That takes no longer than a lease lasts, by
+this process's own steady clock, so that no wrong clock can keep a corpus closed.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import socket
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import BinaryIO
+
+from pipelines import storage
+from pipelines.errors import IncompleteRun, UsageError
+
+LEASE = "lease.json"
+SECONDS = 60.0
+RENEWALS = 4  # while a lease lasts
+WATCH_SECONDS = 0.5  # between two looks at another machine's lease
+TRIES = 8  # to take a lease that others take and leave meanwhile
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Holder:
+    """A process that holds a lease, as its `lease.json` says.
+
+    Attributes:
+        token: drawn for one run.
+        host: the machine's name, for people.
+        machine: the boot of its kernel and the process namespace: where `pid` means something.
+        pid: the process.
+        started: when it started, in the kernel's ticks, which tells it from a later process of that number.
+        since: when it took the lease, UTC, ISO 8601.
+        expires: when the lease runs out unless it is renewed.
+
+    """
+
+    token: str
+    host: str
+    machine: str
+    pid: int
+    started: str
+    since: str
+    expires: str
+
+    def __post_init__(self) -> None:
+        datetime.fromisoformat(self.expires).astimezone(UTC)  # ValueError, TypeError where it is no time
+
+    @property
+    def left(self) -> float:
+        """Seconds until the lease runs out; never more than one lasts, whatever the clocks say."""
+        return min(datetime.fromisoformat(self.expires).timestamp() - time.time(), SECONDS)
+
+    @property
+    def is_local(self) -> bool:
+        """Whether it ran where this process can see it."""
+        return (self.host, self.machine) == (socket.gethostname(), _machine())
+
+    @property
+    def is_gone(self) -> bool:
+        """Whether it ran here and does so no more; False where that cannot be told."""
+        return self.is_local and _started(self.pid) != self.started
+
+    def renewed(self) -> Holder:
+        """The holder with a lease's full time before it."""
+        return replace(self, expires=_moment(time.time() + SECONDS))
+
+    def __str__(self) -> str:
+        return (
+            f"{self.host}, process {self.pid}, since {self.since}; its lease runs out at {self.expires}, "
+            f"in {max(self.left, 0):.0f} s, unless it is renewed"
+        )
+
+
+class Lease:
+    """The lease of a corpus, held by this process and renewed by a thread."""
+
+    def __init__(self, out: Path, holder: Holder) -> None:
+        self._out = out
+        self._holder = holder
+        self._lost_to: Holder | None = None
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._renew, name="lease", daemon=True)
+        self._thread.start()
+
+    def check(self) -> None:
+        """Raise IncompleteRun where another run has taken the lease, since this one slept past its end."""
+        if self._lost_to is not None:
+            raise IncompleteRun(f"{self._out}: another run has taken over, this one ends: {self._lost_to}")
+
+    def release(self) -> None:
+        """Stop renewing, and remove the lease if it is still this process's."""
+        self._ended.set()
+        self._thread.join()
+        try:
+            found = read_lease(self._out)
+            if found is not None and found.token == self._holder.token:
+                storage.remove(self._out / LEASE)
+        except OSError as error:
+            log.warning("%s: cannot be removed, it runs out by itself: %s", self._out / LEASE, error)
+
+    def _renew(self) -> None:
+        while not self._ended.wait(SECONDS / RENEWALS):
+            try:
+                found = read_lease(self._out)
+                if found is not None and found.token != self._holder.token:
+                    self._lost_to = found
+                    return
+                _put(self._out, self._holder)
+            except OSError as error:
+                log.warning("%s: cannot be renewed, trying again: %s", self._out / LEASE, error)
+
+
+@contextmanager
+def held(out: Path, say: Callable[[str], None]) -> Iterator[Lease]:
+    """Hold the lease of the corpus `out` for the block.
+
+    Another machine's lease is watched until it runs out, of which `say` is told. Raises IncompleteRun, naming
+    the holder, where that one is at work; UsageError where `out` cannot be written.
+    """
+    with storage.failing_as(UsageError, out):
+        lease = Lease(out, _take(out, say))
+    try:
+        yield lease
+    finally:
+        lease.release()
+
+
+def read_lease(out: Path) -> Holder | None:
+    """Who holds the lease of a corpus; None where there is none, or none that can be understood."""
+    try:
+        return Holder(**json.loads((out / LEASE).read_bytes()))
+    except FileNotFoundError:
+        return None
+    except (ValueError, TypeError) as error:
+        log.warning("%s: damaged, it counts for nothing: %s", out / LEASE, error)
+        return None
+
+
+def _take(out: Path, say: Callable[[str], None]) -> Holder:
+    me = _this_process()
+    for _ in range(TRIES):
+        if storage.link(out / LEASE, lambda file: _write(file, me.renewed())):
+            return me
+        found = read_lease(out)
+        if found is not None and not found.is_gone and found.left > 0:
+            if found.is_local:
+                raise _refusal(out, found)
+            _watch(out, found, say)
+        if (out / LEASE).exists():
+            _put(out, me)
+        if (now := read_lease(out)) is not None and now.token == me.token:
+            return me  # of two that take it over at once, the later one; the other one learns of it
+    raise IncompleteRun(f"{out / LEASE}: other runs take it and leave it again and again; try again later")
+
+
+def _watch(out: Path, holder: Holder, say: Callable[[str], None]) -> None:
+    """Wait until the lease has run out or is left; IncompleteRun as soon as its holder is seen alive."""
+    say(f"{out}: waiting for the lease of another run: {holder}")
+    end = time.monotonic() + holder.left
+    while (left := end - time.monotonic()) > 0:
+        time.sleep(min(WATCH_SECONDS, left))
+        found = read_lease(out)
+        if found is None:
+            return
+        if found != holder:
+            raise _refusal(out, found)
+
+
+def _refusal(out: Path, holder: Holder) -> IncompleteRun:
+    return IncompleteRun(
+        f"{out}: another run is at work on it: {holder}: let it finish or end it, then run this again"
+    )
+
+
+def _put(out: Path, holder: Holder) -> None:
+    storage.replace(out / LEASE, lambda file: _write(file, holder.renewed()))
+
+
+def _write(file: BinaryIO, holder: Holder) -> None:
+    file.write(json.dumps(asdict(holder), indent=1).encode() + b"\n")
+
+
+def _this_process() -> Holder:
+    return Holder(
+        token=uuid.uuid4().hex,
+        host=socket.gethostname(),
+        machine=_machine(),
+        pid=os.getpid(),
+        started=_started(os.getpid()) or "",
+        since=_moment(time.time()),
+        expires=_moment(time.time() + SECONDS),
+    )
+
+
+def _moment(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds")
+
+
+def _machine() -> str:
+    """Where a process's number means one process: Linux tells; elsewhere the host's name must do."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{boot} {Path('/proc/self/ns/pid').readlink()}"
+    except OSError:
+        return ""
+
+
+def _started(pid: int) -> str | None:
+    """When a process started, in the kernel's ticks ("" where it does not tell); None where it has ended."""
+    try:
+        state, *rest = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return None if Path("/proc/self/stat").exists() else _started_elsewhere(pid)
+    return None if state in "ZX" else rest[18]
+
+
+def _started_elsewhere(pid: int) -> str | None:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return None
+    except (PermissionError, OverflowError):
+        pass
+    return ""
