@@ -47,7 +47,8 @@ class Tiff:
         width: in pixels.
         height: in pixels.
         compression: the tag; one of those that are taken.
-        pieces: offset and length of each strip or tile, as many as the image needs, each within the file.
+        pieces: offset and length of each strip or tile that is listed.
+        needed: how many the image has.
         tiled: whether they are tiles.
         piece_size: width and height of a whole piece, in pixels.
         piece_bytes: what a whole piece holds when it is unpacked.
@@ -59,6 +60,7 @@ class Tiff:
     height: int
     compression: int
     pieces: npt.NDArray[np.int64]
+    needed: int
     tiled: bool
     piece_size: tuple[int, int]
     piece_bytes: int
@@ -79,13 +81,19 @@ def read_tiff(data: bytes) -> Tiff:
     """Read and check the first directory; raises InputRejected."""
     try:
         order, tags = _directory(data)
-        return _layout(data, order, tags)
+        return _layout(order, tags)
     except (_Damaged, struct.error) as error:
         raise InputRejected("decode", "Corrupt", f"the TIFF directory is damaged: {error}") from None
 
 
 def check_pieces(data: bytes, tiff: Tiff) -> None:
-    """That each strip or tile holds all its rows, where libtiff would not say; raises InputRejected."""
+    """That each strip or tile is there, and holds all its rows; raises InputRejected."""
+    starts, lengths = tiff.pieces.T
+    if len(starts) != tiff.needed:
+        message = f"{len(starts)} of {tiff.needed} strips or tiles are listed"
+        raise InputRejected("decode", "Truncated", message)
+    if (starts + lengths > len(data)).any() or not lengths.all():
+        raise _cut()
     rows = tiff.piece_size[1]
     down = -(-tiff.height // rows)
     whole = tiff.piece_bytes
@@ -146,7 +154,7 @@ def _directory(data: bytes, wanted: set[int] | None = None) -> tuple[str, dict[i
     return order, tags
 
 
-def _layout(data: bytes, order: str, tags: dict[int, _Entry]) -> Tiff:
+def _layout(order: str, tags: dict[int, _Entry]) -> Tiff:
     width, height = _number(tags, _WIDTH, order), _number(tags, _HEIGHT, order)
     compression = _number(tags, _COMPRESSION, order, 1)
     if compression not in {_PLAIN, _LZW, _JPEG, _PACK_BITS} | _DEFLATE:
@@ -167,17 +175,11 @@ def _layout(data: bytes, order: str, tags: dict[int, _Entry]) -> Tiff:
     if tiled and needed > 2 + width * height // 64 * planes:
         raise _Damaged(f"{needed} tiles")  # lists of them would be far larger than the image
     starts, lengths = (_numbers(tags, tag, order, needed) for tag in (_TILES if tiled else _STRIPS))
-    if len(starts) != needed or len(lengths) != needed:
-        raise InputRejected(
-            "decode", "Truncated", f"{min(len(starts), len(lengths))} of {needed} strips or tiles are listed"
-        )
-    if (starts > len(data)).any() or (lengths > len(data) - starts).any() or not lengths.all():
-        raise _cut()
     bits = _pixel_bits(tags, order, samples)
     piece_bytes = -(-piece[0] * (bits // planes) // 8) * piece[1]
     tables = tags[_JPEG_TABLES].value if _JPEG_TABLES in tags else b""
-    pieces = np.stack([starts, lengths], 1)
-    return Tiff(width, height, compression, pieces, tiled, piece, piece_bytes, tables)
+    pieces = np.stack([starts[: len(lengths)], lengths[: len(starts)]], 1)
+    return Tiff(width, height, compression, pieces, needed, tiled, piece, piece_bytes, tables)
 
 
 def _pixel_bits(tags: dict[int, _Entry], order: str, samples: int) -> int:

@@ -87,7 +87,7 @@ def grey_tiff(width: int, height: int, **changes) -> dict[int, tuple[int, int, i
     """Tags of a plain 8-bit grey image in one strip. `changes`: t259=(3, 1, 5); None: leave it out."""
     tags = {
         256: (4, 1, width), 257: (4, 1, height), 258: (3, 1, 8), 259: (3, 1, 1), 262: (3, 1, 1),
-        273: (4, 1, 0), 277: (3, 1, 1), 278: (4, 1, height), 279: (4, 1, width * height),
+        273: (4, 1, 0), 277: (3, 1, 1), 278: (4, 1, height), 279: (4, 1, min(width * height, 2**32 - 1)),
     }  # fmt: skip
     tags |= {int(name[1:]): value for name, value in changes.items()}
     tags = {tag: value for tag, value in tags.items() if value is not None}
