@@ -10,21 +10,17 @@ from __future__ import annotations
 import json
 import logging
 import shlex
-import signal
 import sys
-import threading
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
-from types import FrameType
 from typing import Annotated, Any
 
 import typer
 
-from pipelines.errors import ConfigError, MaskmillError, UsageError, VerificationFailed
-
-INTERRUPTED = 130
+from pipelines.errors import ConfigError, MaskmillError, UsageError, VerificationFailed, visible
+from pipelines.interrupts import INTERRUPTED, orderly
+from pipelines.places import is_stores, place, redacted, store_code
 
 # typer carries its own click or uses the installed one, by version; this is the base of usage errors in
 # either.
@@ -47,14 +43,16 @@ Set = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Change one value: a.b=value. Repeatable."),
 ]
-CorpusArgument = Annotated[Path, typer.Argument(metavar="CORPUS", help="The corpus's folder.")]
+CorpusArgument = Annotated[
+    Path, typer.Argument(metavar="CORPUS", help="The corpus's folder.", parser=place)
+]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code. `argv`: the words after `maskmill`, else those typed."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
-        with _terminable():
+        with orderly():
             code = app(args=arguments, prog_name="maskmill", standalone_mode=False)
     except _ClickException as error:
         return _complain(error.format_message(), error.exit_code)
@@ -68,8 +66,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _complain(str(error), UsageError.exit_code)
     except (KeyboardInterrupt, typer.Abort):
         code = INTERRUPTED
+    except Exception as error:
+        if not (is_stores(error) or store_code(error)):
+            raise
+        return _complain(f"the store failed: {type(error).__name__}: {error}", UsageError.exit_code)
     if code == INTERRUPTED:  # which newer versions of typer return for a KeyboardInterrupt
-        return _complain(f"interrupted{_how_to_resume(arguments)}", INTERRUPTED)
+        print(f"maskmill: interrupted{_how_to_resume(arguments)}", file=sys.stderr)
+        return INTERRUPTED
     return code if isinstance(code, int) else 0
 
 
@@ -88,9 +91,11 @@ def _maskmill(
 def generate(
     inputs: Annotated[
         list[str] | None,
-        typer.Argument(metavar="INPUT…", help="Folders, globs, file lists (.txt), image files."),
+        typer.Argument(metavar="INPUT…", help="Folders, globs, file lists (.txt), image, tar, Parquet files."),
     ] = None,
-    out: Annotated[Path | None, typer.Option(metavar="CORPUS", help="The corpus's folder.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(metavar="CORPUS", help="The corpus's folder.", parser=place)
+    ] = None,
     config: Config = None,
     set_: Set = None,
     workers: Annotated[
@@ -104,6 +109,10 @@ def generate(
     extend: Annotated[
         bool, typer.Option("--extend", help="Add inputs that the corpus does not have.")
     ] = False,
+    retry_rejects: Annotated[
+        list[str] | None,
+        typer.Option(metavar="CLASS", help="Run the images again that were refused as this. Repeatable."),
+    ] = None,
     print_config: Annotated[
         bool, typer.Option("--print-config", help="Print what would run, as YAML.")
     ] = False,
@@ -119,26 +128,37 @@ def generate(
         typer.echo(to_yaml(settings), nl=False)
         return
     if not inputs:
-        raise UsageError("expected at least one INPUT: a folder, a glob, a file list (.txt) or an image file")
+        from pipelines.sources import EXPECTED
+
+        raise UsageError(f"expected at least one INPUT: {EXPECTED}")
     if out is None:
         raise UsageError("expected --out CORPUS, the folder to write")
     if overwrite and extend:
         raise UsageError("expected --overwrite or --extend, not both")
+    if overwrite and retry_rejects:
+        raise UsageError("expected --overwrite or --retry-rejects, not both")
     if ray is not None and settings.workers == 0:
         raise UsageError("expected --ray or --workers 0 (no Ray), not both")
     from pipelines.generate import generate as run
+    from pipelines.plan import Mode
 
-    run(inputs, out, settings, mode="overwrite" if overwrite else "extend" if extend else "resume", ray=ray)
+    mode: Mode = "overwrite" if overwrite else "extend" if extend else "resume"
+    run(inputs, out, settings, mode=mode, ray=ray, retry=retry_rejects or ())
 
 
 @app.command()
-def verify(corpus: CorpusArgument) -> None:
+def verify(
+    corpus: CorpusArgument,
+    workers: Annotated[
+        int | None, typer.Option(metavar="N", min=1, help="Shards checked at a time; default: all cores.")
+    ] = None,
+) -> None:
     """Recompute everything a corpus says; exit code 3 and a list where anything is off."""
     from pipelines.verify import verify as check
 
-    report = check(corpus)
+    report = check(corpus, workers)
     for problem in report.problems:
-        typer.echo(problem)
+        typer.echo(visible(problem))
     if report.problems:
         raise VerificationFailed(f"{corpus}: {len(report.problems)} problem(s) found")
     typer.echo(f"{corpus}: verified, {', '.join(f'{count} {name}' for name, count in report.counts.items())}")
@@ -253,23 +273,6 @@ def models_get(
     typer.echo(path)
 
 
-@contextmanager
-def _terminable() -> Iterator[None]:
-    """SIGTERM ends a command the way Ctrl-C does, so that a batch system's stop is orderly too."""
-
-    def interrupt(_signal: int, _frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
 def _how_to_resume(arguments: Sequence[str]) -> str:
     if arguments[:1] != ["generate"]:
         return ""
@@ -278,7 +281,7 @@ def _how_to_resume(arguments: Sequence[str]) -> str:
 
 
 def _complain(message: str, code: int) -> int:
-    print(f"maskmill: {' '.join(message.split())}", file=sys.stderr)
+    print(f"maskmill: {visible(' '.join(redacted(message).split()))}", file=sys.stderr)
     return int(code)
 
 

@@ -1,13 +1,8 @@
-"""Shards on Ray: where they run, and what happens when a worker dies. The only module that imports Ray.
+"""Workers on Ray: the cluster, the actors on it, and how they are called. The only module that imports Ray.
 
 Ray Core actors, not Ray Data: what travels is a shard's description and its receipt, no pixels, and the file
-a worker commits is the result, so that a lost worker costs at most the shards it held. The driver owns the
-slots: an actor is never restarted by Ray, because calls to a restarting actor bounce and strike innocent
-shards; it is fenced with `ray.kill` and a new one takes the slot. A slot is fed only after its actor has said
-it is ready.
-
-A shard whose worker died is a suspect (`pipelines.suspects`): it is tried alone, on a worker that holds
-nothing else. A death that comes with its node's, or with a pre-emption, proves nothing against it.
+a worker commits is the result, so that a lost worker costs at most the shards it held. Which worker gets what
+is decided in `pipelines.dispatch`.
 """
 
 from __future__ import annotations
@@ -17,12 +12,10 @@ import os
 import signal
 import socket
 import threading
-import time
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 # Ray reads these at import. Nothing phones home; the empty CUDA_VISIBLE_DEVICES of a CPU actor stays; and
@@ -34,9 +27,9 @@ os.environ.setdefault("RAY_worker_niceness", "0")
 import ray
 from ray.exceptions import RayError, RayTaskError
 
-from pipelines.errors import IncompleteRun, MaskmillError, UsageError
+from pipelines.dispatch import Dispatcher, WorkerLost
+from pipelines.errors import MaskmillError, UsageError
 from pipelines.placement import Node, Placement, how_many_fit, place
-from pipelines.suspects import Suspect
 from pipelines.worker import (
     Job,
     OnProgress,
@@ -57,8 +50,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-FAILED_STARTS = 3  # in a row, before the run is given up
-POLL_SECONDS = 1.0
+END_SECONDS = 10.0  # for killed actors to be dead
 CONNECT_SECONDS = 10.0
 OBJECT_STORE_BYTES = 100 * 2**20  # nothing but descriptions and receipts passes through it
 
@@ -199,55 +191,15 @@ class ShardWorker:
             self._running.pop(task.shard, None)
 
 
-@dataclass(slots=True, eq=False)
-class _Slot:
-    """A place for one worker, and what it has in hand."""
+class RayCrew:
+    """Workers as Ray actors: the `Crew` that `pipelines.dispatch` feeds.
 
-    actor: Any
-    hello: Any
-    loading: Any
-    placed: float | None = None  # when it said hello
-    node: str | None = None
-    asking: Any = None
-    asked: float = 0.0
-    suspect: Suspect | None = None
-    work: dict[Any, ShardTask] = field(default_factory=dict)
-    tallies: dict[int, Tally] = field(default_factory=dict)
-    moved: dict[int, float] = field(default_factory=dict)  # shard → when it last finished an image
+    An actor is never restarted by Ray: calls to a restarting one bounce and strike innocent shards.
+    """
 
-    @property
-    def ready(self) -> bool:
-        return self.loading is None
-
-    def refs(self) -> list[Any]:
-        return [ref for ref in (self.hello, self.loading, self.asking, *self.work) if ref is not None]
-
-    def note(self, tallies: dict[int, Tally]) -> None:
-        """Take in an answer of `stats()`; a shard that moved has its clock set back."""
-        for shard, tally in tallies.items():
-            if shard in self.moved and tally.images != self.tallies.get(shard, Tally()).images:
-                self.moved[shard] = time.monotonic()
-        self.tallies = {shard: tally for shard, tally in tallies.items() if shard in self.moved}
-
-
-class Dispatcher:
-    """Feeds shards to slots until each is committed, refused or given up."""
-
-    def __init__(
-        self,
-        job: Job,
-        shards: Sequence[int],
-        task_of: Callable[[int], ShardTask],
-        placement: Placement,
-        worker: type[ShardWorker] = ShardWorker,
-    ) -> None:
+    def __init__(self, job: Job, placement: Placement, worker: type[ShardWorker] = ShardWorker) -> None:
         self._job = job
-        self._placement = placement
-        self._queue = deque(shards)
-        self._task_of = task_of  # a shard's images are looked up when it is handed out, not before
-        self._suspects: deque[Suspect] = deque()
-        self._slots: list[_Slot] = []
-        self._failed_starts = 0
+        self._gpus = placement.gpus
         self._actor_class: Any = ray.remote(  # type: ignore[call-overload]
             num_cpus=placement.threads,
             num_gpus=placement.gpus,
@@ -256,140 +208,46 @@ class Dispatcher:
             concurrency_groups={"ctl": 1, "shard": job.config.cluster.shards_in_flight},
         )(worker)
 
-    def run(self, on_progress: OnProgress) -> Iterator[ShardReceipt | ShardFailure]:
-        """Yield each shard's outcome as it ends; about once a second, tell what is in hand and how many work.
+    def start(self) -> Any:
+        """Ask for one more actor; the cluster places it where it fits."""
+        return self._actor_class.remote(self._job, self._gpus)
 
-        Raises what a worker raised, with the worker's traceback, if it was a bug; IncompleteRun where workers
-        cannot be started. However it ends, no actor is left behind.
-        """
+    def call(self, worker: Any, method: str, *arguments: Any) -> Any:
+        """Call the actor; the object ref of its answer."""
+        group = "shard" if method == "run" else "ctl"
+        return getattr(worker, method).options(concurrency_group=group).remote(*arguments)
+
+    def answered(self, refs: Sequence[Any], seconds: float) -> list[Any]:
+        """All refs that are ready, or the first to be so within the time."""
+        done, _ = ray.wait(list(refs), num_returns=len(refs), timeout=0)
+        if not done:
+            done, _ = ray.wait(list(refs), num_returns=1, timeout=seconds)
+        return list(done)
+
+    def answer(self, ref: Any) -> Any:
+        """The ref's value; see `Crew`. What ran out of memory where no shard was in hand is a lost worker."""
         try:
-            while self._queue or self._suspects or any(slot.work for slot in self._slots):
-                self._refill()
-                self._feed()
-                refs = {ref: slot for slot in self._slots for ref in slot.refs()}
-                done, _ = ray.wait(list(refs), num_returns=len(refs), timeout=0)
-                if not done:
-                    done, _ = ray.wait(list(refs), num_returns=1, timeout=POLL_SECONDS)
-                for ref in done:
-                    if refs[ref] in self._slots:  # it may have been buried by an answer before this one
-                        yield from self._settle(refs[ref], ref)
-                yield from self._end_stalled()
-                self._ask()
-                working = sum(slot.ready for slot in self._slots)
-                on_progress([tally for slot in self._slots for tally in slot.tallies.values()], working)
-        finally:
-            for slot in self._slots:
-                ray.kill(slot.actor, no_restart=True)
-            self._slots.clear()
-
-    def _refill(self) -> None:
-        """Start workers for the free slots, no more than there are shards to hold."""
-        open_shards = len(self._queue) + len(self._suspects) + sum(len(slot.work) for slot in self._slots)
-        while len(self._slots) < min(self._placement.workers, open_shards):
-            actor = self._actor_class.remote(self._job, self._placement.gpus)
-            self._slots.append(_Slot(actor, actor.hello.remote(), actor.load.remote()))
-
-    def _feed(self) -> None:
-        """Hand out shards: a suspect goes to an idle slot, which holds nothing else until it is done."""
-        ready = [slot for slot in self._slots if slot.ready and slot.suspect is None]
-        if self._suspects and ready:
-            slot = min(ready, key=lambda slot: len(slot.work))  # kept from new work until it is idle
-            ready.remove(slot)
-            if not slot.work:
-                slot.suspect = self._suspects.popleft()
-                self._give(slot, slot.suspect.next_task())
-        for _ in range(self._job.config.cluster.shards_in_flight):
-            for slot in ready:
-                if self._queue and len(slot.work) < self._job.config.cluster.shards_in_flight:
-                    self._give(slot, self._task_of(self._queue.popleft()))
-
-    def _give(self, slot: _Slot, task: ShardTask) -> None:
-        slot.work[slot.actor.run.remote(task)] = task
-        slot.moved[task.shard] = time.monotonic()
-
-    def _ask(self) -> None:
-        """Ask busy workers how far they are: once a second, since each answer would else bring the next."""
-        now = time.monotonic()
-        for slot in self._slots:
-            if slot.ready and slot.work and slot.asking is None and now - slot.asked >= POLL_SECONDS:
-                slot.asking, slot.asked = slot.actor.stats.remote(), now
-
-    def _settle(self, slot: _Slot, ref: Any) -> Iterator[ShardReceipt | ShardFailure]:
-        """Take in one answer of a worker, or its death."""
-        try:
-            answer = ray.get(ref)
+            return ray.get(ref)
         except RayTaskError as error:
-            if ref is slot.loading and is_infrastructure(error.cause):
-                yield from self._bury(slot, error)
-                return
             if isinstance(error.cause, MaskmillError):
                 raise error.cause from None
+            if is_infrastructure(error.cause):
+                raise WorkerLost(str(error.cause)) from None
             raise
         except RayError as error:
-            yield from self._bury(slot, error)
-            return
-        if ref is slot.hello:
-            slot.hello, slot.node, slot.placed = None, answer, time.monotonic()
-        elif ref is slot.loading:
-            slot.loading = None
-            self._failed_starts = 0
-        elif ref is slot.asking:
-            slot.asking = None
-            slot.note(answer)
-        else:
-            yield from self._finished(slot, slot.work.pop(ref), answer)
+            raise WorkerLost(str(error), preempted=getattr(error, "preempted", False)) from None
 
-    def _finished(
-        self, slot: _Slot, task: ShardTask, outcome: ShardReceipt | ShardFailure
-    ) -> Iterator[ShardReceipt | ShardFailure]:
-        slot.moved.pop(task.shard, None)
-        slot.tallies.pop(task.shard, None)
-        suspect, slot.suspect = slot.suspect, None
-        if suspect is not None and task.probe and isinstance(outcome, ShardReceipt):
-            suspect.survived()
-            slot.suspect = suspect
-            self._give(slot, suspect.next_task())
-            return
-        yield outcome
+    def end(self, workers: Sequence[Any], refs: Sequence[Any]) -> None:
+        """Kill the actors; each call of a dead one is answered with its death."""
+        for worker in workers:
+            ray.kill(worker, no_restart=True)
+        if refs:
+            ray.wait(list(refs), num_returns=len(refs), timeout=END_SECONDS)
 
-    def _bury(self, slot: _Slot, error: Exception) -> Iterator[ShardFailure]:
-        """Fence a dead or lost worker, free its slot, and put what it held under suspicion."""
-        ray.kill(slot.actor, no_restart=True)
-        self._slots.remove(slot)
-        log.info("a worker died: %s", error)
-        if not slot.ready:
-            self._failed_starts += 1
-            if self._failed_starts >= FAILED_STARTS:
-                reason = " ".join(str(getattr(error, "cause", None) or error).split())
-                raise IncompleteRun(
-                    f"{FAILED_STARTS} workers in a row died while starting; the last: {reason}"
-                )
-            return
-        proof = self._node_lives(slot) and not getattr(error, "preempted", False)
-        if slot.suspect is None:
-            self._suspects.extend(Suspect(task) for task in slot.work.values())
-            return
-        gave_up = slot.suspect.died(proof)
-        if gave_up:
-            yield ShardFailure(slot.suspect.task.shard, gave_up)
-        else:
-            self._suspects.append(slot.suspect)
-
-    def _node_lives(self, slot: _Slot) -> bool:
+    def node_lives(self, node: str | None) -> bool:
+        """Whether the cluster still counts the node among the living."""
         nodes = ray.nodes()  # type: ignore[no-untyped-call]
-        return any(node["NodeID"] == slot.node and node["Alive"] for node in nodes)
-
-    def _end_stalled(self) -> Iterator[ShardFailure]:
-        """Replace workers that take too long: to load the weights, or to finish the next image of a shard."""
-        now = time.monotonic()
-        limits = self._job.config.cluster
-        for slot in list(self._slots):
-            if not slot.ready:
-                stalled = slot.placed is not None and now - slot.placed > limits.start_seconds
-            else:
-                stalled = any(now - moved > limits.stall_seconds for moved in slot.moved.values())
-            if stalled:
-                yield from self._bury(slot, TimeoutError("no progress within the time allowed"))
+        return any(entry["NodeID"] == node and entry["Alive"] for entry in nodes)
 
 
 def run_on_ray(
@@ -403,5 +261,5 @@ def run_on_ray(
     ends.
     """
     with connect(job.config, address) as placement:
-        placed = replace(job, threads=placement.threads)
-        yield from Dispatcher(placed, shards, task_of, placement).run(on_progress)
+        crew = RayCrew(replace(job, threads=placement.threads), placement)
+        yield from Dispatcher(job, shards, task_of, crew, placement.workers).run(on_progress)

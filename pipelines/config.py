@@ -60,7 +60,12 @@ class InputConfig(Section):
         description="Larger images are rejected, by their header, before anything is allocated.",
     )
     extensions: tuple[str, ...] = Field(
-        IMAGE_EXTENSIONS, min_length=1, description="Files taken from a folder: those ending so, in any case."
+        IMAGE_EXTENSIONS,
+        min_length=1,
+        description="Files taken from a folder or a tar file: those ending so, in any case.",
+    )
+    image_column: str | None = Field(
+        None, description="Column of Parquet inputs with the images; null: image, or the only one of bytes."
     )
 
 
@@ -84,6 +89,26 @@ class ClusterConfig(Section):
     start_seconds: float = Field(
         900, gt=0, description="A worker that is placed but has not loaded its weights by then is replaced."
     )
+    grace_seconds: float = Field(
+        20, ge=0, description="After Ctrl-C or SIGTERM the shards in hand may finish within this time."
+    )
+
+
+class BreakerConfig(Section):
+    """When a run stops by itself, since something is wrong that no image can help; decides no row."""
+
+    rejected_share: float = Field(
+        0.5,
+        ge=0,
+        le=1,
+        description="Stop when more than this share of the run's images is refused; 1: never.",
+    )
+    min_images: int = Field(100, ge=1, description="Images that a run does before its share is looked at.")
+    worker_deaths: int = Field(
+        10,
+        ge=1,
+        description="Stop when this many workers for each slot died in a row and no image came through.",
+    )
 
 
 class RunConfig(Section):
@@ -105,6 +130,7 @@ class RunConfig(Section):
         None, ge=1, description="CPU threads of each worker; null: the machine's CPUs shared evenly."
     )
     cluster: ClusterConfig = ClusterConfig()
+    breaker: BreakerConfig = BreakerConfig()
 
 
 # What moves numbers by rounding at most, or not at all. The weights themselves are told apart by their
@@ -112,10 +138,11 @@ class RunConfig(Section):
 _DECIDES_NO_ROW: Any = {
     "model": {"checkpoint", "device"},
     "generator": {"points_per_batch", "encode_batch", "resample_budget_bytes"},
-    "input": {"extensions"},
+    "input": {"extensions", "image_column"},
     "workers": True,
     "threads_per_worker": True,
     "cluster": True,
+    "breaker": True,
 }
 
 

@@ -1,7 +1,7 @@
 """The run: photographs in, a closed corpus out.
 
-    list the inputs → open the run (plan, or find the plan) → the shards that are not there yet → workers
-    → corpus.json → summary
+    list the inputs → take the lease → open the run (plan, or find the plan) → the shards that are not there
+    yet → workers → corpus.json → summary
 
 The same command does whatever is left to do: all of it, the rest after a kill, or nothing.
 """
@@ -9,18 +9,23 @@ The same command does whatever is left to do: all of it, the rest after a kill, 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Collection, Generator, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from rich.console import Console
 
-from pipelines import manifest, storage
+from pipelines import manifest, recorded, storage
+from pipelines.breaker import check_refusals
 from pipelines.config import RunConfig, digest
 from pipelines.errors import IncompleteRun, UsageError
-from pipelines.plan import Mode, Run, open_run
+from pipelines.lease import Lease, held
+from pipelines.plan import PLAN, Mode, Run, open_run, refuse_foreign
 from pipelines.report import LiveLine, summary_table
+from pipelines.retry import refused_images
+from pipelines.shards import SHARDS
 from pipelines.sources import list_inputs
 from pipelines.worker import (
     Job,
@@ -36,48 +41,102 @@ from pipelines.worker import (
 
 
 def generate(
-    inputs: Sequence[str], out: Path, config: RunConfig, *, mode: Mode = "resume", ray: str | None = None
+    inputs: Sequence[str],
+    out: Path,
+    config: RunConfig,
+    *,
+    mode: Mode = "resume",
+    ray: str | None = None,
+    retry: Collection[str] = (),
 ) -> Tally:
     """Make the corpus `out` of `inputs`, or what is missing of it; return what this call did.
 
-    `ray` is a cluster's address; None starts a Ray for the run, and `workers: 0` does without. Raises
-    UsageError and CorpusError before any work, IncompleteRun after all that could be done.
+    `ray` is a cluster's address; None starts a Ray for the run, and `workers: 0` does without. `retry` names
+    the classes of refused images that are to be run again. Raises UsageError and CorpusError before any work;
+    IncompleteRun at once where another run is at it or the breaker trips, else after all that could be done.
     """
     console = Console(soft_wrap=True, markup=False, highlight=False)
     out, config = out.absolute(), _with_absolute_checkpoint(config)
-    items = list_inputs(inputs, config.input.extensions)
+    listed = list_inputs(inputs, config.input.extensions, config.input.image_column, console.print)
     record = _record(config)
     with storage.failing_as(UsageError, out):
-        run = open_run(out, items, record, config.shard_size, mode)
-        todo = run.todo()
-    left = _images_in(run, todo)
-    if len(todo) < len(run.plan.shards):
-        there = len(run.plan.shards) - len(todo)
+        refuse_foreign(out)
+    with held(out, console.print) as lease, _swept(out):
+        with storage.failing_as(UsageError, out):
+            run = open_run(out, listed, record, config.shard_size, mode)
+            del listed  # the run reads its plan from the disk
+            work = _work_of(run, retry, console)
+        if not work.shards:
+            if not (out / manifest.CORPUS).exists():
+                _finish(run)
+            console.print(f"{out}: complete, nothing to do")
+            return Tally()
+        return _do(work, config, ray, lease, console)
+
+
+@dataclass(frozen=True, slots=True)
+class _Work:
+    """What this call has to do: shards that are not there, and refused images of shards that are."""
+
+    run: Run
+    todo: Sequence[int]
+    again: Mapping[int, frozenset[int]]
+
+    @property
+    def shards(self) -> list[int]:
+        return sorted([*self.todo, *self.again])
+
+    @property
+    def images(self) -> int:
+        return self.run.plan.size(self.todo) + sum(map(len, self.again.values()))
+
+    def task(self, shard: int) -> ShardTask:
+        images = self.run.plan.images(shard)
+        if shard in self.again:
+            chosen = (image for image in images if image.image_id in self.again[shard])
+            return ShardTask(shard, tuple(chosen), replaces=True)
+        return ShardTask(shard, tuple(images))
+
+
+def _work_of(run: Run, retry: Collection[str], console: Console) -> _Work:
+    """What is left to do. Where refused images are run again, `corpus.json` goes before any shard changes."""
+    todo = run.todo()
+    there = sorted(set(run.plan.shards) - set(todo))
+    if there and todo:
+        images = run.plan.size(there)
+        console.print(f"{run.out}: {len(there)} of {len(run.plan.shards)} shards are there ({images} images)")
+    if not retry:
+        return _Work(run, todo, {})
+    again, classes = refused_images(run.out, there, retry)
+    if again:
+        recorded.reopen(run.out, again)
+    else:
+        found = ", ".join(f"{name} ({count})" for name, count in sorted(classes.items())) or "none"
         console.print(
-            f"{out}: {there} of {len(run.plan.shards)} shards are there ({len(run.plan) - left} images)"
+            f"{run.out}: no image is refused as {' or '.join(retry)}; the classes there are: {found}"
         )
-    if not todo:
-        if not (out / manifest.CORPUS).exists():
-            _finish(run)
-        console.print(f"{out}: complete, nothing to do")
-        return Tally()
+    return _Work(run, todo, again)
+
+
+def _do(work: _Work, config: RunConfig, ray: str | None, lease: Lease, console: Console) -> Tally:
     started = time.monotonic()
-    done, failures = _work(run, todo, left, config, ray)
-    totals = None if failures else _finish(run)["totals"]
+    done, failures = _run_shards(work, config, ray, lease)
+    totals = None if failures else _finish(work.run)["totals"]
     console.print(summary_table(done, time.monotonic() - started, totals))
     if failures:
         raise IncompleteRun(
-            f"{len(failures)} of {len(todo)} shards are left undone, run the same command again to go on; "
-            f"shard {failures[0].shard}: {failures[0].reason}"
+            f"{len(failures)} of {len(work.shards)} shards are left undone, run the same command again to go "
+            f"on; shard {failures[0].shard}: {failures[0].reason}"
         )
     return done
 
 
-def _work(
-    run: Run, todo: Sequence[int], images: int, config: RunConfig, ray: str | None
+def _run_shards(
+    work: _Work, config: RunConfig, ray: str | None, lease: Lease
 ) -> tuple[Tally, list[ShardFailure]]:
     """Run the shards, showing progress; what was done, and what failed."""
-    job = Job(run.out, config, run.record.digest, config.threads_per_worker, run.record.weights_sha256)
+    record = work.run.record
+    job = Job(work.run.out, config, record.digest, config.threads_per_worker, record.weights_sha256)
     done = Tally()
     failures: list[ShardFailure] = []
 
@@ -86,12 +145,11 @@ def _work(
         for tally in (done, *in_hand):
             now.add(tally)
         line.show(now, workers)
+        lease.check()
+        check_refusals(now, config.breaker)
 
-    def task_of(shard: int) -> ShardTask:
-        return ShardTask(shard, tuple(run.plan.images(shard)))
-
-    with LiveLine(images) as line:
-        for outcome in _outcomes(job, todo, task_of, ray, show):
+    with LiveLine(work.images) as line, closing(_outcomes(job, work, ray, show)) as outcomes:
+        for outcome in outcomes:
             if isinstance(outcome, ShardReceipt):
                 done.add(outcome.tally)
             else:
@@ -100,25 +158,32 @@ def _work(
 
 
 def _outcomes(
-    job: Job, todo: Sequence[int], task_of: Callable[[int], ShardTask], ray: str | None, show: OnProgress
-) -> Iterator[ShardReceipt | ShardFailure]:
+    job: Job, work: _Work, ray: str | None, show: OnProgress
+) -> Generator[ShardReceipt | ShardFailure, None, None]:
     if job.config.workers == 0:
         generator = make_generator(job)
-        for shard in todo:
-            yield run_shard(task_of(shard), generator, job, lambda tally: show([tally], 1))
+        for shard in work.shards:
+            yield run_shard(work.task(shard), generator, job, lambda tally: show([tally], 1))
         return
     from pipelines.cluster import run_on_ray  # only now: a run without Ray never loads it
 
-    yield from run_on_ray(job, todo, task_of, ray, show)
+    yield from run_on_ray(job, work.shards, work.task, ray, show)
+
+
+@contextmanager
+def _swept(out: Path) -> Iterator[None]:
+    """Leave no temporary file behind, however the block ends: an ended worker may have been at one."""
+    try:
+        yield
+    finally:
+        with suppress(OSError):  # what cannot be removed now, the next run removes
+            for folder in (out, out / PLAN, out / SHARDS):
+                storage.sweep(folder)
 
 
 def _finish(run: Run) -> dict[str, Any]:
     with storage.failing_as(IncompleteRun, run.out):
         return manifest.finish_corpus(run.out, run.plan.shards)
-
-
-def _images_in(run: Run, shards: Sequence[int]) -> int:
-    return int(np.isin(run.plan.table["shard"].to_numpy(), shards).sum())
 
 
 def _with_absolute_checkpoint(config: RunConfig) -> RunConfig:

@@ -16,6 +16,7 @@ import copy
 import functools
 import itertools
 import logging
+import random
 import socket
 import time
 from collections import Counter, defaultdict, deque
@@ -28,9 +29,11 @@ from typing import TYPE_CHECKING, Protocol, TypeVar
 from engine.records import GeneratedMasks
 from model.zoo import CheckpointError
 from pipelines.config import ModelConfig, RunConfig
-from pipelines.decode import DecodedImage, decode_image, read_input
+from pipelines.decode import DecodedImage, decode_image
 from pipelines.errors import ConfigError, InputRejected, UsageError
 from pipelines.plan import PlannedImage
+from pipelines.reader import read_input
+from pipelines.retry import replace_rows
 from pipelines.schema import ImageRow, rejected_row, row_from_result, table_from_rows
 from pipelines.shards import commit_table, shard_metadata
 
@@ -62,6 +65,7 @@ class Tally:
     candidates: int = 0
     drops: Counter[str] = field(default_factory=Counter)
     rejects: Counter[str] = field(default_factory=Counter)
+    examples: dict[str, str] = field(default_factory=dict)  # class of refusal → the first image, and why
     seconds: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
 
     @property
@@ -77,6 +81,7 @@ class Tally:
         self.drops.update(row.drops)
         if row.error is not None:
             self.rejects[row.error.error_class] += 1
+            self.examples.setdefault(row.error.error_class, f"{row.key} ({row.error.message})")
 
     def add(self, other: Tally) -> None:
         """Count all that another one counted."""
@@ -85,6 +90,7 @@ class Tally:
         self.statuses.update(other.statuses)
         self.drops.update(other.drops)
         self.rejects.update(other.rejects)
+        self.examples = {**other.examples, **self.examples}
         self.add_seconds(other.seconds)
 
     def add_seconds(self, seconds: Mapping[str, float]) -> None:
@@ -111,6 +117,7 @@ class ShardTask:
     Attributes:
         deadly: ids of images that ended their workers; refused without being read.
         probe: try the images and commit nothing.
+        replaces: the shard is there; `images` are those of its rows that are to be made anew.
 
     """
 
@@ -118,6 +125,7 @@ class ShardTask:
     images: tuple[PlannedImage, ...]
     deadly: frozenset[int] = frozenset()
     probe: bool = False
+    replaces: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -233,7 +241,7 @@ def _attempt(
             rows.append(row)
             tally.add_row(row)
         on_progress(copy.deepcopy(tally))
-    committed = task.probe or _commit(task.shard, rows, job, tally)
+    committed = task.probe or _commit(task, rows, job, tally)
     return ShardReceipt(task.shard, committed, tally)
 
 
@@ -309,26 +317,34 @@ def _rows_of(
         yield row_from_result(prepared.planned, prepared.decoded, generated, embed=config.embed_images)
 
 
-def _commit(shard: int, rows: list[ImageRow], job: Job, tally: Tally) -> bool:
+def _commit(task: ShardTask, rows: list[ImageRow], job: Job, tally: Tally) -> bool:
     started = time.perf_counter()
     table = table_from_rows(rows)
     built = time.perf_counter()
     tally.add_seconds({"rows": built - started})
-    committed = retrying(
-        lambda: commit_table(job.out, shard, table, shard_metadata(job.run_digest, shard, tally.seconds))
-    )
+
+    def write() -> bool:
+        if task.replaces:
+            return replace_rows(job.out, task.shard, table, job.run_digest, tally.seconds)
+        metadata = shard_metadata(job.run_digest, task.shard, tally.seconds)
+        return commit_table(job.out, task.shard, table, metadata)
+
+    committed = retrying(write)
     tally.add_seconds({"commit": time.perf_counter() - built})
     return committed
 
 
 def retrying(call: Callable[[], T]) -> T:
-    """The call's answer; on an OSError, again after a pause that doubles, `ATTEMPTS` times in all."""
-    pause = FIRST_PAUSE_SECONDS
-    for _ in range(ATTEMPTS - 1):
+    """The call's answer; on an OSError, again after a pause that doubles, `ATTEMPTS` times in all.
+
+    Each pause is drawn from half of it to half as much again: a hundred workers that a storage turned away
+    at once do not come back at once.
+    """
+    for attempt in range(ATTEMPTS - 1):
         try:
             return call()
         except OSError as error:
+            pause = FIRST_PAUSE_SECONDS * 2**attempt * random.uniform(0.5, 1.5)
             log.info("trying again in %.1f s: %s", pause, error)
             time.sleep(pause)
-            pause *= 2
     return call()

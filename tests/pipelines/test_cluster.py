@@ -1,13 +1,16 @@
 """Shards on a real Ray: workers that crash, hang and misbehave, seen through the files that are left."""
 
 import os
+import signal
 import time
+from dataclasses import replace
 
 import pyarrow.parquet as pq
 import pytest
 
 from pipelines.config import load_config
 from pipelines.errors import ConfigError, IncompleteRun, UsageError
+from pipelines.interrupts import orderly
 from pipelines.placement import Node, Placement, place
 from pipelines.plan import PlannedImage
 from pipelines.schema import image_id
@@ -100,11 +103,11 @@ def tasks_of(photos, shards):
 
 
 def dispatch(job, tasks, worker=None, workers=2):
-    from pipelines.cluster import Dispatcher, ShardWorker
+    from pipelines.cluster import RayCrew, ShardWorker
+    from pipelines.dispatch import Dispatcher
 
-    dispatcher = Dispatcher(
-        job, range(len(tasks)), tasks.__getitem__, Placement(workers, 1, 0.0), worker or ShardWorker
-    )
+    crew = RayCrew(job, Placement(workers, 1, 0.0), worker or ShardWorker)
+    dispatcher = Dispatcher(job, range(len(tasks)), tasks.__getitem__, crew, workers)
     return list(dispatcher.run(lambda _tallies, _working: None))
 
 
@@ -228,3 +231,72 @@ def test_a_worker_that_hangs_is_replaced(job, photos, tiny_settings, tmp_path):
     outcomes = dispatch(impatient, tasks_of(photos, 1), Hanging, workers=1)
     assert [type(outcome) for outcome in outcomes] == [ShardReceipt]
     assert committed_shards(job.out) == {0}
+
+
+def test_workers_that_die_at_once_again_and_again_end_the_run(job, photos, tiny_settings):
+    class Doomed(quick_worker()):
+        def run(self, _task):
+            os._exit(11)
+
+    config = load_config(None, [*tiny_settings, "breaker.worker_deaths=2"])
+    with pytest.raises(
+        IncompleteRun, match="2 workers in a row died over their images, and none came through"
+    ):
+        dispatch(replace(job, config=config), tasks_of(photos, 2), Doomed, workers=1)
+    assert committed_shards(job.out) == set()
+
+
+def test_refused_images_are_run_again_on_ray_too(job, photos, tmp_path):
+    (task,) = tasks_of(photos, 1)
+    spoilt = replace(task.images[1], uri=str(tmp_path / "not-there.png"))
+    assert [outcome.committed for outcome in dispatch(job, [replace(task, images=(task.images[0], spoilt))])]
+    kept, refused = pq.read_table(shard_path(job.out, 0)).to_pylist()
+    assert refused["error"]["class"] == "Missing"
+    dispatch(job, [replace(task, images=(task.images[1],), replaces=True)], quick_worker())
+    after = pq.read_table(shard_path(job.out, 0)).to_pylist()
+    assert after[0] == kept
+    assert (after[1]["image_id"], after[1]["status"]) == (refused["image_id"], "empty")
+
+
+def interrupted(job, tasks, worker, begun):
+    """Run until an interruption that comes when the file `begun` is there; the seconds from then on."""
+    from pipelines.cluster import RayCrew
+    from pipelines.dispatch import Dispatcher
+
+    crew = RayCrew(job, Placement(1, 1, 0.0), worker)
+    sent = []
+
+    def interrupt(_tallies, _working):
+        if begun.exists() and not sent:
+            sent.append(time.monotonic())
+            signal.raise_signal(signal.SIGTERM)
+
+    with pytest.raises(KeyboardInterrupt), orderly():
+        list(Dispatcher(job, range(len(tasks)), tasks.__getitem__, crew, 1).run(interrupt))
+    return time.monotonic() - sent[0]
+
+
+def test_an_interruption_lets_the_shards_in_hand_finish_and_starts_no_other(job, photos, tmp_path):
+    begun = tmp_path / "begun"
+
+    class Slow(quick_worker()):
+        def run(self, task):
+            begun.touch()
+            time.sleep(2)
+            return super().run(task)
+
+    interrupted(job, tasks_of(photos, 5), Slow, begun)
+    assert committed_shards(job.out) == {0, 1}
+
+
+def test_an_interruption_waits_no_longer_than_the_grace(job, photos, tiny_settings, tmp_path):
+    begun = tmp_path / "begun"
+
+    class Hanging(quick_worker()):
+        def run(self, _task):
+            begun.touch()
+            time.sleep(600)
+
+    config = load_config(None, [*tiny_settings, "cluster.grace_seconds=0.5"])
+    assert interrupted(replace(job, config=config), tasks_of(photos, 2), Hanging, begun) < 30
+    assert committed_shards(job.out) == set()

@@ -1,0 +1,33 @@
+"""The circuit breaker: a run in which most images are refused stops, since something else is wrong.
+
+A wrong mount, a missing codec or a list of the wrong files refuses image after image, and each costs its
+turn. Only what this run itself did is counted, so that the same command, run again, looks anew instead of
+tripping over the rows that are there.
+"""
+
+from __future__ import annotations
+
+from pipelines.config import BreakerConfig
+from pipelines.errors import IncompleteRun
+from pipelines.worker import Tally
+
+CLASSES_TOLD = 4
+
+
+def check_refusals(tally: Tally, limits: BreakerConfig) -> None:
+    """Raise IncompleteRun, with a diagnosis, where too many of the images that this run did are refused."""
+    refused = tally.statuses["rejected"]
+    if tally.images < limits.min_images or refused <= limits.rejected_share * tally.images:
+        return
+    classes = [
+        f"{count} {name}, such as {tally.examples[name]}"
+        for name, count in tally.rejects.most_common(CLASSES_TOLD)
+    ]
+    left_out = len(tally.rejects) - len(classes)
+    more = f"; and {left_out} more classes" if left_out else ""
+    first = tally.rejects.most_common(1)[0][0]
+    raise IncompleteRun(
+        f"stopped: {refused} of the {tally.images} images that this run did are refused: "
+        f"{'; '.join(classes)}{more}. Mend the cause and run the same command with --retry-rejects {first}; "
+        "or, where they are rightly refused, go on with --set breaker.rejected_share=1"
+    )

@@ -1,0 +1,78 @@
+"""Refused images run again: which they are, and how their rows take the place of the old ones.
+
+The one thing that changes a shard. Each is replaced whole and in one step, all other rows copied as they are,
+so that a run that is killed in between leaves old shards and new ones, all of them valid. The driver removes
+`corpus.json` before the first and writes it anew after the last; a worker that was thought lost and comes
+late finds the corpus closed, and leaves it alone.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from pathlib import Path
+
+import pyarrow as pa
+
+from pipelines import manifest, storage
+from pipelines.shards import UNREADABLE, open_parquet, shard_metadata, shard_path, unreadable, write_parquet
+
+
+def refused_images(
+    out: Path, shards: Iterable[int], classes: Collection[str]
+) -> tuple[dict[int, frozenset[int]], Counter[str]]:
+    """The ids of the images that are refused as one of the classes, shard by shard; and all classes' counts.
+
+    Reads two small columns of each shard. Raises CorpusError where one cannot be read.
+    """
+    found: dict[int, frozenset[int]] = {}
+    counts: Counter[str] = Counter()
+    for shard in shards:
+        path = shard_path(out, shard)
+        with open_parquet(path) as file:
+            try:
+                table = file.read(["image_id", "error.class"])
+            except UNREADABLE as error:
+                raise unreadable(path, error) from None
+        errors = zip(table["image_id"].to_pylist(), table["error"].to_pylist(), strict=True)
+        refused = {image_id: error["class"] for image_id, error in errors if error}
+        counts.update(refused.values())
+        if chosen := frozenset(image_id for image_id, name in refused.items() if name in classes):
+            found[shard] = chosen
+    return found, counts
+
+
+def replace_rows(
+    out: Path, shard: int, fresh: pa.Table, run_digest: str, seconds: Mapping[str, float]
+) -> bool:
+    """Put the rows of `fresh` in the place of those with the same `image_id` in a committed shard.
+
+    `seconds` are added to those in its footer. Returns False, and changes nothing, where the corpus is closed
+    already. Raises CorpusError where the shard cannot be read, OSError where the storage fails.
+    """
+    if (out / manifest.CORPUS).exists():
+        return False
+    path = shard_path(out, shard)
+    with open_parquet(path) as file:
+        try:
+            table = file.read().replace_schema_metadata(None)
+            said = json.loads(file.metadata.metadata[b"maskmill.seconds"])
+            spent = Counter(said) + Counter(dict(seconds))
+        except (*UNREADABLE, KeyError, TypeError, ValueError) as error:
+            raise unreadable(path, error) from None
+    merged = pa.concat_tables(_in_place(table, fresh))
+    storage.replace(path, lambda file: write_parquet(file, merged, shard_metadata(run_digest, shard, spent)))
+    return True
+
+
+def _in_place(table: pa.Table, fresh: pa.Table) -> Iterator[pa.Table]:
+    """The table in slices, nothing copied, each row of `fresh` where the row with its id was."""
+    places = {image_id: place for place, image_id in enumerate(fresh["image_id"].to_pylist())}
+    begin = 0
+    for row, image_id in enumerate(table["image_id"].to_pylist()):
+        if image_id in places:
+            yield table.slice(begin, row - begin)
+            yield fresh.slice(places[image_id], 1)
+            begin = row + 1
+    yield table.slice(begin)

@@ -1,0 +1,90 @@
+"""The circuit breaker: how many refusals are too many, what it says, and how to go on."""
+
+import shutil
+from collections import Counter
+
+import pytest
+
+from pipelines.breaker import check_refusals
+from pipelines.cli import main
+from pipelines.config import BreakerConfig
+from pipelines.errors import IncompleteRun
+from pipelines.shards import committed_shards
+from pipelines.worker import Tally
+
+
+def tally(ok, **refused):
+    counts = Counter(ok=ok, rejected=sum(refused.values()))
+    examples = {name: f"{name}.png (why)" for name in refused}
+    return Tally(statuses=counts, rejects=Counter(refused), examples=examples)
+
+
+@pytest.mark.parametrize(
+    ("done", "limits"),
+    [
+        (Tally(), {}),
+        (tally(0, Corrupt=99), {}),  # too few to tell
+        (tally(50, Corrupt=50), {}),  # half is not most
+        (tally(0, Corrupt=10**6), {"rejected_share": 1}),
+        (tally(1, Corrupt=9), {"rejected_share": 0.9, "min_images": 10}),
+    ],
+)
+def test_a_run_goes_on(done, limits):
+    check_refusals(done, BreakerConfig(**limits))
+
+
+@pytest.mark.parametrize(
+    ("done", "limits"),
+    [
+        (tally(0, Corrupt=100), {}),
+        (tally(49, Corrupt=51), {}),
+        (tally(49, Corrupt=25, Missing=26), {}),
+        (tally(9, Corrupt=1), {"rejected_share": 0, "min_images": 10}),
+    ],
+)
+def test_a_run_stops(done, limits):
+    with pytest.raises(IncompleteRun, match="stopped"):
+        check_refusals(done, BreakerConfig(**limits))
+
+
+def test_it_says_which_classes_how_often_one_image_of_each_and_what_to_do():
+    done = tally(0, Missing=90, Corrupt=7, EmptyFile=6, TooLarge=5, Truncated=1)
+    with pytest.raises(IncompleteRun) as caught:
+        check_refusals(done, BreakerConfig())
+    told = str(caught.value)
+    assert (
+        "109 of the 109 images that this run did are refused: 90 Missing, such as Missing.png (why); 7"
+        in told
+    )
+    assert "5 TooLarge, such as TooLarge.png (why); and 1 more classes. Mend" in told
+    assert "--retry-rejects Missing" in told
+    assert "--set breaker.rejected_share=1" in told
+
+
+def test_tallies_keep_the_first_example():
+    total = Tally()
+    for why in ("first", "second"):
+        total.add(Tally(examples={"Corrupt": why}))
+    assert total.examples == {"Corrupt": "first"}
+
+
+def test_a_run_of_refused_images_stops_with_4_goes_on_when_asked_again_and_ends_when_told(
+    photos, tiny_settings, tmp_path, capsys
+):
+    collection, out = tmp_path / "photos", tmp_path / "corpus"
+    collection.mkdir()
+    for number in range(11):
+        (collection / f"{number:02}.png").write_text("not an image")
+    shutil.copy(photos / "coffee" / "0.png", collection / "99.png")
+    typed = ["generate", str(collection), "--out", str(out), "--workers", "0"]
+    for setting in [*tiny_settings, "breaker.min_images=4"]:
+        typed += ["--set", setting]
+    done = []
+    for _ in range(2):
+        assert main(typed) == 4
+        said = capsys.readouterr().err
+        assert "4 of the 4 images that this run did are refused: 4 NotAnImage, such as 0" in said
+        done.append(len(committed_shards(out)))
+    assert 0 < done[0] < done[1] < 6, "the rows that are there are not counted again"
+    assert main([*typed, "--set", "breaker.rejected_share=1"]) == 0
+    assert main(["verify", str(out)]) == 0
