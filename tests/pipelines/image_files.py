@@ -38,6 +38,13 @@ def png_rows(pixels_HW3: np.ndarray) -> bytes:
     return b"".join(b"\0" + row.tobytes() for row in pixels_HW3)
 
 
+def interlaced_rows(pixels_HW3: np.ndarray) -> bytes:
+    """The same of an interlaced PNG: the seven passes of Adam7, each a picture of its own."""
+    steps = (0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2)
+    passes = [pixels_HW3[top::down, left::right] for left, top, right, down in steps]
+    return b"".join(png_rows(part) for part in passes if part.size)
+
+
 def webp(*chunks: tuple[bytes, bytes]) -> bytes:
     body = b"".join(
         name + struct.pack("<I", len(data)) + data + b"\0" * (len(data) % 2) for name, data in chunks

@@ -14,6 +14,7 @@ from tests.pipelines.image_files import (
     encoded,
     gif,
     grey_tiff,
+    interlaced_rows,
     jpeg_of_size,
     png,
     png_chunk,
@@ -90,16 +91,10 @@ def test_pillow_alone_takes_such_a_png(name):
 
 @pytest.mark.parametrize("size", [(1, 1), (2, 3), (5, 5), (8, 8), (9, 17), (83, 61)])
 def test_interlaced_png_of_every_shape(size):
-    """Adam7 by hand: the seven passes, each a picture of its own. Pillow does not write it."""
+    """Put together by hand: Pillow does not write them."""
     width, height = size
     picture = smooth(height, width)
-    passes = [
-        picture[top::down, left::right]
-        for left, top, right, down in (
-            (0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2),
-        )
-    ]  # fmt: skip
-    rows = b"".join(png_rows(part) for part in passes if part.size)
+    rows = interlaced_rows(picture)
     assert np.array_equal(pixels(png(width, height, zlib.compress(rows), interlaced=1)), picture)
     assert refused_as(png(width, height, zlib.compress(rows[:-1]), interlaced=1)) == "Truncated"
 
