@@ -158,7 +158,7 @@ class _Check:
         self.recorded = listed(content)
         files = content.get("files")
         for entry in files if isinstance(files, list) else []:
-            if not isinstance(entry, dict) or entry.get("path") not in self.recorded:
+            if not isinstance(entry, dict) or str(entry.get("path")) not in self.recorded:
                 closing.say(path.name, f"lists what is no file of a corpus: {entry!r:.200}")
         return content if path.name == CORPUS else None
 

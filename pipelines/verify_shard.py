@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from engine.records import DROP_REASONS
-from pipelines.errors import CorpusError
+from pipelines.errors import CorpusError, visible
 from pipelines.manifest import RunRecord
 from pipelines.plan import PlannedImage
 from pipelines.schema import FORMAT_VERSION, ROW_SCHEMA, STATUSES
@@ -68,9 +68,9 @@ class Findings:
     def lines(self) -> Iterator[str]:
         """The problems, a line each, file first."""
         for where, problems in self.told.items():
-            yield from (_printable(f"{where}: {problem}") for problem in problems)
+            yield from (visible(f"{where}: {problem}") for problem in problems)
             if self.more[where]:
-                yield _printable(f"{where}: and {self.more[where]} more problems")
+                yield visible(f"{where}: and {self.more[where]} more problems")
 
     def totals(self) -> dict[str, Any]:
         """What the rows add up to, as `corpus.json` has it."""
@@ -221,8 +221,3 @@ def _unreadable_columns(file: pq.ParquetFile, group: int) -> Iterator[str]:
             file.read_row_group(group, [name]).validate(full=True)
         except UNREADABLE:
             yield name
-
-
-def _printable(text: str) -> str:
-    """The text as one line that a terminal takes for text, whatever names and values are in it."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

@@ -3,6 +3,7 @@
 And what was found once stays found: no rerun closes a damaged corpus with new checksums.
 """
 
+import json
 import random
 import shutil
 from collections.abc import Iterable
@@ -10,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from pipelines import manifest
+from pipelines import manifest, recorded
 from pipelines.cli import main
 from pipelines.errors import CorpusError
 from pipelines.shards import shard_path
@@ -19,7 +20,7 @@ from tests.pipelines.corpora import fill_shard, make_corpus, make_photos, open_c
 from tests.pipelines.damage import KINDS, PLAN, edit_score, masks, rewrite
 
 SEEDS = 7
-SHARD_0 = "shards/shard-000000.parquet"
+SHARD_0, SHARD_1 = "shards/shard-000000.parquet", "shards/shard-000001.parquet"
 damage_score = masks(edit_score)
 """Sound Parquet, a possible value: only a checksum can tell."""
 
@@ -152,6 +153,22 @@ def test_damage_done_after_the_corpus_was_opened_again_does_not_close_either(mor
     damage_score(corpus, random.Random(2))
     with pytest.raises(CorpusError, match="is damaged"):
         close(open_corpus(more, corpus, "extend"))
+
+
+def test_a_shard_that_will_be_changed_is_held_against_its_record_first(corpus):
+    """Its other rows are copied: were it struck from the record unseen, damage would be copied with them."""
+    summary = (corpus / "corpus.json").read_bytes()
+    recorded.reopen(corpus, [1])
+    kept = recorded.recorded(corpus)
+    assert set(kept) == {entry["path"] for entry in json.loads(summary)["files"]} - {SHARD_1}
+    (corpus / "corpus.before.json").unlink()
+
+    (corpus / "corpus.json").write_bytes(summary)
+    rewrite(corpus / SHARD_1, lambda rows: rows[0]["annotations"][0].update(predicted_iou=0.5))
+    with pytest.raises(CorpusError, match=f"{SHARD_1} is damaged"):
+        recorded.reopen(corpus, [1])
+    assert (corpus / "corpus.json").read_bytes() == summary
+    assert not (corpus / "corpus.before.json").exists()
 
 
 def test_finishing_over_a_closed_corpus_is_refused_where_a_file_differs(corpus):

@@ -297,8 +297,9 @@ def test_the_seal_covers_totals_and_files(corpus):
 
 
 @pytest.mark.parametrize(
-    "name", ["../notes.txt", "/etc/hostname", "plan/../../notes.txt", "s3://bucket/key", "run.json\n\x1b[2J", 3, None]
-)  # fmt: skip
+    "name",
+    ["../notes.txt", "/etc/hosts", "plan/../../notes.txt", "s3://a/b", "run.json\n\x1b[2J", 3, None, ["run"]],
+)
 def test_names_that_no_corpus_has_are_told_and_not_opened(corpus, name):
     """Also by somebody who can seal the file; and what a terminal would obey is shown, not sent."""
     (corpus.parent / "notes.txt").write_text("mine")
