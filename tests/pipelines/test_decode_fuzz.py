@@ -28,7 +28,7 @@ KNOWN_STARTS = [
     b"RIFF\x40\0\0\0WEBPVP8X", b"RIFF\x40\0\0\0WEBPVP8L", b"P3 ", b"P5 2 2 255\n", b"Pf\n", b"P4 ",
 ]  # fmt: skip
 SHORT = settings(max_examples=150, derandomize=True, deadline=None, suppress_health_check=list(HealthCheck))
-LONG = settings(SHORT, max_examples=20_000, derandomize=False, print_blob=True)
+LONG = settings(SHORT, max_examples=10_000, derandomize=False, print_blob=True)
 
 
 def seeds() -> list[bytes]:
