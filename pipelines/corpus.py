@@ -23,6 +23,7 @@ from engine import rle
 from engine.records import Rle
 from pipelines import manifest
 from pipelines.errors import CorpusError
+from pipelines.places import place
 from pipelines.schema import FORMAT_VERSION, ROW_SCHEMA, STATUSES
 from pipelines.shards import UNREADABLE, committed_shards, open_parquet, shard_path, unreadable
 
@@ -42,7 +43,7 @@ class Corpus:
     """
 
     def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
+        self.path = place(path)
         if not self.path.is_dir():
             raise CorpusError(f"{path}: there is no such folder; expected a corpus")
         if not (self.path / manifest.RUN).is_file():

@@ -35,8 +35,9 @@ from PIL import Image
 from engine import rle
 from pipelines import storage
 from pipelines.corpus import Corpus
-from pipelines.decode import decode_image, read_input
+from pipelines.decode import decode_image
 from pipelines.errors import InputRejected, UsageError
+from pipelines.reader import read_input
 
 LONGEST_SIDE = 1024
 MAX_PHOTOGRAPHS = 200

@@ -28,7 +28,8 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipelines import manifest, storage
+from pipelines import manifest, recorded, storage
+from pipelines.archives import INPUT_SCHEMA
 from pipelines.errors import CorpusError, UsageError
 from pipelines.lease import LEASE
 from pipelines.manifest import RunRecord
@@ -146,7 +147,7 @@ class Run:
 
 
 def make_plan(inputs: pa.Table, shard_size: int, *, first_shard: int = 0) -> pa.Table:
-    """The inputs (columns `key` and `uri`) sorted by key, in shards of `shard_size`: a table of `PLAN_SCHEMA`.
+    """The inputs (columns `key` and `uri`), sorted by key, in shards of `shard_size`: `PLAN_SCHEMA`.
 
     Raises UsageError where two keys share an image_id, ValueError for a shard size below 1.
     """
@@ -186,7 +187,7 @@ def open_run(out: Path, inputs: pa.Table, record: RunRecord, shard_size: int, mo
     `resume` plans a new folder, or goes on with one that has the same inputs, configuration digest, model and
     weights. `extend` also appends the inputs that are new. `overwrite` removes the corpus that is there
     first, and only what belongs to it. What killed processes left is swept away; a `corpus.json` that is out
-    of date goes, and what it recorded stays (`manifest.reopen`). `inputs` has the columns `key` and `uri`.
+    of date goes, and what it recorded stays (`recorded.reopen`). `inputs` has the columns `key` and `uri`.
 
     Raises CorpusError, saying what differs and what to do, where the folder is not this run's; UsageError
     where keys collide.
@@ -199,7 +200,7 @@ def open_run(out: Path, inputs: pa.Table, record: RunRecord, shard_size: int, mo
         _clear_corpus(out)
         manifest.replace_run(out, record)
     else:
-        manifest.refuse_changed_plan(out)
+        recorded.refuse_changed_plan(out)
         if not manifest.write_run(out, record):
             _refuse_other_run(out, record)
     if not _parts(out):
@@ -207,11 +208,11 @@ def open_run(out: Path, inputs: pa.Table, record: RunRecord, shard_size: int, mo
     plan = read_plan(out)
     new = _new_inputs(out, plan, wanted, mode)
     if new.num_rows:
-        manifest.reopen(out)
+        recorded.reopen(out)
         plan = _append(out, plan, new, shard_size, record)
     run = Run(out, plan, manifest.read_run(out))
     if run.todo():
-        manifest.reopen(out)
+        recorded.reopen(out)
     return run
 
 
@@ -281,7 +282,7 @@ def _group_count(path: Path) -> int:
 
 
 def _append(out: Path, plan: Plan, new: pa.Table, shard_size: int, record: RunRecord) -> Plan:
-    table = make_plan(new.select(["key", "uri"]), shard_size, first_shard=len(plan.shards))
+    table = make_plan(new.select(INPUT_SCHEMA.names), shard_size, first_shard=len(plan.shards))
     write_part(out, table, plan.parts, len(plan), record.digest)
     return read_plan(out)
 
@@ -344,17 +345,15 @@ class _Differences:
     def _find(self, ids: npt.NDArray[np.int64]) -> tuple[pa.Array, pa.Table]:
         """Which of the ids are wanted, and the inputs that they are, in the order of the ids."""
         if self._order is None:
-            large = [
-                pa.large_string() if one.type == pa.string() else one.type for one in self._wanted.schema
-            ]
-            schema = pa.schema(dict(zip(self._wanted.schema.names, large, strict=True)))
-            self._wanted = self._wanted.cast(schema).combine_chunks()
+            for column, name in enumerate(INPUT_SCHEMA.names, start=1):
+                whole = self._wanted[name].cast(pa.large_string()).combine_chunks()
+                self._wanted = self._wanted.set_column(column, name, whole)
             self._order = np.argsort(self._ids)
         places = np.searchsorted(self._ids, ids, sorter=self._order)
         places = self._order[np.minimum(places, len(self._order) - 1)]
         is_wanted = self._ids[places] == ids
-        now = self._wanted.take(pa.array(places[is_wanted])).select(["key", "uri"])
-        return pa.array(is_wanted), now.cast(pa.schema({"key": pa.string(), "uri": pa.string()}))
+        now = self._wanted.take(pa.array(places[is_wanted])).select(INPUT_SCHEMA.names)
+        return pa.array(is_wanted), now.cast(INPUT_SCHEMA)
 
 
 def _examples(what: str, keys: Sequence[str] | pa.ChunkedArray) -> list[str]:
@@ -399,7 +398,7 @@ def _is_blank(out: Path) -> bool:
 
 def _clear_corpus(out: Path) -> None:
     """Remove the corpus's own files and nothing else, but for `run.json`, which the folder is known by."""
-    storage.remove(out / manifest.CORPUS, out / manifest.BEFORE)
+    storage.remove(out / manifest.CORPUS, out / recorded.BEFORE)
     storage.remove(*(shard_path(out, shard) for shard in sorted(committed_shards(out))))
     for name in reversed(_parts(out)):
         storage.remove(out / PLAN / name)

@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 
 from pipelines import storage
 from pipelines.errors import CorpusError
+from pipelines.places import as_os_errors, is_remote, redacted
 from pipelines.schema import FORMAT_VERSION, ROW_SCHEMA
 
 SHARDS = "shards"
@@ -96,14 +97,16 @@ def write_parquet(
 def open_parquet(path: Path) -> pq.ParquetFile:
     """A Parquet file of a corpus, to be read with its page checksums held; CorpusError where it cannot be."""
     try:
-        return pq.ParquetFile(pa.OSFile(os.fsencode(path)), page_checksum_verification=True)
+        with as_os_errors():
+            source = path.open("rb") if is_remote(path) else pa.OSFile(os.fsencode(path))
+            return pq.ParquetFile(source, page_checksum_verification=True)
     except UNREADABLE as error:
         raise unreadable(path, error) from None
 
 
 def unreadable(path: Path, error: Exception) -> CorpusError:
     """The error for a file of a corpus that raised `error`, one of `UNREADABLE`, while it was read."""
-    message = " ".join(str(error).split())[:300] or type(error).__name__
+    message = " ".join(redacted(str(error)).split())[:300] or type(error).__name__
     return CorpusError(f"{path}: cannot be read: {message}")
 
 

@@ -1,12 +1,14 @@
-"""From what the user typed to a sorted list of inputs, each with the key that is its name for good.
+"""From what the user typed to a sorted table of inputs, each with the key that is its name for good.
 
-An INPUT is a folder, a glob, a file list (`.txt`) or one image file. A key says which image a row is about,
-wherever the collection lies, so it is the path below the input's root, with `/` between the parts: for a
-folder the folder, for a glob its part before the first wildcard, for a file list the list's own folder. With
-several inputs each key starts with its root's name. The extension stays in the key: `a.jpg` and `a.png` are
-two images.
+An INPUT is a folder, a glob, a file list (`.txt`), an image file, a tar file or a Parquet file, here or in a
+store. A key says which image a row is about, wherever the collection lies, so it is the path below the
+input's root, with `/` between the parts: for a folder the folder, for a glob its part before the first
+wildcard, for a file list the list's own folder. With several inputs each key starts with its root's name. The
+extension stays in the key: `a.jpg` and `a.png` are two images. What lies in an archive has the archive's own
+address in its key (`archives`).
 
-Nothing is opened here but file lists: whether a file is a photograph is for `decode` to say, image by image.
+No photograph is opened here, only file lists and the headers of archives: whether a file is a photograph is
+for `decode` to say, image by image.
 """
 
 # ruff: noqa: PTH119, PTH120  (paths are strings here: eleven million Path objects take minutes)
@@ -14,54 +16,75 @@ Nothing is opened here but file lists: whether a file is a photograph is for `de
 from __future__ import annotations
 
 import fnmatch
+import io
+import logging
 import math
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
-from urllib.parse import quote, unquote
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from pipelines.archives import HIDDEN, INPUT_SCHEMA, images_inside, is_archive, readable
 from pipelines.errors import UsageError
+from pipelines.places import as_os_errors, is_remote, place, redacted, scheme_of, store_of, uri_of
 
-INPUT_SCHEMA = pa.schema([("key", pa.string()), ("uri", pa.string())])
-"""An input's name for good, and where its bytes are (see `uri_of`)."""
+log = logging.getLogger(__name__)
+
+EXPECTED = "a folder, a glob, a file list (.txt), an image, tar or Parquet file"
 
 _WILDCARD = re.compile(r"[*?[]")
-_ABSOLUTE_URI = re.compile(r"[a-z][a-z0-9+.-]+://", re.IGNORECASE)
-_FILE_URI = "file://"
 _LIST_EXTENSION = ".txt"
 
 
 _PIECE_ROWS = 1 << 16
 
 
-def list_inputs(inputs: Sequence[str | Path], extensions: Sequence[str]) -> pa.Table:
+def list_inputs(
+    inputs: Sequence[str | Path],
+    extensions: Sequence[str],
+    image_column: str | None = None,
+    note: Callable[[str], None] = log.info,
+) -> pa.Table:
     """Every image of the inputs, a table of `INPUT_SCHEMA` sorted by key (by code points).
 
-    `extensions` (".jpg", …; in any case) choose the files of folders, and of globs that name no extension of
-    their own; hidden files and folders are passed over, links are followed, but not back into their own
-    ancestors. A file that was named outright, or in a file list, is taken whatever it is called. The same
-    file reached twice under one key counts once.
+    `extensions` (".jpg", …; in any case) choose the files of folders, the members of tar files, and the files
+    of globs that name no extension of their own; hidden files and folders are passed over, links are
+    followed, but not back into their own ancestors. A file that was named outright, or in a file list, is
+    taken whatever it is called; a tar or Parquet file is taken for what is in it. The same file reached twice
+    under one key counts once. `image_column` is that of Parquet files; None finds it. `note` is told, in a
+    sentence, what reading the archives' headers took.
 
     Raises UsageError where an input is missing or unreadable, where two different files have one key, and
     where nothing is found.
     """
     if not inputs:
-        raise UsageError("no input: expected a folder, a glob, a file list (.txt) or an image file")
+        raise UsageError(f"no input: expected {EXPECTED}")
     endings = tuple(extension.lower() for extension in extensions)
     pieces: list[pa.RecordBatch] = []
+    archives: list[str] = []
     for given in inputs:
         text = os.fspath(given)
         root, paths = _expand(text, endings)
-        prefix = f"{_readable(os.path.basename(root))}/" if len(inputs) > 1 else ""
-        before = len(pieces)
-        pieces.extend(_columns(paths, root, prefix))
-        if len(pieces) == before:
-            raise UsageError(f"{text}: no image found; looked for files ending in {', '.join(endings)}")
+        prefix = f"{readable(os.path.basename(root))}/" if len(inputs) > 1 else ""
+        before = len(pieces) + len(archives)
+        while paths_here := list(islice(paths, _PIECE_ROWS)):
+            inside = [path for path in paths_here if is_archive(path)]
+            archives += inside
+            files = [path for path in paths_here if not is_archive(path)] if inside else paths_here
+            pieces += [_columns(files, root, prefix)] if files else []
+        if len(pieces) + len(archives) == before:
+            raise UsageError(
+                f"{redacted(text)}: no image found; looked for files ending in {', '.join(endings)}; "
+                "tar and Parquet files are named, as folder/*.tar"
+            )
+    pieces += images_inside(archives, endings, image_column, note)
+    if not any(piece.num_rows for piece in pieces):
+        raise UsageError(f"no image found in {archives[0]}; looked for {', '.join(endings)}")
     return _without_repeats(in_order(pa.Table.from_batches(pieces, INPUT_SCHEMA)))
 
 
@@ -86,40 +109,66 @@ def in_order(inputs: pa.Table) -> pa.Table:
     return pa.table(columns, schema=INPUT_SCHEMA)
 
 
-def uri_of(path: str) -> str:
-    """An absolute path; a percent-encoded `file://` URI where its bytes are not UTF-8, as Parquet wants."""
-    try:
-        path.encode()
-    except UnicodeEncodeError:
-        return _FILE_URI + quote(os.fsencode(path))
-    return path
-
-
-def path_of(uri: str) -> Path:
-    """The local path that `uri_of` wrote down."""
-    if uri.startswith(_FILE_URI):
-        return Path(os.fsdecode(unquote(uri.removeprefix(_FILE_URI), errors="surrogateescape")))
-    return Path(uri)
-
-
 def _expand(text: str, endings: tuple[str, ...]) -> tuple[str, Iterator[str]]:
     """The root that keys are relative to, and the paths; all absolute, links as the user wrote them."""
-    if _ABSOLUTE_URI.match(text):
-        raise UsageError(f"{text}: expected a local path; copy or mount the collection first")
-    path = Path(text)
-    absolute = os.path.abspath(text)  # noqa: PTH100  (not resolved: a link is the name the user chose)
+    path = place(text)
+    if is_remote(path):
+        return _expand_remote(text, path, endings)
+    absolute = os.path.abspath(path)  # noqa: PTH100  (not resolved: a link is the name the user chose)
     try:
         if path.is_dir():
             return absolute, _walk(absolute, endings)
         if path.is_file() and path.suffix.lower() == _LIST_EXTENSION:
-            return os.path.dirname(absolute), _read_list(absolute)
+            return os.path.dirname(absolute), _read_list(path, os.path.dirname(absolute))
         if path.exists():
             return os.path.dirname(absolute), iter([absolute])
     except OSError as error:
         raise UsageError(f"{text}: cannot be read: {error.strerror}") from None
     if _WILDCARD.search(text):
-        return _glob(text, endings)
+        return _glob(os.fspath(path), endings)
     raise UsageError(f"{text}: there is no such file or folder")
+
+
+def _expand_remote(text: str, path: Path, endings: tuple[str, ...]) -> tuple[str, Iterator[str]]:
+    """The same of a store, where a folder is what several names begin with."""
+    store, name = store_of(path)
+    name, scheme = name.rstrip("/"), scheme_of(text)
+    address, above = f"{scheme}://{name}", f"{scheme}://{os.path.dirname(name)}"
+    try:
+        with as_os_errors():
+            if store.isfile(name):
+                is_list = name.lower().endswith(_LIST_EXTENSION)
+                return above, _read_list(path, above) if is_list else iter([address])
+            found = _matching(store, name, endings) if _WILDCARD.search(name) else None
+            if found is None:
+                found = name, [one for one in store.find(name) if one.lower().endswith(endings)]
+            root, names = found
+            if not names and not store.exists(root):
+                raise UsageError(f"{text}: there is no such file or folder")
+    except OSError as error:
+        reason = redacted(error.strerror or str(error) or type(error).__name__)
+        raise UsageError(f"{redacted(text)}: cannot be listed: {reason}") from None
+    shown = (one for one in names if not HIDDEN.search(one[len(root) :]))
+    return f"{scheme}://{root}", (f"{scheme}://{one}" for one in shown)
+
+
+def _matching(store: Any, pattern: str, endings: tuple[str, ...]) -> tuple[str, list[str]]:
+    """The folder before the first wildcard, and the names below it that match."""
+    parts = pattern.split("/")
+    fixed = next(place for place, part in enumerate(parts) if _WILDCARD.search(part))
+    root, wanted = "/".join(parts[:fixed]), parts[fixed:]
+    endings = _endings_of(wanted[-1], endings)
+    names = store.find(root, maxdepth=None if "**" in wanted else len(wanted))
+    return root, [
+        one
+        for one in names
+        if one.lower().endswith(endings) and _matches(one[len(root) :].lstrip("/").split("/"), wanted)
+    ]
+
+
+def _endings_of(last: str, endings: tuple[str, ...]) -> tuple[str, ...]:
+    """Any ending, where a pattern says itself what it wants, as `*.jfif` does."""
+    return ("",) if "." in last and not _WILDCARD.search(last.rpartition(".")[2]) else endings
 
 
 def _walk(folder: str, endings: tuple[str, ...], depth: float = math.inf) -> Iterator[str]:
@@ -164,8 +213,7 @@ def _glob(pattern: str, endings: tuple[str, ...]) -> tuple[str, Iterator[str]]:
     if not Path(root).is_dir():
         raise UsageError(f"{pattern}: there is no folder {root}")
     wanted = parts[fixed:]
-    if "." in wanted[-1] and not _WILDCARD.search(wanted[-1].rpartition(".")[2]):
-        endings = ("",)  # `*.jfif` says itself what it wants
+    endings = _endings_of(wanted[-1], endings)
     depth = math.inf if "**" in wanted else len(wanted)
     paths = _walk(root, endings, depth)
     return root, (path for path in paths if _matches(_below(path, root).split("/"), wanted))
@@ -179,48 +227,50 @@ def _matches(names: Sequence[str], wanted: Sequence[str]) -> bool:
     return bool(names) and fnmatch.fnmatchcase(names[0], wanted[0]) and _matches(names[1:], wanted[1:])
 
 
-def _read_list(path: str) -> Iterator[str]:
+def _read_list(path: Path, folder: str) -> Iterator[str]:
     """Paths in a file list: one a line, relative to the list's folder; blank lines and # comments aside."""
-    folder = os.path.dirname(path)
     try:
         # Universal newlines; bytes that are not UTF-8 come through as file names have them.
-        with open(path, encoding="utf-8-sig", errors="surrogateescape") as file:  # noqa: PTH123
+        with as_os_errors(), io.TextIOWrapper(path.open("rb"), "utf-8-sig", "surrogateescape") as file:
             for number, raw in enumerate(file, start=1):
                 line = raw.strip()
                 if line and not line.startswith("#"):
                     yield _listed(line, folder, f"{path}, line {number}")
     except OSError as error:
-        raise UsageError(f"{path}: cannot be read: {error.strerror}") from None
+        raise UsageError(f"{path}: cannot be read: {redacted(error.strerror or str(error))}") from None
 
 
 def _listed(line: str, folder: str, where: str) -> str:
     if "\0" in line:
         raise UsageError(f"{where}: expected a path in each line; is this a text file?")
-    if _ABSOLUTE_URI.match(line):
-        raise UsageError(f"{where}: expected a local path, got {line}")
-    path = line if line.startswith("/") else f"{folder}/{line}"
-    return os.path.normpath(path) if "//" in path or "/." in path or path.endswith("/") else path
-
-
-def _columns(paths: Iterator[str], root: str, prefix: str) -> Iterator[pa.RecordBatch]:
-    """Keys and uris of local files, in pieces of `INPUT_SCHEMA`."""
-    below = root.rstrip("/") + "/"
-    while piece := list(islice(paths, _PIECE_ROWS)):
-        keys = [prefix + path.removeprefix(below) for path in piece]
+    if "://" in line and scheme_of(line):
         try:
-            columns = [pa.array(keys, pa.string()), pa.array(piece, pa.string())]
-        except UnicodeEncodeError:
-            columns = [pa.array(map(_readable, keys), pa.string()), pa.array(map(uri_of, piece), pa.string())]
-        yield pa.record_batch(columns, schema=INPUT_SCHEMA)
+            path = place(line)
+        except UsageError as error:
+            raise UsageError(f"{where}: {error}") from None
+        return line if is_remote(path) else os.fspath(path)
+    path_text = line if line.startswith("/") else f"{folder}/{line}"
+    if scheme_of(folder) and not line.startswith("/"):
+        return path_text
+    odd = "//" in path_text or "/." in path_text or path_text.endswith("/")
+    return os.path.normpath(path_text) if odd else path_text
+
+
+def _columns(paths: list[str], root: str, prefix: str) -> pa.RecordBatch:
+    """Keys and uris of files and objects, a piece of `INPUT_SCHEMA`."""
+    below = root.rstrip("/") + "/"
+    keys = [prefix + path.removeprefix(below) for path in paths]
+    try:
+        odd = scheme_of(paths[0]) or scheme_of(paths[-1]) or scheme_of(root)
+        uris = [uri_of(path) for path in paths] if odd else paths
+        columns = [pa.array(keys, pa.string()), pa.array(uris, pa.string())]
+    except UnicodeEncodeError:
+        columns = [pa.array(map(readable, keys), pa.string()), pa.array(map(uri_of, paths), pa.string())]
+    return pa.record_batch(columns, schema=INPUT_SCHEMA)
 
 
 def _below(path: str, root: str) -> str:
     return path.removeprefix(root.rstrip("/") + "/")
-
-
-def _readable(name: str) -> str:
-    r"""The name as valid Unicode: bytes that are not UTF-8 become \xNN."""
-    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 def _without_repeats(inputs: pa.Table) -> pa.Table:

@@ -5,12 +5,18 @@ written under a temporary name in its own folder, flushed to the disk, and only 
 gives it with `os.link`, which fails where the name is taken: the first writer wins and the second learns of
 it, which a rename could not tell. Two workers may therefore do the same shard, and a reader never sees half a
 file.
+
+An object store has neither names to link nor folders to flush: there a file is written to memory and put in
+one request, on the condition that its name is free (`If-None-Match: *`; larger ones in parts, which become an
+object in one request too). A store that does not know the condition is asked first whether the name is free.
+Nothing is ever streamed to a final name: a writer that raises would leave a stump there.
 """
 
 from __future__ import annotations
 
 import contextlib
 import errno
+import io
 import os
 import uuid
 from collections.abc import Callable, Iterator
@@ -18,9 +24,13 @@ from pathlib import Path
 from typing import BinaryIO
 
 from pipelines.errors import MaskmillError
+from pipelines.places import as_os_errors, is_remote, redacted, store_code, store_of
 
 _TEMPORARY = ".maskmill-"
 _SUFFIX = ".tmp"
+_TAKEN = {"PreconditionFailed", "412"}
+_BUSY = {"ConditionalRequestConflict", "OperationAborted", "409"}
+_NO_CONDITIONS = {"NotImplemented", "501"}
 
 
 def link(path: Path, write: Callable[[BinaryIO], None]) -> bool:
@@ -30,6 +40,8 @@ def link(path: Path, write: Callable[[BinaryIO], None]) -> bool:
     for byte. The folder is made where it is missing. Raises what `write` raises, and OSError; nothing is left
     behind then.
     """
+    if is_remote(path):
+        return _put_new(path, write)
     if path.exists():
         return False
     with _written(path, write) as temporary:
@@ -47,6 +59,11 @@ def link(path: Path, write: Callable[[BinaryIO], None]) -> bool:
 
 def replace(path: Path, write: Callable[[BinaryIO], None]) -> None:
     """Make `path` out of what `write` writes; a reader sees the old file or the new one, never a mixture."""
+    if is_remote(path):
+        store, name = store_of(path)
+        with as_os_errors():
+            store.pipe_file(name, _content(write))
+        return
     with _written(path, write) as temporary:
         temporary.replace(path)
     _sync_folder(path.parent)
@@ -56,18 +73,21 @@ def replace(path: Path, write: Callable[[BinaryIO], None]) -> None:
 def failing_as(kind: type[MaskmillError], path: Path) -> Iterator[None]:
     """Make an OSError of the block, which writes at or below `path`, the one-line error of a kind."""
     try:
-        yield
+        with as_os_errors():
+            yield
     except (FileExistsError, NotADirectoryError):
         raise kind(f"{path}: cannot be written: a file is in the place of a folder") from None
     except OSError as error:
-        raise kind(f"{path}: cannot be written: {error.strerror or type(error).__name__}") from None
+        reason = redacted(error.strerror or str(error) or type(error).__name__)
+        raise kind(f"{path}: cannot be written: {reason}") from None
 
 
 def remove(*paths: Path) -> None:
     """Remove files, durably; one that is not there is no error."""
-    for path in paths:
-        path.unlink(missing_ok=True)
-    for folder in {path.parent for path in paths}:
+    with as_os_errors():
+        for path in paths:
+            path.unlink(missing_ok=True)
+    for folder in {path.parent for path in paths if not is_remote(path)}:
         if folder.is_dir():
             _sync_folder(folder)
 
@@ -79,12 +99,41 @@ def is_temporary(name: str) -> bool:
 
 def sweep(folder: Path) -> int:
     """Remove the temporary files that killed processes left in the folder; returns how many there were."""
-    if not folder.is_dir():
+    if is_remote(folder) or not folder.is_dir():
         return 0
     left = [entry for entry in folder.iterdir() if is_temporary(entry.name)]
     for path in left:
         path.unlink(missing_ok=True)
     return len(left)
+
+
+def _put_new(path: Path, write: Callable[[BinaryIO], None]) -> bool:
+    """Put an object under a name that is free; False where it is taken."""
+    store, name = store_of(path)
+    with as_os_errors():
+        if store.exists(name):
+            return False
+        content = _content(write)
+        try:
+            store.pipe_file(name, content, mode="create")
+        except FileExistsError:
+            return False
+        except OSError as error:
+            code = store_code(error)
+            if code in _TAKEN:
+                return False
+            if code in _BUSY:
+                raise OSError(errno.EBUSY, "another writer is at it", str(path)) from None
+            if code not in _NO_CONDITIONS:
+                raise
+            store.pipe_file(name, content)
+        return True
+
+
+def _content(write: Callable[[BinaryIO], None]) -> bytes:
+    memory = io.BytesIO()
+    write(memory)
+    return memory.getvalue()
 
 
 @contextlib.contextmanager

@@ -7,10 +7,11 @@ from PIL import Image
 
 from engine import rle
 from engine.records import DROP_REASONS, GeneratedMasks, MaskRecord
-from pipelines.decode import decode_image, read_input
+from pipelines.decode import decode_image
 from pipelines.errors import InputRejected
 from pipelines.manifest import RunRecord, finish_corpus, software_versions
 from pipelines.plan import Mode, Run, open_run
+from pipelines.reader import read_input
 from pipelines.schema import rejected_row, row_from_result, table_from_rows
 from pipelines.shards import commit_table, shard_metadata
 from pipelines.sources import list_inputs

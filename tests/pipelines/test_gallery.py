@@ -24,11 +24,12 @@ from PIL import Image
 from engine import rle
 from engine.records import DROP_REASONS, GeneratedMasks, MaskRecord, Rle
 from pipelines import gallery
-from pipelines.decode import decode_image, read_input
+from pipelines.decode import decode_image
 from pipelines.errors import CorpusError, InputRejected, UsageError
 from pipelines.gallery import mask_colour, write_gallery
 from pipelines.manifest import finish_corpus
 from pipelines.plan import open_run
+from pipelines.reader import read_input
 from pipelines.schema import rejected_row, row_from_result, table_from_rows
 from pipelines.shards import commit_table, shard_metadata
 from pipelines.sources import list_inputs

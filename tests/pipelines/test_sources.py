@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from pipelines.errors import UsageError
-from pipelines.sources import list_inputs, path_of, uri_of
+from pipelines.places import path_of, uri_of
+from pipelines.sources import list_inputs
 
 ENDINGS = (".jpg", ".png")
 

@@ -1,0 +1,136 @@
+"""Where things lie: on this machine's disks, or in an object store.
+
+What the user typed becomes a path once, here: a `pathlib.Path` for a local place, a `UPath` of the same shape
+for `s3://`, `gs://` and `hf://`, so that whatever opens, lists or joins paths need not know which it has.
+Only what must not be the same, how a file becomes visible, asks `is_remote` (see `storage`).
+
+Stores speak through many libraries, each with its own errors. `as_os_errors` makes them OSErrors, which the
+rest knows as storage that failed, and takes out whatever would let a reader of a log into the store.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, cast
+from urllib.parse import quote, unquote
+
+from pipelines.errors import UsageError
+
+FILE = "file://"
+_SCHEME = re.compile(r"([a-z][a-z0-9+.-]+)://", re.IGNORECASE)
+_EXTRAS = {"s3": "s3", "gs": "gs", "gcs": "gs", "hf": "hf"}
+# What is listed must be what is there, not what this process saw earlier.
+_OPTIONS: dict[str, dict[str, Any]] = {
+    scheme: {"use_listings_cache": False} for scheme in ("s3", "gs", "gcs")
+}
+_LIBRARIES = {
+    "aiobotocore", "aiohttp", "botocore", "fsspec", "gcsfs", "google", "httpx", "huggingface_hub", "requests",
+    "s3fs", "urllib3",
+}  # fmt: skip
+_USER = re.compile(r"(://)[^/\s]+@")
+_SIGNED = re.compile(
+    r"([?&](?:X-(?:Amz|Goog)-[\w-]+|AWSAccessKeyId|Signature|Key-Pair-Id|Policy|access_token|token|sig)=)[^&\s'\"]+",
+    re.IGNORECASE,
+)
+
+
+def scheme_of(text: str) -> str | None:
+    """`s3` for `s3://bucket/key`; None for a path."""
+    found = _SCHEME.match(text)
+    return found[1].lower() if found else None
+
+
+def place(text: str | Path) -> Path:
+    """The path that was typed, of a local file system or of a store; nothing is asked of the store yet.
+
+    Raises UsageError where the scheme is not one of ours, its library is not installed, or the address holds
+    a password: it would go into the plan and from there into every row.
+    """
+    if not isinstance(text, str):
+        return text
+    scheme = scheme_of(text)
+    if scheme is None:
+        return Path(text)
+    if scheme == "file":
+        return Path(os.fsdecode(unquote(text[len(FILE) :], errors="surrogateescape")))
+    if scheme not in _EXTRAS:
+        raise UsageError(f"{redacted(text)}: expected a local path, or s3://, gs://, hf:// or file://")
+    if _USER.match(text, len(scheme)):
+        raise UsageError(f"{redacted(text)}: expected no credentials here; give them in the environment")
+    try:
+        from upath import UPath
+
+        path = UPath(text, **_OPTIONS.get(scheme, {}))
+        _ = path.fs
+    except ImportError:
+        extra = _EXTRAS[scheme]
+        raise UsageError(f"{text}: {scheme}:// needs a library: pip install 'maskmill[{extra}]'") from None
+    return cast(Path, path)  # the same methods, though not the same class
+
+
+def is_remote(path: Path) -> bool:
+    """Whether the path is a store's: what is written there is one object, put in one request."""
+    return not isinstance(path, Path)
+
+
+def store_of(path: Path) -> tuple[Any, str]:
+    """The fsspec file system of a remote path, and its name there."""
+    remote = cast(Any, path)
+    return remote.fs, remote.path
+
+
+def uri_of(path: str) -> str:
+    """What a plan calls a place: an absolute path as it is, percent-encoded `file://` where it is not UTF-8.
+
+    In a store's address `%` and `#` are percent-encoded, since `#` begins a part of an archive.
+    """
+    if scheme_of(path):
+        return path.replace("%", "%25").replace("#", "%23")
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        return file_uri(path)
+    return path
+
+
+def file_uri(path: str) -> str:
+    """A local path as a percent-encoded URI, to which a `#` may be added."""
+    return FILE + quote(os.fsencode(path))
+
+
+def path_of(uri: str) -> Path:
+    """The place that `uri_of` wrote down."""
+    scheme = scheme_of(uri)
+    return place(unquote(uri) if scheme not in (None, "file") else uri)
+
+
+def redacted(text: str) -> str:
+    """The text without user names, passwords and signatures in the addresses that it quotes."""
+    return _SIGNED.sub(r"\1***", _USER.sub(r"\1***@", text))
+
+
+@contextlib.contextmanager
+def as_os_errors() -> Iterator[None]:
+    """Raise what a store's library raises in the block as an OSError of one line, without credentials."""
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, OSError) or not is_stores(error):
+            raise
+        raise OSError(errno.EIO, " ".join(redacted(f"{type(error).__name__}: {error}").split())) from None
+
+
+def is_stores(error: BaseException) -> bool:
+    """Whether a store's library raised this of its own, which is then no OSError."""
+    return any(kind.__module__.partition(".")[0] in _LIBRARIES for kind in type(error).__mro__)
+
+
+def store_code(error: BaseException) -> str:
+    """The store's own code for an error that fsspec made an OSError of, as `NoSuchBucket`; or nothing."""
+    response = getattr(error.__cause__, "response", None)
+    return str(response.get("Error", {}).get("Code", "")) if isinstance(response, dict) else ""

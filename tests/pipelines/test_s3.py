@@ -1,0 +1,314 @@
+"""An object store, over HTTP: what goes wrong with it first, then whole runs from it and into it.
+
+The server is moto's, on loopback, with credentials from the environment. A proxy before it fails requests as
+stores do. With `-s` the table of faults is printed: what was done, how the run ended, how the same command
+ended when the store was well again.
+"""
+
+import sys
+import threading
+
+import fsspec.registry  # noqa: F401  (shadowed in its package by a name of its own)
+import pytest
+
+from pipelines import storage, worker
+from pipelines.cli import main
+from pipelines.corpus import Corpus
+from pipelines.errors import UsageError
+from pipelines.places import as_os_errors, path_of, place, redacted, uri_of
+from pipelines.reader import read_input
+from pipelines.sources import list_inputs
+from tests.pipelines import stores
+
+ENDINGS = (".png",)
+
+
+@pytest.fixture(scope="module")
+def server():
+    with stores.s3_server() as address:
+        yield address
+
+
+@pytest.fixture
+def s3(server, monkeypatch):
+    """The environment of the server; the answer is a plain client of it."""
+    stores.use(monkeypatch, server)
+    monkeypatch.setattr(worker, "FIRST_PAUSE_SECONDS", 0.01)
+    return stores.client_of(server)
+
+
+@pytest.fixture(scope="module")
+def collection(server, photos):
+    """Four photographs under s3://photos/trip, and what must not be taken for one."""
+    client = stores.client_of(server)
+    for number in range(2):
+        for name in ("coffee", "rocket"):
+            body = (photos / name / f"{number}.png").read_bytes()
+            client.put_object(Bucket="photos", Key=f"trip/{name}/{number}.png", Body=body)
+    for name in ("trip/.hidden.png", "trip/.cache/a.png", "trip/notes.txt"):
+        client.put_object(Bucket="photos", Key=name, Body=b"x")
+    return "s3://photos/trip"
+
+
+def words(source, out, settings):
+    typed = ["generate", str(source), "--out", str(out), "--workers", "0"]
+    return [*typed, *(word for setting in settings for word in ("--set", setting))]
+
+
+def names(client, prefix):
+    listed = client.list_objects_v2(Bucket="corpora", Prefix=prefix)
+    return sorted(one["Key"].removeprefix(prefix) for one in listed.get("Contents", ()))
+
+
+WHOLE = ["corpus.json", "plan/part-000000.parquet", "run.json"]
+WHOLE += [f"shards/shard-00000{shard}.parquet" for shard in range(2)]
+
+
+# What was typed
+
+
+@pytest.mark.parametrize(
+    ("typed", "says"),
+    [
+        ("ftp://host/photos", "expected a local path, or s3://"),
+        ("https://host/a.jpg?X-Amz-Signature=abc", r"X-Amz-Signature=\*\*\*: expected a local path"),
+        ("s3://user:secret@bucket/photos", r"s3://\*\*\*@bucket/photos: expected no credentials"),
+    ],
+)
+def test_addresses_that_are_refused(typed, says):
+    with pytest.raises(UsageError, match=says) as caught:
+        list_inputs([typed], ENDINGS)
+    assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("scheme", "library"), [("s3", "s3fs"), ("gs", "gcsfs"), ("hf", "huggingface_hub")])
+def test_a_library_that_is_not_installed(monkeypatch, scheme, library):
+    monkeypatch.setitem(sys.modules, library, None)
+    monkeypatch.setattr(sys.modules["fsspec.registry"], "_registry", {})
+    with pytest.raises(UsageError, match=rf"pip install 'maskmill\[{scheme}\]'"):
+        place(f"{scheme}://somewhere/photos")
+
+
+def test_messages_without_credentials():
+    said = "GET https://me:pw@host/b?X-Amz-Credential=AK%2F1&x=1&X-Amz-Signature=ab failed; s3://k:s@b/c"
+    assert (
+        redacted(said)
+        == "GET https://***@host/b?X-Amz-Credential=***&x=1&X-Amz-Signature=*** failed; s3://***@b/c"
+    )
+
+
+@pytest.mark.parametrize("name", ["a.jpg", "a b.jpg", "#1.jpg", "100%.jpg", "%23.jpg", "ä.jpg", "what?.jpg"])
+def test_names_survive_their_uri(s3, name):
+    s3.put_object(Bucket="photos", Key=f"odd/{name}", Body=name.encode())
+    uri = uri_of(f"s3://photos/odd/{name}")
+    assert "#" not in uri
+    assert str(path_of(uri)) == f"s3://photos/odd/{name}"
+    assert read_input(uri) == name.encode()
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ("s3://photos/nothing", "there is no such file or folder"),
+        ("s3://nobucket/photos", "no such file or folder|bucket does not exist"),
+        ("s3://photos/trip/*.gif", "no image found"),
+    ],
+)
+def test_inputs_that_are_not_there(s3, collection, given, says):
+    with pytest.raises(UsageError, match=says):
+        list_inputs([given], ENDINGS)
+
+
+@pytest.mark.parametrize(
+    ("given", "keys"),
+    [
+        ("trip", ["coffee/0.png", "coffee/1.png", "rocket/0.png", "rocket/1.png"]),
+        ("trip/", ["coffee/0.png", "coffee/1.png", "rocket/0.png", "rocket/1.png"]),
+        ("trip/coffee/1.png", ["1.png"]),
+        ("trip/*/0.*", ["coffee/0.png", "rocket/0.png"]),
+        ("trip/**/1.png", ["coffee/1.png", "rocket/1.png"]),
+    ],
+)
+def test_folders_and_globs(s3, collection, given, keys):
+    assert list_inputs([f"s3://photos/{given}"], ENDINGS)["key"].to_pylist() == keys
+
+
+def test_file_lists_here_and_there(s3, collection, tmp_path):
+    listed = "# two\ncoffee/0.png\ns3://photos/trip/rocket/1.png\n"
+    s3.put_object(Bucket="photos", Key="trip/list.txt", Body=listed.encode())
+    uris = ["s3://photos/trip/coffee/0.png", "s3://photos/trip/rocket/1.png"]
+    assert list_inputs(["s3://photos/trip/list.txt"], ENDINGS)["uri"].to_pylist() == uris
+    (tmp_path / "list.txt").write_text("\n".join(uris))
+    assert list_inputs([tmp_path / "list.txt"], ENDINGS)["uri"].to_pylist() == uris
+    s3.delete_object(Bucket="photos", Key="trip/list.txt")
+
+
+@pytest.mark.parametrize(
+    ("uri", "error_class"), [("s3://photos/empty.png", "EmptyFile"), ("s3://photos/gone.png", "Missing")]
+)
+def test_objects_that_are_rejected_rows(s3, uri, error_class):
+    from pipelines.errors import InputRejected
+
+    s3.put_object(Bucket="photos", Key="empty.png", Body=b"")
+    with pytest.raises(InputRejected) as caught:
+        read_input(uri)
+    assert caught.value.error_class == error_class
+
+
+def test_a_bucket_that_is_gone_is_the_stores_fault(s3):
+    with pytest.raises(OSError, match="bucket does not exist"):
+        read_input("s3://nobucket/a.png")
+
+
+# Committing
+
+
+def test_the_first_writer_wins(s3):
+    """Both find the name free before either has put anything: only the condition can tell them apart."""
+    barrier, won = threading.Barrier(2), []
+
+    def write(content):
+        def slowly(file):
+            barrier.wait(10)
+            file.write(content)
+
+        if storage.link(place("s3://corpora/race/shard"), slowly):
+            won.append(content)
+
+    threads = [threading.Thread(target=write, args=(content,)) for content in (b"one", b"two")]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(won) == 1
+    assert s3.get_object(Bucket="corpora", Key="race/shard")["Body"].read() == won[0]
+    assert storage.link(place("s3://corpora/race/shard"), lambda file: file.write(b"three")) is False
+
+
+def test_a_writer_that_raises_leaves_no_object(s3):
+    def write(file):
+        file.write(b"half")
+        raise RuntimeError("bug")
+
+    for make in (storage.link, storage.replace):
+        with pytest.raises(RuntimeError, match="bug"):
+            make(place("s3://corpora/half/file"), write)
+    assert names(s3, "half/") == []
+
+
+@pytest.mark.parametrize("typed", ["s3://nobucket/corpus", "s3://corpora/refused"])
+def test_where_nothing_can_be_written(s3, server, collection, tiny_settings, monkeypatch, capsys, typed):
+    def refuse(_number, method, path):
+        return "500" if method == "PUT" and "refused" in path else None
+
+    with stores.Proxy(server, refuse) as proxy:
+        stores.use(monkeypatch, proxy.address)
+        assert main(words(collection, typed, tiny_settings)) == 2
+    said = capsys.readouterr().err
+    assert said.startswith(f"maskmill: {typed}: cannot be written: ")
+    assert said.count("\n") == 1
+
+
+# Whole runs
+
+
+def test_from_a_bucket_into_a_bucket_as_from_a_folder_into_a_folder(
+    s3, collection, photos, tiny_settings, tmp_path, capsys
+):
+    out = "s3://corpora/whole"
+    assert main(words(collection, out, tiny_settings)) == 0
+    assert names(s3, "whole/") == WHOLE
+    assert main(["verify", out]) == 0
+    assert main(["report", out]) == 0
+    assert main(words(collection, out, tiny_settings)) == 0
+    assert "complete, nothing to do" in capsys.readouterr().out
+
+    for row in Corpus(out):
+        assert row["uri"] == f"s3://photos/trip/{row['key']}"
+        target = tmp_path / "here" / row["key"]
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes((photos / row["key"]).read_bytes())
+    assert main(words(tmp_path / "here", tmp_path / "corpus", tiny_settings)) == 0
+    here, there = ([{**row, "uri": ""} for row in Corpus(one)] for one in (tmp_path / "corpus", out))
+    assert here == there
+
+
+def every(step, fault, match=""):
+    return lambda number, _method, path: fault if number % step == 0 and match in path else None
+
+
+def always(fault, method, match):
+    return lambda _number, used, path: fault if used == method and match in path else None
+
+
+def once_each(fault, method, match):
+    """The first request of this method for each path."""
+    seen = set()
+
+    def choose(_number, used, path):
+        if used != method or match not in path or path in seen:
+            return None
+        seen.add(path)
+        return fault
+
+    return choose
+
+
+FAULTS = [
+    ("every 7th answer is 500", every(7, "500"), 0),
+    ("every 6th connection is reset", every(6, "reset"), 0),
+    ("no shard can be put", always("503", "PUT", "/shards/"), 4),
+]
+MORE_FAULTS = [
+    ("every 5th answer is 503", every(5, "503"), 0),
+    ("every 9th answer takes a second", every(9, "slow"), 0),
+    ("each shard is put, the answer is lost", once_each("lost", "PUT", "/shards/"), 0),
+    ("no photograph can be read", always("reset", "GET", "coffee/1.png"), 4),
+    ("corpus.json cannot be put", always("500", "PUT", "-put/corpus.json"), 4),
+    ("nothing answers", every(1, "reset"), 2),
+]
+
+
+@pytest.mark.parametrize(
+    ("what", "fault", "expected"),
+    [
+        *(pytest.param(*one, id=one[0]) for one in FAULTS),
+        *(pytest.param(*one, id=one[0], marks=pytest.mark.slow) for one in MORE_FAULTS),
+    ],
+)
+def test_faults(s3, server, collection, tiny_settings, monkeypatch, capsys, what, fault, expected):
+    prefix = f"faults/{what.replace(' ', '-')}"
+    out = f"s3://corpora/{prefix}"
+    with stores.Proxy(server, fault) as proxy:
+        stores.use(monkeypatch, proxy.address)
+        code = main(words(collection, out, tiny_settings))
+        faults = len(proxy.faults)
+    errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("maskmill:")]
+    stores.use(monkeypatch, server)
+    before = {
+        one: s3.head_object(Bucket="corpora", Key=f"{prefix}/{one}")["ETag"]
+        for one in names(s3, f"{prefix}/")
+    }
+    again = main(words(collection, out, tiny_settings))
+    with capsys.disabled():
+        print(f"\n    {what:40} {faults:3} faults  exit {code}  then {again}  {'; '.join(errors)[:120]}")
+    assert faults
+    assert code == expected
+    assert len(errors) == (code != 0), "one line where something is left undone, else none"
+    assert stores.CREDENTIALS["AWS_SECRET_ACCESS_KEY"] not in "".join(errors)
+    assert again == 0
+    assert names(s3, f"{prefix}/") == WHOLE
+    for one, tag in before.items():
+        assert s3.head_object(Bucket="corpora", Key=f"{prefix}/{one}")["ETag"] == tag, "committed once"
+    assert main(["verify", out]) == 0
+    keys = [row["key"] for row in Corpus(out)]
+    assert keys == ["coffee/0.png", "coffee/1.png", "rocket/0.png", "rocket/1.png"]
+
+
+def test_foreign_errors_become_storage_errors():
+    import botocore.exceptions
+
+    with pytest.raises(OSError, match=r"EndpointConnectionError: .*://\*\*\*@host"), as_os_errors():
+        raise botocore.exceptions.EndpointConnectionError(endpoint_url="http://me:pw@host/x")
+    with pytest.raises(KeyError), as_os_errors():
+        raise KeyError("a bug is none")
