@@ -277,7 +277,7 @@ def _rejection(error: Exception) -> InputRejected:
     if isinstance(error, UnidentifiedImageError):
         return InputRejected("decode", "Corrupt", "the header is damaged")
     message = re.sub(r" at 0x[0-9a-f]+", "", str(error)) or type(error).__name__
-    if "Decompressed data too large" in message or "memory used in text" in message:
+    if re.search(r"decompressed data too large|memory used in text", message, re.IGNORECASE):
         return InputRejected("decode", "TooLarge", "a text or colour profile unpacks to more than a megabyte")
     cut = re.search(r"truncated|expected to read|not enough", message, re.IGNORECASE)
     return InputRejected("decode", "Truncated" if cut else "Corrupt", message)
