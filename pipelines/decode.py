@@ -29,11 +29,9 @@ How pixels become 8-bit RGB:
 from __future__ import annotations
 
 import contextlib
-import errno
 import hashlib
 import io
 import re
-import stat
 import struct
 import threading
 import warnings
@@ -49,7 +47,6 @@ from PIL import Image, UnidentifiedImageError
 from pipelines.containers import Container, Png, check_png, read_bmp, read_gif, read_png, read_webp, sniff
 from pipelines.errors import InputRejected
 from pipelines.jpeg import load_whole, read_jpeg
-from pipelines.sources import path_of
 from pipelines.tiff import check_pieces, jpeg_pieces, read_tiff
 from pipelines.tiff import orientation as orientation_of
 
@@ -111,34 +108,6 @@ class DecodedImage:
     orientation: int
     sha256: str
     data: bytes
-
-
-def read_input(uri: str, max_bytes: int = MAX_BYTES) -> bytes:
-    """The bytes of an input.
-
-    Raises InputRejected where the fault is the file's own: it is gone from a folder that is there, may not be
-    read, is no ordinary file, is empty, or is over `max_bytes`. Raises OSError for everything else, a whole
-    folder that is gone included: that is a disk or a mount, and worth another try.
-    """
-    path = path_of(uri)
-    try:
-        status = path.stat()
-        if not stat.S_ISREG(status.st_mode):
-            raise InputRejected("read", "Unreadable", "not an ordinary file")
-        if status.st_size > max_bytes:
-            raise InputRejected("read", "TooLarge", f"{status.st_size} bytes, over the limit of {max_bytes}")
-        data = path.read_bytes()
-    except FileNotFoundError:
-        if not path.parent.is_dir():
-            raise
-        raise InputRejected("read", "Missing", "there is no such file any more") from None
-    except OSError as error:
-        if error.errno not in (errno.EACCES, errno.EPERM, errno.ELOOP, errno.ENOTDIR, errno.ENAMETOOLONG):
-            raise
-        raise InputRejected("read", "Unreadable", error.strerror or type(error).__name__) from None
-    if not data:
-        raise InputRejected("read", "EmptyFile", "the file has no bytes")
-    return data
 
 
 def decode_image(data: bytes, max_pixels: int) -> DecodedImage:

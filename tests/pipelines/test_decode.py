@@ -17,9 +17,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipelines.decode import decode_image, read_input
+from pipelines.decode import decode_image
 from pipelines.errors import InputRejected
-from pipelines.sources import uri_of
+from pipelines.places import uri_of
+from pipelines.reader import read_input
 
 LIMIT = 10**6
 
