@@ -71,7 +71,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         return _complain(f"the store failed: {type(error).__name__}: {error}", UsageError.exit_code)
     if code == INTERRUPTED:  # which newer versions of typer return for a KeyboardInterrupt
-        print(f"maskmill: interrupted{_how_to_resume(arguments)}", file=sys.stderr)
+        print(f"maskmill: interrupted{redacted(_how_to_resume(arguments))}", file=sys.stderr)
         return INTERRUPTED
     return code if isinstance(code, int) else 0
 

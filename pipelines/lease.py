@@ -25,6 +25,7 @@ from typing import BinaryIO
 
 from pipelines import storage
 from pipelines.errors import IncompleteRun, UsageError
+from pipelines.places import as_os_errors
 
 LEASE = "lease.json"
 SECONDS = 60.0
@@ -144,7 +145,9 @@ def held(out: Path, say: Callable[[str], None]) -> Iterator[Lease]:
 def read_lease(out: Path) -> Holder | None:
     """Who holds the lease of a corpus; None where there is none, or none that can be understood."""
     try:
-        return Holder(**json.loads((out / LEASE).read_bytes()))
+        with as_os_errors():
+            content = (out / LEASE).read_bytes()
+        return Holder(**json.loads(content))
     except FileNotFoundError:
         return None
     except (ValueError, TypeError) as error:

@@ -46,6 +46,7 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 ATTEMPTS = 4
+COMMIT_ATTEMPTS = 7  # half a minute of pauses: by then the shard has cost its work
 FIRST_PAUSE_SECONDS = 0.5  # doubled after each attempt
 
 
@@ -329,18 +330,18 @@ def _commit(task: ShardTask, rows: list[ImageRow], job: Job, tally: Tally) -> bo
         metadata = shard_metadata(job.run_digest, task.shard, tally.seconds)
         return commit_table(job.out, task.shard, table, metadata)
 
-    committed = retrying(write)
+    committed = retrying(write, COMMIT_ATTEMPTS)
     tally.add_seconds({"commit": time.perf_counter() - built})
     return committed
 
 
-def retrying(call: Callable[[], T]) -> T:
-    """The call's answer; on an OSError, again after a pause that doubles, `ATTEMPTS` times in all.
+def retrying(call: Callable[[], T], attempts: int = ATTEMPTS) -> T:
+    """The call's answer; on an OSError, again after a pause that doubles, so many times in all.
 
     Each pause is drawn from half of it to half as much again: a hundred workers that a storage turned away
     at once do not come back at once.
     """
-    for attempt in range(ATTEMPTS - 1):
+    for attempt in range(attempts - 1):
         try:
             return call()
         except OSError as error:

@@ -82,6 +82,13 @@ def test_storage_that_fails_is_one_line_that_names_the_folder(
     assert capsys.readouterr().err.endswith(f"maskmill: {out}: cannot be written: {expected}\n")
 
 
+def test_a_folder_of_something_else_is_left_as_it_is(photos, tiny_settings, tmp_path, capsys):
+    (tmp_path / "thesis.tex").write_text("years of work")
+    assert main(words(photos, tmp_path, tiny_settings, "--workers", "0", "--overwrite")) == 2
+    assert "neither empty nor a corpus" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
 def test_brackets_in_names_are_no_markup(photos, tiny_settings, tmp_path, capsys):
     collection, out = tmp_path / "[/red]", tmp_path / "a[/b] [bold]"
     collection.mkdir(parents=True)
@@ -98,6 +105,30 @@ def test_a_corpus_that_was_begun_differently_is_refused_and_left_alone(corpus, p
     said = capsys.readouterr().err
     assert "begun differently: generator.points_per_side was 3, now 2: run with" in said, "nothing harmless"
     assert state_of(corpus) == before
+
+
+def test_extending_with_another_configuration_and_other_weights_is_refused(
+    corpus, photos, tiny_settings, tiny_weights, tmp_path, capsys
+):
+    before = state_of(corpus)
+    other = tmp_path / "other.safetensors"
+    other.write_bytes(tiny_weights.read_bytes()[:-1] + b"\x7f")
+    settings = [*tiny_settings, "generator.pred_iou_thresh=0.5", f"model.checkpoint={other}"]
+    assert main(words(photos, corpus, settings, "--workers", "0", "--extend")) == 2
+    said = capsys.readouterr().err
+    assert "the weights' sha256 was " in said
+    assert "generator.pred_iou_thresh was 0.0, now 0.5: run with what it was begun with" in said
+    assert state_of(corpus) == before
+
+
+def test_overwriting_starts_anew_with_what_is_asked_for_now(photos, tiny_settings, tmp_path):
+    out = tmp_path / "corpus"
+    assert main(words(photos / "coffee", out, tiny_settings, "--workers", "0")) == 0
+    settings = [*tiny_settings, "generator.points_per_side=2"]
+    assert main(words(photos / "rocket", out, settings, "--workers", "0", "--overwrite")) == 0
+    assert [Path(row["uri"]).parent.name for row in Corpus(out)] == ["rocket"] * 3
+    assert max(len(row["annotations"]) for row in Corpus(out)) <= 2 * 2 * 3, "three masks a point"
+    assert main(["verify", str(out)]) == 0
 
 
 def test_inputs_that_are_new_need_extend_and_get_shards_of_their_own(photos, tiny_settings, tmp_path, capsys):
@@ -119,7 +150,7 @@ def test_inputs_that_are_new_need_extend_and_get_shards_of_their_own(photos, tin
 def test_every_planned_image_is_one_row_and_the_corpus_verifies(corpus):
     plan = read_plan(corpus)
     keys = [row["key"] for rows in rows_of(corpus).values() for row in rows]
-    assert keys == plan.table["key"].to_pylist()
+    assert keys == plan.column("key").to_pylist()
     assert len(keys) == 12
     assert sum(len(row["annotations"]) for row in Corpus(corpus)) > 12
     assert main(["verify", str(corpus)]) == 0

@@ -15,8 +15,11 @@ from pathlib import Path
 import pytest
 
 from pipelines import lease
+from pipelines.corpus import Corpus
 from pipelines.errors import IncompleteRun, UsageError
 from pipelines.lease import LEASE, SECONDS, held
+from pipelines.verify import verify
+from tests.pipelines.corpora import make_corpus, make_photos, open_corpus
 
 
 def moment(from_now):
@@ -194,6 +197,20 @@ def test_a_storage_that_fails_for_a_while_is_outlived(out, quick, monkeypatch, c
         mine.check()
     assert "cannot be renewed" in caplog.text
     assert not (out / LEASE).exists()
+
+
+def test_verify_and_readers_pass_over_it(out, tmp_path):
+    make_corpus(make_photos(tmp_path / "photos"), out)
+    with held(out, print):
+        assert verify(out).problems == []
+        assert len(Corpus(out)) == 7
+    write_lease(out)
+    assert verify(out).problems == []
+
+
+def test_a_folder_with_a_lease_alone_may_become_a_corpus(out, tmp_path):
+    write_lease(out)
+    assert len(open_corpus(make_photos(tmp_path / "photos"), out).todo()) == 3
 
 
 RACER = """

@@ -179,6 +179,37 @@ def test_retrying_tries_four_times(failures, answers):
     assert len(calls) == min(failures + 1, worker.ATTEMPTS)
 
 
+def test_pauses_double_and_are_drawn_anew_each_time(monkeypatch):
+    def fail():
+        raise OSError("again")
+
+    pauses = []
+    monkeypatch.setattr(worker, "FIRST_PAUSE_SECONDS", 1.0)
+    monkeypatch.setattr(worker.time, "sleep", pauses.append)
+    for _ in range(2):
+        with pytest.raises(OSError, match="again"):
+            retrying(fail)
+    assert len(pauses) == 6
+    for pause, middle in zip(pauses, (1, 2, 4, 1, 2, 4), strict=True):
+        assert middle / 2 <= pause <= middle * 1.5
+    assert pauses[:3] != pauses[3:]
+
+
+def test_a_finished_shard_is_committed_with_more_patience_than_an_image_is_read(job, photos, monkeypatch):
+    calls = []
+    commit = worker.commit_table
+
+    def flaky(*arguments):
+        calls.append(1)
+        if len(calls) < worker.COMMIT_ATTEMPTS:
+            raise OSError("the storage is away")
+        return commit(*arguments)
+
+    monkeypatch.setattr(worker, "commit_table", flaky)
+    assert run_shard(ShardTask(0, planned([photos / "coffee" / "0.png"])), Counting(), job).committed
+    assert len(calls) == worker.COMMIT_ATTEMPTS > worker.ATTEMPTS
+
+
 def test_retrying_leaves_other_errors_alone():
     calls = []
 

@@ -1,0 +1,35 @@
+"""Two runs on one corpus at once, with nothing that keeps them apart: rows are single all the same."""
+
+import os
+import subprocess
+import sys
+
+from pipelines.cli import main
+from pipelines.corpus import Corpus
+from pipelines.plan import read_plan
+
+WITHOUT_LEASE = """
+import contextlib, sys
+from pipelines import generate
+from pipelines.cli import main
+class Unheld:
+    def check(self): pass
+generate.held = lambda out, say: contextlib.nullcontext(Unheld())
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def test_without_the_lease_the_first_commit_of_each_shard_wins(photos, tiny_settings, tmp_path):
+    out = tmp_path / "corpus"
+    typed = ["generate", str(photos), "--out", str(out), "--workers", "0"]
+    for setting in [*tiny_settings, "shard_size=1"]:
+        typed += ["--set", setting]
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    command = [sys.executable, "-c", WITHOUT_LEASE, *typed]
+    both = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=env) for _ in range(2)]
+    errors = [process.communicate(timeout=300)[1] for process in both]
+    # One may sweep away what the other is writing: that one is told to run the same command again.
+    assert {process.returncode for process in both} <= {0, 4}, errors
+    assert main(typed) == 0
+    assert [row["key"] for row in Corpus(out)] == read_plan(out).column("key").to_pylist()
+    assert main(["verify", str(out)]) == 0
