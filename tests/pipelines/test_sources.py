@@ -55,8 +55,8 @@ def test_nothing_given():
         ("photos/*.gif", "no image found"),
         ("empty", r"no image found; looked for files ending in \.jpg, \.png"),
         ("empty.txt", "no image found"),
-        ("s3://bucket/photos", "expected a local path"),
-        ("remote.txt", r"remote\.txt, line 2: expected a local path, got s3://bucket/a\.jpg"),
+        ("ftp://host/photos", "expected a local path, or s3://, gs://, hf:// or file://"),
+        ("remote.txt", r"remote\.txt, line 2: ftp://host/a\.jpg: expected a local path, or s3://"),
         ("binary.txt", "line 1: expected a path in each line"),
         ("x" * 300, "cannot be read|no such file"),
         ("nul\0byte", "no such file"),
@@ -65,7 +65,7 @@ def test_nothing_given():
 def test_inputs_that_are_wrong(photos, monkeypatch, given, says):
     monkeypatch.chdir(photos.parent)
     make(Path(), "empty/notes.md", "empty.txt")
-    Path("remote.txt").write_text("# a comment\ns3://bucket/a.jpg\n")
+    Path("remote.txt").write_text("# a comment\nftp://host/a.jpg\n")
     Path("binary.txt").write_bytes(b"\0\1\2\3")
     with pytest.raises(UsageError, match=says):
         list_inputs([given], ENDINGS)
@@ -167,6 +167,13 @@ def test_a_file_list(photos, tmp_path):
         "photos/trip/notes.txt",
     ]
     assert column("uri", listed)[3] == str(photos / "b.jpg")
+
+
+def test_file_uris_are_paths(photos, tmp_path):
+    (tmp_path / "list.txt").write_text(f"file://{photos}/a.jpg\n")
+    assert keys(f"file://{photos}") == keys(photos)
+    assert keys(f"file://{tmp_path}/list.txt") == ["photos/a.jpg"]
+    assert column("uri", f"file://{photos}/**/*.JPG") == [str(photos / "trip" / "c.JPG")]
 
 
 def test_a_file_named_outright_is_taken_whatever_it_is_called(tmp_path):
