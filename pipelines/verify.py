@@ -12,7 +12,7 @@ all of the time passes in hashing, decompression and numpy, which let go of the 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -200,7 +200,7 @@ class _Check:
     def _files(self, plan: Plan | None) -> None:
         """Every file that is there must have a reason."""
         known = {*_closed_names(plan), CORPUS, BEFORE, LEASE}
-        for name, is_folder in _tree(self.out):
+        for name, is_folder in _tree(self.out, known):
             if is_folder:
                 if name not in (PLAN, SHARDS):
                     self.say(name, "this folder is not part of the corpus")
@@ -237,10 +237,14 @@ def _shard_name(shard: int) -> str:
     return f"{SHARDS}/{shard_path(Path(), shard).name}"
 
 
-def _tree(folder: Path, prefix: str = "") -> Iterator[tuple[str, bool]]:
-    """All that is below the folder: its name, and whether it is a folder; links are not followed."""
+def _tree(folder: Path, known: Collection[str], prefix: str = "") -> Iterator[tuple[str, bool]]:
+    """All that is below the folder: its name, and whether it is a folder; links are not followed.
+
+    Names that are known to be files are not looked at: a store would be asked once for each.
+    """
     for path in sorted(folder.iterdir(), key=lambda path: path.name):
-        is_folder = path.is_dir()
-        yield prefix + path.name, is_folder
+        name = prefix + path.name
+        is_folder = name not in known and path.is_dir()
+        yield name, is_folder
         if is_folder and not path.is_symlink():
-            yield from _tree(path, f"{prefix}{path.name}/")
+            yield from _tree(path, known, f"{name}/")
