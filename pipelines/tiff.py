@@ -1,8 +1,8 @@
 """The directory of a TIFF file, read before Pillow and libtiff read it; EXIF is the same directory again.
 
-They trust it: a tag may name the whole file as its value, and thousands of tags may do so; strips that are
-not listed stay black; a damaged checksum of a Deflate strip is passed over; JPEG inside fills with grey. So
-the directory is held against the file first, and each strip or tile against what its rows need.
+They trust much of it: older Pillows let a thousand tags each take the whole file for their value; strips that
+are not listed stay black; a damaged checksum of a Deflate strip is passed over; JPEG inside fills with grey.
+So the directory is held against the file first, and each strip or tile against what its rows need.
 """
 
 from __future__ import annotations
