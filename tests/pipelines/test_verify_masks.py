@@ -66,6 +66,7 @@ def test_no_rows_and_rows_without_masks():
     assert doubted([([], (3, 4)), (None, (0, 0)), ([], (0, 0))]) == [False] * 3
 
 
+@settings(deadline=None)
 @given(st.lists(drawn, min_size=1, max_size=12), st.sampled_from([1, 7, 1 << 17]))
 def test_sound_masks_are_not_in_doubt(masks, piece):
     with pytest.MonkeyPatch.context() as patch:
@@ -93,7 +94,7 @@ CHANGES = {
 }  # fmt: skip
 
 
-@settings(max_examples=200)
+@settings(max_examples=200, deadline=None)
 @given(
     st.lists(drawn, min_size=1, max_size=8), st.sampled_from(sorted(CHANGES)), st.integers(1, 40), st.data()
 )
