@@ -85,28 +85,36 @@ def list_inputs(
     pieces += images_inside(archives, endings, image_column, note)
     if not any(piece.num_rows for piece in pieces):
         raise UsageError(f"no image found in {archives[0]}; looked for {', '.join(endings)}")
-    return _without_repeats(in_order(pa.Table.from_batches(pieces, INPUT_SCHEMA)))
+    return _without_repeats(in_order(_table(pieces)))
 
 
 def in_order(inputs: pa.Table) -> pa.Table:
     """The inputs sorted by key, then uri; as they are where they are sorted already.
 
-    The sorted columns are gathered in pieces, one column after the other: a whole column of eleven million
-    names is more than Arrow's `string` can hold in one.
+    The sorted columns are gathered in pieces, and each is let go before the next: eleven million names are a
+    gigabyte or more, and no longer fit one array of Arrow's `string`.
     """
     keys = inputs["key"]
     if len(keys) < 2 or pc.all(pc.less(keys.slice(0, len(keys) - 1), keys.slice(1))).as_py():
         return inputs
     order = pc.sort_indices(inputs, sort_keys=[("key", "ascending"), ("uri", "ascending")])
-    columns = []
+    columns = {name: inputs[name] for name in INPUT_SCHEMA.names}
+    del inputs, keys
     for name in INPUT_SCHEMA.names:
-        whole = inputs[name].cast(pa.large_string()).combine_chunks()
+        column = columns[name]
         pieces = [
-            whole.take(order.slice(start, _PIECE_ROWS)).cast(pa.string())
+            column.take(order.slice(start, _PIECE_ROWS)).combine_chunks()
             for start in range(0, len(order), _PIECE_ROWS)
         ]
-        columns.append(pa.chunked_array(pieces, pa.string()))
+        columns[name] = pa.chunked_array(pieces, pa.string())
     return pa.table(columns, schema=INPUT_SCHEMA)
+
+
+def _table(pieces: list[pa.RecordBatch]) -> pa.Table:
+    """The pieces as one table, which then alone holds them."""
+    table = pa.Table.from_batches(pieces, INPUT_SCHEMA)
+    pieces.clear()
+    return table
 
 
 def _expand(text: str, endings: tuple[str, ...]) -> tuple[str, Iterator[str]]:

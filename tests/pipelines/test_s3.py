@@ -6,9 +6,12 @@ ended when the store was well again.
 """
 
 import sys
+import tarfile
 import threading
 
 import fsspec.registry  # noqa: F401  (shadowed in its package by a name of its own)
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from pipelines import storage, worker
@@ -231,6 +234,35 @@ def test_from_a_bucket_into_a_bucket_as_from_a_folder_into_a_folder(
     assert main(words(tmp_path / "here", tmp_path / "corpus", tiny_settings)) == 0
     here, there = ([{**row, "uri": ""} for row in Corpus(one)] for one in (tmp_path / "corpus", out))
     assert here == there
+
+
+def test_archives_in_a_bucket_are_read_by_range(s3, server, photos, tmp_path, monkeypatch):
+    """The plan's uris lead to the bytes in one request each, and to no others."""
+    monkeypatch.setenv("MASKMILL_CACHE", str(tmp_path / "cache"))
+    files = sorted((photos / "coffee").iterdir())
+    with tarfile.open(tmp_path / "a.tar", "w") as tar:
+        for path in files:
+            tar.add(path, path.name)
+    pq.write_table(pa.table({"image": [path.read_bytes() for path in files]}), tmp_path / "a.parquet")
+    for name in ("a.tar", "a.parquet"):
+        s3.upload_file(str(tmp_path / name), "photos", f"archives #1/{name}")
+    inputs = list_inputs(["s3://photos/archives #1/*.tar", "s3://photos/archives #1/a.parquet"], ENDINGS)
+    keys = [f"s3://photos/archives #1/a.parquet#{row}" for row in range(3)]
+    assert inputs["key"].to_pylist() == [
+        *keys,
+        *(f"s3://photos/archives #1/a.tar#{path.name}" for path in files),
+    ]
+    uris = inputs["uri"].to_pylist()
+    assert [read_input(uri) for uri in uris] == [path.read_bytes() for path in files] * 2
+
+    asked = []
+    with stores.Proxy(server, lambda _number, method, path: asked.append(f"{method} {path}")) as proxy:
+        stores.use(monkeypatch, proxy.address)
+        assert read_input(uris[-1]) == files[-1].read_bytes()
+    assert [one.partition(" ")[0] for one in asked] == ["GET"]
+    notes: list[str] = []
+    list_inputs(["s3://photos/archives #1/a.tar"], ENDINGS, note=notes.append)
+    assert "(1 known from before)" in notes[0]
 
 
 def every(step, fault, match=""):
