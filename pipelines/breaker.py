@@ -1,15 +1,18 @@
-"""The circuit breaker: a run in which most images are refused stops, since something else is wrong.
+"""The circuit breaker: a run that gets nowhere stops, and says why.
 
-A wrong mount, a missing codec or a list of the wrong files refuses image after image, and each costs its
-turn. Only what this run itself did is counted, so that the same command, run again, looks anew instead of
-tripping over the rows that are there.
+A wrong mount, a missing codec or a list of the wrong files refuses image after image; a full disk takes the
+work of shard after shard. Only what this run itself did is counted, so that the same command, run again,
+looks anew instead of tripping over the rows that are there. Workers that die are counted in
+`pipelines.dispatch`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from pipelines.config import BreakerConfig
 from pipelines.errors import IncompleteRun
-from pipelines.worker import Tally
+from pipelines.worker import ShardFailure, Tally
 
 CLASSES_TOLD = 4
 
@@ -31,3 +34,13 @@ def check_refusals(tally: Tally, limits: BreakerConfig) -> None:
         f"{'; '.join(classes)}{more}. Mend the cause and run the same command with --retry-rejects {first}; "
         "or, where they are rightly refused, go on with --set breaker.rejected_share=1"
     )
+
+
+def check_unwritten(failures: Sequence[ShardFailure], workers: int, limits: BreakerConfig) -> None:
+    """Raise IncompleteRun where too many shards were done and not written; `failures`: since one was."""
+    unwritten = [failure for failure in failures if failure.output]
+    if len(unwritten) >= limits.unwritten_shards * max(1, workers):
+        raise IncompleteRun(
+            f"stopped: the last {len(unwritten)} shards were done and could not be written; shard "
+            f"{unwritten[-1].shard}: {unwritten[-1].reason}: mend the storage, then run the same command again"
+        )

@@ -109,6 +109,9 @@ class BreakerConfig(Section):
         ge=1,
         description="Stop when this many workers for each slot died in a row and no image came through.",
     )
+    unwritten_shards: int = Field(
+        3, ge=1, description="Stop when this many shards for each worker in a row could not be written."
+    )
 
 
 class RunConfig(Section):

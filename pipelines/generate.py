@@ -18,7 +18,7 @@ from typing import Any
 from rich.console import Console
 
 from pipelines import manifest, recorded, storage
-from pipelines.breaker import check_refusals
+from pipelines.breaker import check_refusals, check_unwritten
 from pipelines.config import RunConfig, digest
 from pipelines.errors import IncompleteRun, UsageError
 from pipelines.lease import Lease, held
@@ -139,8 +139,12 @@ def _run_shards(
     job = Job(work.run.out, config, record.digest, config.threads_per_worker, record.weights_sha256)
     done = Tally()
     failures: list[ShardFailure] = []
+    in_a_row: list[ShardFailure] = []
+    at_work = 1
 
     def show(in_hand: Sequence[Tally], workers: int) -> None:
+        nonlocal at_work
+        at_work = workers
         now = Tally()
         for tally in (done, *in_hand):
             now.add(tally)
@@ -152,8 +156,11 @@ def _run_shards(
         for outcome in outcomes:
             if isinstance(outcome, ShardReceipt):
                 done.add(outcome.tally)
+                in_a_row.clear()
             else:
                 failures.append(outcome)
+                in_a_row.append(outcome)
+                check_unwritten(in_a_row, at_work, config.breaker)
     return done, failures
 
 

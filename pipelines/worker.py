@@ -46,7 +46,7 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 ATTEMPTS = 4
-COMMIT_ATTEMPTS = 7  # half a minute of pauses: by then the shard has cost its work
+COMMIT_ATTEMPTS = 6  # a quarter of a minute of pauses: by then the shard has cost its work
 FIRST_PAUSE_SECONDS = 0.5  # doubled after each attempt
 
 
@@ -140,10 +140,16 @@ class ShardReceipt:
 
 @dataclass(frozen=True, slots=True)
 class ShardFailure:
-    """A shard that could not be finished for now, and why, in one line."""
+    """A shard that could not be finished for now, and why, in one line.
+
+    Attributes:
+        output: it was done, and the corpus's own storage did not take it.
+
+    """
 
     shard: int
     reason: str
+    output: bool = False
 
 
 OnProgress = Callable[[Sequence[Tally], int], None]
@@ -217,12 +223,16 @@ def run_shard(
         except (OSError, MemoryError, RuntimeError) as error:
             if not is_infrastructure(error):
                 raise
-            failure = ShardFailure(task.shard, " ".join(f"{type(error).__name__}: {error}".split()))
+            failure = ShardFailure(task.shard, _line(error))
             if isinstance(error, OSError):  # tried again already, where it happened
                 return failure
         log.info("shard %d: memory ran out: %s", task.shard, failure.reason)
         time.sleep(pause)  # after the handler, when the traceback no longer holds the images
     return failure
+
+
+def _line(error: BaseException) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())
 
 
 def is_infrastructure(error: BaseException) -> bool:
@@ -234,7 +244,7 @@ def is_infrastructure(error: BaseException) -> bool:
 
 def _attempt(
     task: ShardTask, generator: Generates, job: Job, on_progress: Callable[[Tally], None]
-) -> ShardReceipt:
+) -> ShardReceipt | ShardFailure:
     rows: list[ImageRow] = []
     tally = Tally()
     for batch in _batched(_decoded_ahead(task, job.config, tally), job.config.generator.encode_batch):
@@ -242,7 +252,10 @@ def _attempt(
             rows.append(row)
             tally.add_row(row)
         on_progress(copy.deepcopy(tally))
-    committed = task.probe or _commit(task, rows, job, tally)
+    try:
+        committed = task.probe or _commit(task, rows, job, tally)
+    except OSError as error:
+        return ShardFailure(task.shard, _line(error), output=True)
     return ShardReceipt(task.shard, committed, tally)
 
 

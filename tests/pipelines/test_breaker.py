@@ -5,12 +5,13 @@ from collections import Counter
 
 import pytest
 
-from pipelines.breaker import check_refusals
+from pipelines import worker
+from pipelines.breaker import check_refusals, check_unwritten
 from pipelines.cli import main
 from pipelines.config import BreakerConfig
 from pipelines.errors import IncompleteRun
 from pipelines.shards import committed_shards
-from pipelines.worker import Tally
+from pipelines.worker import ShardFailure, Tally
 
 
 def tally(ok, **refused):
@@ -59,6 +60,49 @@ def test_it_says_which_classes_how_often_one_image_of_each_and_what_to_do():
     assert "5 TooLarge, such as TooLarge.png (why); and 1 more classes. Mend" in told
     assert "--retry-rejects Missing" in told
     assert "--set breaker.rejected_share=1" in told
+
+
+UNWRITTEN, UNREAD = ShardFailure(7, "the disk is full", output=True), ShardFailure(8, "the mount is gone")
+
+
+@pytest.mark.parametrize(
+    ("failures", "workers", "stops"),
+    [
+        ([], 1, False),
+        ([UNWRITTEN] * 2, 1, False),
+        ([UNWRITTEN] * 3, 1, True),
+        ([UNWRITTEN] * 3, 0, True),  # workers that have all died
+        ([UNWRITTEN] * 5, 2, False),
+        ([UNWRITTEN] * 6, 2, True),
+        ([UNREAD] * 99, 1, False),  # the next inputs may lie elsewhere
+        ([UNWRITTEN, UNREAD, UNWRITTEN], 1, False),
+        ([UNREAD, *[UNWRITTEN] * 3], 1, True),
+    ],
+)
+def test_shards_that_cannot_be_written_stop_a_run_by_and_by(failures, workers, stops):
+    if not stops:
+        check_unwritten(failures, workers, BreakerConfig())
+        return
+    with pytest.raises(IncompleteRun, match=r"could not be written; shard 7: the disk is full: mend"):
+        check_unwritten(failures, workers, BreakerConfig())
+
+
+def test_a_storage_that_takes_nothing_ends_the_run_before_all_is_computed(
+    photos, tiny_settings, tmp_path, monkeypatch, capsys
+):
+    def fail(_out, shard, *_rest):
+        tried.append(shard)
+        raise OSError("the disk is full")
+
+    tried = []
+    monkeypatch.setattr(worker, "FIRST_PAUSE_SECONDS", 0.001)
+    monkeypatch.setattr(worker, "commit_table", fail)
+    typed = ["generate", str(photos), "--out", str(tmp_path / "corpus"), "--workers", "0"]
+    for setting in tiny_settings:
+        typed += ["--set", setting]
+    assert main(typed) == 4
+    assert "the last 3 shards were done and could not be written" in capsys.readouterr().err
+    assert sorted(set(tried)) == [0, 1, 2], "of six"
 
 
 def test_tallies_keep_the_first_example():

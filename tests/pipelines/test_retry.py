@@ -1,6 +1,12 @@
 """Refused images run again: nothing to do first, then the rows that are left, then kills and late workers."""
 
+import json
+import os
 import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
@@ -122,6 +128,28 @@ def test_killed_at_any_point_it_is_finished_by_the_same_command_or_without_the_o
     assert run(made / "photos", mended, tiny_settings, *again) == 0
     done = again or killed != "before the first shard"
     assert classes(mended)[1] == (None if done else "NotAnImage")
+    assert main(["verify", str(mended)]) == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rename", [1, 2, 3, 4])  # the record of before, two shards, corpus.json
+def test_kill_9_at_any_file_that_takes_anothers_place(mended, made, tiny_settings, tmp_path, rename):
+    inject = Path(__file__).parents[1] / "chaos" / "inject"
+    chaos = {"point": "rename", "call": rename, "mark": str(tmp_path / "killed")}
+    typed = ["generate", str(made / "photos"), "--out", str(mended), "--workers", "0"]
+    for setting in [*tiny_settings, "shard_size=3", "embed_images=true"]:
+        typed += ["--set", setting]
+    done = subprocess.run(
+        [sys.executable, "-m", "pipelines.cli", *typed, "--retry-rejects", "NotAnImage"],
+        env={**os.environ, "PYTHONPATH": str(inject), "MASKMILL_CHAOS": json.dumps(chaos)},
+        capture_output=True,
+        check=False,
+    )
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    assert run(made / "photos", mended, tiny_settings) == 0
+    assert main(["verify", str(mended)]) == 0
+    assert run(made / "photos", mended, tiny_settings, "--retry-rejects", "NotAnImage") == 0
+    assert classes(mended) == [None, None, None, "EmptyFile", "NotAnImage", None]
     assert main(["verify", str(mended)]) == 0
 
 
