@@ -12,6 +12,7 @@ import pyarrow as pa
 import pytest
 
 from pipelines import manifest, storage
+from pipelines import plan as plan_module
 from pipelines.errors import CorpusError, UsageError
 from pipelines.plan import make_plan, open_run, part_path, read_plan, refuse_collisions
 from pipelines.schema import PLAN_SCHEMA, image_id
@@ -87,6 +88,21 @@ def test_a_plan_is_read_back(tmp_path):
     assert [(image.key, image.row, image.shard) for image in plan.images(1)] == [("d", 3, 1)]
     assert plan.images(0) == run.plan.images(0)
     assert plan.images(2) == []
+
+
+@pytest.mark.parametrize("group_bytes", [1, 150, 1000, 1 << 20])
+def test_shards_are_found_in_whatever_row_groups_they_lie(tmp_path, monkeypatch, group_bytes):
+    """Shards of 3 in two parts, over row groups of one row, of a few and of all."""
+    monkeypatch.setattr(plan_module, "GROUP_BYTES", group_bytes)
+    names = [f"{number:03}" for number in range(40)]
+    opened(tmp_path, items(*names[:25]))
+    run = opened(tmp_path, items(*names), "extend")
+    expected = [names[at : min(at + 3, 25)] for at in range(0, 25, 3)]
+    expected += [names[at : at + 3] for at in range(25, 40, 3)]
+    assert [[image.key for image in run.plan.images(shard)] for shard in run.plan.shards] == expected
+    assert [image.row for shard in run.plan.shards for image in run.plan.images(shard)] == list(range(40))
+    assert run.plan.size([0, 8, 13]) == 3 + 1 + 3
+    assert run.plan.column("key").to_pylist() == names
 
 
 # Opening a run
