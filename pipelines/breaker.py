@@ -42,5 +42,5 @@ def check_unwritten(failures: Sequence[ShardFailure], workers: int, limits: Brea
     if len(unwritten) >= limits.unwritten_shards * max(1, workers):
         raise IncompleteRun(
             f"stopped: the last {len(unwritten)} shards were done and could not be written; shard "
-            f"{unwritten[-1].shard}: {unwritten[-1].reason}: mend the storage, then run the same command again"
+            f"{unwritten[-1].shard}: {unwritten[-1].reason}: mend the storage, then run the command again"
         )
