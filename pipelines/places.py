@@ -15,6 +15,7 @@ import errno
 import os
 import re
 from collections.abc import Iterator
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, cast
 from urllib.parse import quote, unquote
@@ -48,8 +49,7 @@ def scheme_of(text: str) -> str | None:
 def place(text: str | Path) -> Path:
     """The path that was typed, of a local file system or of a store; nothing is asked of the store yet.
 
-    Raises UsageError where the scheme is not one of ours, its library is not installed, or the address holds
-    a password: it would go into the plan and from there into every row.
+    Raises UsageError as `check_address` does.
     """
     if not isinstance(text, str):
         return text
@@ -58,19 +58,33 @@ def place(text: str | Path) -> Path:
         return Path(text)
     if scheme == "file":
         return Path(os.fsdecode(unquote(text[len(FILE) :], errors="surrogateescape")))
+    check_address(text)
+    from upath import UPath
+
+    return cast(Path, UPath(text, **_OPTIONS.get(scheme, {})))  # the same methods, though another class
+
+
+def check_address(text: str) -> None:
+    """Raise UsageError where an address is not of a store we know, where its library is not installed, or
+    where it holds a password: that would go into the plan, and from there into every row.
+    """
+    scheme = scheme_of(text)
     if scheme not in _EXTRAS:
         raise UsageError(f"{redacted(text)}: expected a local path, or s3://, gs://, hf:// or file://")
     if _USER.match(text, len(scheme)):
         raise UsageError(f"{redacted(text)}: expected no credentials here; give them in the environment")
     try:
-        from upath import UPath
-
-        path = UPath(text, **_OPTIONS.get(scheme, {}))
-        _ = path.fs
+        _library_of(scheme)
     except ImportError:
-        extra = _EXTRAS[scheme]
-        raise UsageError(f"{text}: {scheme}:// needs a library: pip install 'maskmill[{extra}]'") from None
-    return cast(Path, path)  # the same methods, though not the same class
+        pip = f"pip install 'maskmill[{_EXTRAS[scheme]}]'"
+        raise UsageError(f"{text}: {scheme}:// needs a library: {pip}") from None
+
+
+@lru_cache
+def _library_of(scheme: str) -> Any:
+    from fsspec import get_filesystem_class
+
+    return get_filesystem_class(scheme)
 
 
 def is_remote(path: Path) -> bool:

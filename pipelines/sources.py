@@ -31,7 +31,16 @@ import pyarrow.compute as pc
 
 from pipelines.archives import HIDDEN, INPUT_SCHEMA, images_inside, is_archive, readable
 from pipelines.errors import UsageError
-from pipelines.places import as_os_errors, is_remote, place, redacted, scheme_of, store_of, uri_of
+from pipelines.places import (
+    as_os_errors,
+    check_address,
+    is_remote,
+    place,
+    redacted,
+    scheme_of,
+    store_of,
+    uri_of,
+)
 
 log = logging.getLogger(__name__)
 
@@ -251,12 +260,14 @@ def _read_list(path: Path, folder: str) -> Iterator[str]:
 def _listed(line: str, folder: str, where: str) -> str:
     if "\0" in line:
         raise UsageError(f"{where}: expected a path in each line; is this a text file?")
-    if "://" in line and scheme_of(line):
+    if "://" in line and (scheme := scheme_of(line)):
+        if scheme == "file":
+            return os.fspath(place(line))
         try:
-            path = place(line)
+            check_address(line)
         except UsageError as error:
             raise UsageError(f"{where}: {error}") from None
-        return line if is_remote(path) else os.fspath(path)
+        return line
     path_text = line if line.startswith("/") else f"{folder}/{line}"
     if scheme_of(folder) and not line.startswith("/"):
         return path_text
@@ -269,8 +280,7 @@ def _columns(paths: list[str], root: str, prefix: str) -> pa.RecordBatch:
     below = root.rstrip("/") + "/"
     keys = [prefix + path.removeprefix(below) for path in paths]
     try:
-        odd = scheme_of(paths[0]) or scheme_of(paths[-1]) or scheme_of(root)
-        uris = [uri_of(path) for path in paths] if odd else paths
+        uris = [uri_of(path) for path in paths] if any("://" in path for path in paths) else paths
         columns = [pa.array(keys, pa.string()), pa.array(uris, pa.string())]
     except UnicodeEncodeError:
         columns = [pa.array(map(readable, keys), pa.string()), pa.array(map(uri_of, paths), pa.string())]

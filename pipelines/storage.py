@@ -21,10 +21,10 @@ import os
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from pipelines.errors import MaskmillError
-from pipelines.places import as_os_errors, is_remote, redacted, store_code, store_of
+from pipelines.places import as_os_errors, is_remote, redacted, scheme_of, store_code, store_of
 
 _TEMPORARY = ".maskmill-"
 _SUFFIX = ".tmp"
@@ -60,7 +60,7 @@ def link(path: Path, write: Callable[[BinaryIO], None]) -> bool:
 def replace(path: Path, write: Callable[[BinaryIO], None]) -> None:
     """Make `path` out of what `write` writes; a reader sees the old file or the new one, never a mixture."""
     if is_remote(path):
-        store, name = store_of(path)
+        store, name = _writable(path)
         with as_os_errors():
             store.pipe_file(name, _content(write))
         return
@@ -109,7 +109,7 @@ def sweep(folder: Path) -> int:
 
 def _put_new(path: Path, write: Callable[[BinaryIO], None]) -> bool:
     """Put an object under a name that is free; False where it is taken."""
-    store, name = store_of(path)
+    store, name = _writable(path)
     with as_os_errors():
         if store.exists(name):
             return False
@@ -128,6 +128,13 @@ def _put_new(path: Path, write: Callable[[BinaryIO], None]) -> bool:
                 raise
             store.pipe_file(name, content)
         return True
+
+
+def _writable(path: Path) -> tuple[Any, str]:
+    """A store and the name in it; OSError where nothing can be put on the condition that its name is free."""
+    if scheme_of(str(path)) == "hf":
+        raise OSError(errno.EROFS, "hf:// is for inputs; choose a folder, s3:// or gs://", str(path))
+    return store_of(path)
 
 
 def _content(write: Callable[[BinaryIO], None]) -> bytes:

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipelines import storage, worker
+from pipelines import places, storage, worker
 from pipelines.cli import main
 from pipelines.corpus import Corpus
 from pipelines.errors import UsageError
@@ -86,6 +86,7 @@ def test_addresses_that_are_refused(typed, says):
 
 @pytest.mark.parametrize(("scheme", "library"), [("s3", "s3fs"), ("gs", "gcsfs"), ("hf", "huggingface_hub")])
 def test_a_library_that_is_not_installed(monkeypatch, scheme, library):
+    places._library_of.cache_clear()
     monkeypatch.setitem(sys.modules, library, None)
     monkeypatch.setattr(sys.modules["fsspec.registry"], "_registry", {})
     with pytest.raises(UsageError, match=rf"pip install 'maskmill\[{scheme}\]'"):
@@ -137,7 +138,7 @@ def test_folders_and_globs(s3, collection, given, keys):
 
 
 def test_file_lists_here_and_there(s3, collection, tmp_path):
-    listed = "# two\ncoffee/0.png\ns3://photos/trip/rocket/1.png\n"
+    listed = "# two\ncoffee/0.png\ns3://photos/trip/rocket/1.png\n"  # relative, and not
     s3.put_object(Bucket="photos", Key="trip/list.txt", Body=listed.encode())
     uris = ["s3://photos/trip/coffee/0.png", "s3://photos/trip/rocket/1.png"]
     assert list_inputs(["s3://photos/trip/list.txt"], ENDINGS)["uri"].to_pylist() == uris
@@ -197,6 +198,11 @@ def test_a_writer_that_raises_leaves_no_object(s3):
         with pytest.raises(RuntimeError, match="bug"):
             make(place("s3://corpora/half/file"), write)
     assert names(s3, "half/") == []
+
+
+def test_what_only_gives_is_no_place_for_a_corpus():
+    with pytest.raises(OSError, match="hf:// is for inputs"):
+        storage.link(place("hf://datasets/someone/corpus/run.json"), lambda file: file.write(b"x"))
 
 
 @pytest.mark.parametrize("typed", ["s3://nobucket/corpus", "s3://corpora/refused"])
