@@ -22,6 +22,11 @@ from pipelines.verify import verify
 from tests.pipelines.corpora import make_corpus, make_photos, open_corpus
 
 
+@pytest.fixture(autouse=True)
+def watchful(monkeypatch):
+    monkeypatch.setattr(lease, "WATCH_SECONDS", 0.05)
+
+
 def moment(from_now):
     return datetime.fromtimestamp(time.time() + from_now, UTC).isoformat()
 
@@ -129,28 +134,28 @@ def test_two_of_one_process_are_two(out):
 
 
 def test_another_machine_is_waited_for_until_its_lease_runs_out(out):
-    write_lease(out, expires=moment(1.5))
+    write_lease(out, expires=moment(0.8))
     waited, (said,) = take(out)
-    assert 1 < waited < 10
+    assert 0.5 < waited < 10
     assert "waiting for the lease of another run: elsewhere, process 7, since" in said
 
 
 def test_another_machine_that_renews_its_lease_is_at_work(out):
     write_lease(out)
-    threading.Timer(0.7, write_lease, (out,), {"expires": moment(SECONDS)}).start()
+    threading.Timer(0.2, write_lease, (out,), {"expires": moment(SECONDS)}).start()
     with pytest.raises(IncompleteRun, match="at work on it: elsewhere, process 7"), held(out, print):
         pass
 
 
 def test_another_machine_that_ends_lets_this_one_on(out):
     write_lease(out)
-    threading.Timer(0.7, (out / LEASE).unlink).start()
+    threading.Timer(0.2, (out / LEASE).unlink).start()
     assert take(out)[0] < 10
 
 
 @pytest.mark.parametrize("ahead", [3600, 10**9])
 def test_an_end_too_far_off_is_not_believed(out, monkeypatch, ahead):
-    monkeypatch.setattr(lease, "SECONDS", 1.0)
+    monkeypatch.setattr(lease, "SECONDS", 0.3)
     write_lease(out, expires=moment(ahead))
     assert take(out)[0] < 5
 
@@ -162,7 +167,7 @@ def quick(monkeypatch):
 
 def test_it_is_renewed_while_it_is_held(out, quick):
     with held(out, print) as mine:
-        time.sleep(1.5)
+        time.sleep(1.1)
         left = datetime.fromisoformat(json.loads((out / LEASE).read_text())["expires"]).timestamp()
         assert left > time.time()
         mine.check()
@@ -231,7 +236,7 @@ except IncompleteRun as error:
 
 def test_of_many_at_once_one_holds_it_and_the_others_are_told_who(out):
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    begin = time.time() + 2
+    begin = time.time() + 1
     racers = [
         subprocess.Popen(
             [sys.executable, "-c", RACER, str(out), str(begin)],

@@ -4,6 +4,8 @@ import os
 import subprocess
 import sys
 
+import pytest
+
 from pipelines.cli import main
 from pipelines.corpus import Corpus
 from pipelines.plan import read_plan
@@ -19,6 +21,7 @@ sys.exit(main(sys.argv[1:]))
 """
 
 
+@pytest.mark.slow
 def test_without_the_lease_the_first_commit_of_each_shard_wins(photos, tiny_settings, tmp_path):
     out = tmp_path / "corpus"
     typed = ["generate", str(photos), "--out", str(out), "--workers", "0"]
