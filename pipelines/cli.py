@@ -91,7 +91,7 @@ def _maskmill(
 def generate(
     inputs: Annotated[
         list[str] | None,
-        typer.Argument(metavar="INPUT…", help="Folders, globs, file lists (.txt), image, tar, Parquet files."),
+        typer.Argument(metavar="INPUT…", help="Folders, globs, file lists (.txt), image, tar or Parquet."),
     ] = None,
     out: Annotated[
         Path | None, typer.Option(metavar="CORPUS", help="The corpus's folder.", parser=place)
