@@ -43,9 +43,7 @@ Set = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Change one value: a.b=value. Repeatable."),
 ]
-CorpusArgument = Annotated[
-    Path, typer.Argument(metavar="CORPUS", help="The corpus's folder.", parser=place)
-]
+CorpusArgument = Annotated[Path, typer.Argument(metavar="CORPUS", help="The corpus's folder.", parser=place)]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
