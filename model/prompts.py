@@ -59,9 +59,9 @@ def points_in_and_around(masks: Tensor, generator: torch.Generator) -> tuple[Ten
     return points, flat.gather(-1, index).long()
 
 
-def holding(masks_BPHW: Tensor, points_BP2: Tensor) -> Tensor:
-    """Which of its image's masks each point lies in: B×P (points) ×P (masks), of 0 and 1."""
-    width = masks_BPHW.shape[-1]
-    place_BP = (points_BP2[..., 1].long() * width + points_BP2[..., 0].long()).to(masks_BPHW.device)
-    index_BPP = place_BP[:, None].expand(-1, masks_BPHW.shape[1], -1)
-    return (masks_BPHW.flatten(2).gather(2, index_BPP) > 0).transpose(1, 2)
+def holding(masks_BQHW: Tensor, points_BP2: Tensor) -> Tensor:
+    """Which of its image's masks, of shares in [0, 1], hold the middle of each point's pixel: B×P×Q, bool."""
+    width = masks_BQHW.shape[-1]
+    place_BP = points_BP2[..., 1].long() * width + points_BP2[..., 0].long()
+    index_BQP = place_BP[:, None].expand(-1, masks_BQHW.shape[1], -1)
+    return (masks_BQHW.flatten(2).gather(2, index_BQP) >= 0.5).transpose(1, 2)

@@ -151,7 +151,7 @@ class Trainer:
         if stage.train != "decoder":
             total = total + self._auxiliary_loss(images.embedding_BCHW, batch, measured)
         if stage.train != "encoder":
-            total = total + self._mask_loss(images, batch, generator, measured)
+            total = total + self._mask_loss(images, batch, stage, generator, measured)
         return total, {name: value.item() for name, value in measured.items()}
 
     def _auxiliary_loss(self, embedding_BCHW: Tensor, batch: Batch, measured: dict[str, Tensor]) -> Tensor:
@@ -188,7 +188,12 @@ class Trainer:
         return sam.attend(images, (points + 0.5) * to_input - 0.5, labels), tokens
 
     def _mask_loss(
-        self, images: EncodedImages, batch: Batch, generator: torch.Generator, measured: dict[str, Tensor]
+        self,
+        images: EncodedImages,
+        batch: Batch,
+        stage: StageConfig,
+        generator: torch.Generator,
+        measured: dict[str, Tensor],
     ) -> Tensor:
         """What the drawn masks and their predicted IoU cost; the best mask of each prompt is trained."""
         sam, config = self.sam, self.config
@@ -202,20 +207,15 @@ class Trainer:
         cell = masks_BPHW.shape[-1] // logits.shape[-1]
         shares = nn.functional.avg_pool2d(masks_BPHW.flatten(0, 1)[:, None].float(), cell)
         targets = shares.expand_as(logits)
-        weight = config.focal_weight
-        if self.step < config.focal_warmup_steps:
-            weight = 1 + (weight - 1) * self.step / config.focal_warmup_steps
+        weight = config.focal_weight if stage.focal_weight is None else stage.focal_weight
         mask_losses = weight * focal_loss(logits, targets) + dice_loss(logits, targets)
         iou = iou_target = mask_iou(logits.detach(), targets)
         if config.iou_target == "point" and len(tokens) > 1:
-            per_image = (masks_BPHW.shape[0], -1)
-            drawn_BKHW = logits.detach().flatten(0, 1).unflatten(0, per_image)
-            holds_BPP = holding(masks_BPHW, batch.points_BP2.to(config.device))
-            iou_target = best_iou(
-                drawn_BKHW,
-                shares[:, 0].unflatten(0, per_image),
-                holds_BPP.repeat_interleave(len(tokens), dim=1),
-            ).reshape(iou.shape)
+            objects_BQhw = batch.objects_BQhw.to(config.device).float()
+            holds_BPQ = holding(objects_BQhw, batch.points_BP2.to(config.device) // cell)
+            drawn_BKhw = logits.detach().flatten(0, 1).unflatten(0, (len(objects_BQhw), -1))
+            best_BK = best_iou(drawn_BKhw, objects_BQhw, holds_BPQ.repeat_interleave(len(tokens), dim=1))
+            iou_target = best_BK.reshape(iou.shape).maximum(iou)
         iou_loss = (decoded.iou_BPM.flatten(0, 1)[:, tokens].float() - iou_target).square().mean()
         mask_loss = mask_losses.min(1).values.mean()
 

@@ -41,6 +41,9 @@ class StageConfig(Section):
         "all",
         description="encoder: on the auxiliary losses, with no masks drawn; decoder: the rest is frozen.",
     )
+    focal_weight: float | None = Field(
+        None, ge=0, description="In place of the run's: without much of it masks become decided."
+    )
     area_power: float = Field(
         0.5, ge=0, le=1, description="A mask is drawn with a chance by its area to this power."
     )
@@ -72,7 +75,6 @@ class TrainConfig(Section):
     )
     clip_norm: float = Field(1.0, gt=0, description="Largest norm of the gradient.")
     focal_weight: float = Field(20.0, ge=0, description="Weight of the focal loss beside dice's 1.")
-    focal_warmup_steps: int = Field(0, ge=0, description="Steps over which the focal weight rises from 1.")
     iou_target: Literal["prompt", "point"] = Field(
         "prompt",
         description="point: a click's predicted IoU is that with the best of the image's masks that hold it.",

@@ -34,6 +34,9 @@ VALIDATION_SHARE = 12
 PATCH = 16
 """Pixels of a cell of the encoder's output, in every size of the model."""
 
+MAX_OBJECTS = 64
+"""Masks of an image that a click's predicted IoU is held against."""
+
 TEACHER_STRIDE = 16
 """Pixels of a cell of a teacher's map."""
 
@@ -114,6 +117,7 @@ class Batch:
     valid_BHW: Tensor  # bool
     masks_BPHW: Tensor  # uint8, at full resolution
     points_BP2: Tensor  # float32
+    objects_BQhw: Tensor  # float16: all the image's masks, shares of four pixels' side; empty ones at the end
     teacher_BCHW: Tensor  # float32, a cell a patch; no channels without a teacher; NaN where it says nothing
 
 
@@ -195,10 +199,10 @@ class TrainingBatches(Dataset[Batch]):
         return Batch(*(torch.from_numpy(np.stack(part)) for part in zip(*squares, strict=True)))
 
     def _square(self, image: LabelledImage, rng: np.random.Generator) -> tuple[NDArray[np.generic], ...]:
-        """A jittered square of the image: pixels C×S×S, valid S×S, masks P×S×S, points P×2, teacher C×s×s."""
+        """A jittered square of the image, in the order of `Batch`."""
         pixels = image.pixels()
         weights = image.areas() ** self.area_power
-        count = min(len(weights), 2 * self.masks_per_image)
+        count = min(len(weights), max(2 * self.masks_per_image, MAX_OBJECTS))
         drawn = rng.choice(len(weights), count, replace=False, p=weights / weights.sum())
         affine = self._jitter(pixels.shape[0], pixels.shape[1], rng)
         square = (self.size, self.size)
@@ -210,10 +214,13 @@ class TrainingBatches(Dataset[Batch]):
         visible = visible or [np.asarray(valid, np.uint8)]
         chosen = [visible[i % len(visible)] for i in range(self.masks_per_image)]
         points = np.stack([_point_inside(mask, rng) for mask in chosen])
+        objects = np.zeros((MAX_OBJECTS, self.size // 4, self.size // 4), np.float16)
+        for index, mask in enumerate(visible[:MAX_OBJECTS]):
+            objects[index] = cv2.resize(mask * 255, objects.shape[1:], interpolation=cv2.INTER_AREA) / 255
         features = np.empty((0, 0, 0), np.float32)
         if self.teacher is not None:
             features = self.teacher.warped(image, affine, self.size)
-        return warped.transpose(2, 0, 1), valid.astype(bool), np.stack(chosen), points, features
+        return warped.transpose(2, 0, 1), valid.astype(bool), np.stack(chosen), points, objects, features
 
     def _jitter(self, height: int, width: int, rng: np.random.Generator) -> NDArray[np.float64]:
         """Large-scale jitter, a flip, and the crop; a photograph smaller than the square sits top left."""
