@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import IO, Any, Self, cast
 
 import platformdirs
 import pyarrow as pa
@@ -34,6 +34,15 @@ EXTENSION = ".tar"
 SCANS_AT_ONCE = 8
 _BLOCK = 512
 _READ_AHEAD = 1 << 18  # of a store: enough for a header and a small member, little enough to throw away
+_LONGEST_TEXT = 1 << 20  # of a long name or of pax fields: tarfile reads as much as a header claims
+_TEXTS = (
+    tarfile.GNUTYPE_LONGNAME,
+    tarfile.GNUTYPE_LONGLINK,
+    tarfile.XHDTYPE,
+    tarfile.XGLTYPE,
+    tarfile.SOLARIS_XHDTYPE,
+)
+_DAMAGE = (tarfile.TarError, ValueError, OverflowError, RecursionError)  # tarfile's, of hostile headers
 _MEMBERS = pa.schema([("name", pa.string()), ("offset", pa.int64()), ("size", pa.int64())])
 
 
@@ -51,6 +60,17 @@ class TarIndex:
     members: pa.Table
     passed_over: int
     cached: bool
+
+
+class _Header(tarfile.TarInfo):
+    """A header that claims no absurd size; ReadError where it does."""
+
+    @classmethod
+    def frombuf(cls, buf: bytes | bytearray, encoding: str | None, errors: str) -> Self:
+        header = super().frombuf(buf, encoding, errors)
+        if header.size < 0 or (header.type in _TEXTS and header.size > _LONGEST_TEXT):
+            raise tarfile.ReadError(f"a header claims {header.size} bytes")
+        return header
 
 
 def read_indexes(paths: Sequence[Path]) -> list[TarIndex]:
@@ -83,9 +103,11 @@ def _scan(path: Path) -> TarIndex:
     passed_over = 0
     with _opened(path) as file:
         try:
-            with tarfile.open(fileobj=file, mode="r:") as tar:
+            with tarfile.open(fileobj=file, mode="r:", tarinfo=_Header) as tar:
                 while (member := tar.next()) is not None:
                     tar.members.clear()  # type: ignore[attr-defined]  # else each is kept
+                    if member.size < 0:  # by its pax fields: would lead back, and round for ever
+                        raise tarfile.ReadError(f"a member claims {member.size} bytes")
                     if member.isreg() and not member.issparse():
                         names.append(_readable(member.name))
                         offsets.append(member.offset_data)
@@ -93,9 +115,10 @@ def _scan(path: Path) -> TarIndex:
                     elif not member.isdir():
                         passed_over += 1
                 end = tar.offset
-        except tarfile.TarError as error:
+        except _DAMAGE as error:
+            reason = " ".join(str(error).split())[:300]
             raise UsageError(
-                f"{path}: no whole, uncompressed tar file: {error}; a compressed one has to be unpacked first"
+                f"{path}: no whole, uncompressed tar file: {reason}; a compressed one has to be unpacked first"
             ) from None
         file.seek(end)
         block = file.read(_BLOCK)

@@ -70,6 +70,38 @@ def test_a_compressed_tar_file_says_what_to_do(tmp_path):
         listed(tmp_path / "a.tar")
 
 
+def pax(**fields) -> bytes:
+    """A tar file whose member has these pax fields."""
+    member = tarfile.TarInfo("a.jpg")
+    member.pax_headers = {name.replace("_", "."): value for name, value in fields.items()}
+    return member.tobuf(tarfile.PAX_FORMAT) + bytes(1024)
+
+
+def long_name(claimed: int) -> bytes:
+    """The header of a long name of so many bytes."""
+    member = tarfile.TarInfo("././@LongLink")
+    member.type, member.size = tarfile.GNUTYPE_LONGNAME, claimed
+    return member.tobuf(tarfile.GNU_FORMAT)
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (pax(GNU_sparse_size="abc", GNU_sparse_map="0,1"), "uncompressed tar file: invalid literal"),
+        (pax(GNU_sparse_map="abc"), "uncompressed tar file: invalid literal"),
+        (pax(size="9" * 30), "no whole, uncompressed tar file"),
+        (tarfile.TarInfo("b.jpg").tobuf() + pax(size="-1536"), "a member claims -1536 bytes"),
+        (long_name(0) * 3000, "no whole, uncompressed tar file: maximum recursion depth"),
+        (long_name(1 << 32), "a header claims 4294967296 bytes"),
+    ],
+)
+def test_hostile_headers(tmp_path, content, says):
+    (tmp_path / "a.tar").write_bytes(content)
+    with pytest.raises(UsageError, match=says) as caught:
+        listed(tmp_path / "a.tar")
+    assert "\n" not in str(caught.value)
+
+
 def test_a_tar_file_without_photographs(tmp_path):
     with pytest.raises(UsageError, match=r"no image found in .*a\.tar"):
         listed(tar_of(tmp_path / "a.tar", [("notes.txt", b"x")]))
