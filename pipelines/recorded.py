@@ -33,11 +33,14 @@ def recorded(out: Path) -> dict[str, dict[str, Any]]:
     if path is None:
         return {}
     problem, content = None, read_json(path)
-    if path.read_bytes() != as_bytes(sealed(content)):
-        problem = "its sha256 is not its own, or it is not as it was written"
-    files = listed(content)
-    if problem is None and len(files) != len(content.get("files", ())):
-        problem = "its list of files"
+    files, said = listed(content), content.get("files", [])
+    try:
+        if path.read_bytes() != as_bytes(sealed(content)):
+            problem = "its sha256 is not its own, or it is not as it was written"
+        elif not isinstance(said, list) or len(files) != len(said):
+            problem = "its list of files"
+    except (ValueError, RecursionError) as error:  # a number that JSON reads as infinite
+        problem = str(error)
     if problem:
         raise CorpusError(
             f"{path}: damaged: {problem}: restore it from a copy, or start anew with --overwrite"

@@ -12,7 +12,7 @@ all of the time passes in hashing, decompression and numpy, which let go of the 
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -99,12 +99,11 @@ class _Check:
         path = self.out / RUN
         try:
             record = manifest.read_run(self.out)
-            as_written = as_bytes(read_json(path))
-        except (CorpusError, ValueError) as error:
+            if path.read_bytes() != as_bytes(read_json(path)):
+                self.say(RUN, "not as it was written")
+        except (CorpusError, OSError, ValueError, RecursionError) as error:
             self.say(RUN, without_path(path, error))
             return None
-        if path.read_bytes() != as_written:
-            self.say(RUN, "not as it was written")
         return record
 
     def _plan(self, record: RunRecord | None) -> Plan | None:
@@ -119,7 +118,7 @@ class _Check:
                 with open_parquet(path) as file:
                     check_footer(_part_name(part), file, record, own, self.found)
                 first_row += self._part(path, _part_name(part))
-        except CorpusError as error:
+        except (CorpusError, OSError) as error:
             self.say(PLAN, f"{without_path(self.out / PLAN, error)}; no row can be accounted for")
             return None
         return plan
@@ -149,7 +148,7 @@ class _Check:
             content = read_json(path)
             if path.read_bytes() != as_bytes(sealed(content)):
                 closing.say(path.name, "damaged: its sha256 is not its own, or it is not as it was written")
-        except (CorpusError, ValueError, RecursionError) as error:
+        except (CorpusError, OSError, ValueError, RecursionError) as error:
             closing.say(path.name, without_path(path, error))
             return None
         said = content.get("format"), content.get("format_version")
@@ -192,15 +191,18 @@ class _Check:
         if entry is None:
             return
         summary = CORPUS if (self.out / CORPUS).is_file() else BEFORE
-        if not path.is_file():
-            found.say(name, f"{summary} lists it, but it is missing")
-        elif {"path": name, **fingerprint(path)} != entry:
-            found.say(name, f"its bytes or its sha256 are not those in {summary}")
+        try:
+            if not path.is_file():
+                found.say(name, f"{summary} lists it, but it is missing")
+            elif {"path": name, **fingerprint(path)} != entry:
+                found.say(name, f"its bytes or its sha256 are not those in {summary}")
+        except OSError as error:
+            found.say(name, f"cannot be read: {error.strerror or error}")
 
     def _files(self, plan: Plan | None) -> None:
         """Every file that is there must have a reason."""
         known = {*_closed_names(plan), CORPUS, BEFORE, LEASE}
-        for name, is_folder in _tree(self.out, known):
+        for name, is_folder in _tree(self.out, known, self.say):
             if is_folder:
                 if name not in (PLAN, SHARDS):
                     self.say(name, "this folder is not part of the corpus")
@@ -237,14 +239,22 @@ def _shard_name(shard: int) -> str:
     return f"{SHARDS}/{shard_path(Path(), shard).name}"
 
 
-def _tree(folder: Path, known: Collection[str], prefix: str = "") -> Iterator[tuple[str, bool]]:
+def _tree(
+    folder: Path, known: Collection[str], say: Callable[[str, str], None], prefix: str = ""
+) -> Iterator[tuple[str, bool]]:
     """All that is below the folder: its name, and whether it is a folder; links are not followed.
 
+    `say` gets the name of a folder that cannot be listed, and why.
     Names that are known to be files are not looked at: a store would be asked once for each.
     """
-    for path in sorted(folder.iterdir(), key=lambda path: path.name):
+    try:
+        paths = sorted(folder.iterdir(), key=lambda path: path.name)
+    except OSError as error:
+        say(prefix or f"{folder}", f"cannot be listed: {error.strerror or error}")
+        return
+    for path in paths:
         name = prefix + path.name
         is_folder = name not in known and path.is_dir()
         yield name, is_folder
         if is_folder and not path.is_symlink():
-            yield from _tree(path, known, f"{name}/")
+            yield from _tree(path, known, say, f"{name}/")

@@ -1,6 +1,9 @@
 """Every way of damaging a corpus is found, named by file and row; none ends in a traceback or a crash."""
 
+import errno
+import io
 import json
+import os
 import random
 import shutil
 from pathlib import Path
@@ -8,7 +11,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from pipelines import manifest
+from pipelines import manifest, recorded
 from pipelines.errors import CorpusError
 from pipelines.schema import ROW_SCHEMA
 from pipelines.sealed import as_bytes, sealed
@@ -294,6 +297,47 @@ def test_the_seal_covers_totals_and_files(corpus):
     content["files"].pop(0)
     path.write_bytes(as_bytes(sealed(content)))
     assert "corpus.json: does not list run.json" in verify(corpus).problems
+
+
+@pytest.mark.parametrize("name", ["run.json", "corpus.json", PART, SHARD_0])
+def test_a_disk_that_fails_at_a_file(corpus, monkeypatch, name):
+    """Root may read everything, so that the disk's answer is put in its mouth."""
+    opening = io.open
+
+    def refuse(file, *more, **options):
+        if str(file) == str(corpus / name):
+            raise OSError(errno.EIO, "Input/output error", str(file))
+        return opening(file, *more, **options)
+
+    monkeypatch.setattr(io, "open", refuse)
+    problems = verify(corpus).problems
+    assert any(problem.startswith(name) and "Input/output error" in problem for problem in problems)
+
+
+@pytest.mark.parametrize("name", ["plan", "shards"])
+def test_a_disk_that_fails_at_a_folder(corpus, monkeypatch, name):
+    listing = os.listdir
+
+    def refuse(folder):
+        if str(folder) == str(corpus / name):
+            raise PermissionError(errno.EACCES, "Permission denied", str(folder))
+        return listing(folder)
+
+    monkeypatch.setattr(os, "listdir", refuse)
+    problems = verify(corpus).problems
+    assert any(problem.startswith(name) and "Permission denied" in problem for problem in problems)
+
+
+def test_numbers_and_lists_that_json_has_and_a_corpus_cannot(corpus):
+    """`recorded` reads them for a rerun; what has a matching checksum is no less damaged."""
+    path = corpus / manifest.CORPUS
+    content = json.loads(path.read_bytes())
+    path.write_bytes(as_bytes(sealed({**content, "files": 5})))
+    with pytest.raises(CorpusError, match="damaged: its list of files"):
+        recorded.recorded(corpus)
+    path.write_bytes(b'{"totals": 1234e6789}')
+    with pytest.raises(CorpusError, match="damaged: .*not JSON compliant.*restore it from a copy"):
+        recorded.recorded(corpus)
 
 
 @pytest.mark.parametrize(
