@@ -33,7 +33,7 @@ _LIBRARIES = {
     "aiobotocore", "aiohttp", "botocore", "fsspec", "gcsfs", "google", "httpx", "huggingface_hub", "requests",
     "s3fs", "urllib3",
 }  # fmt: skip
-_USER = re.compile(r"(://)[^/\s]+@")
+_USER = re.compile(r"(://)(?:[^/\s]+|[^/\s@]*:[^\s@]*)@")  # a password may have a `/`
 _SIGNED = re.compile(
     r"([?&](?:X-(?:Amz|Goog)-[\w-]+|AWSAccessKeyId|Signature|Key-Pair-Id|Policy|access_token|token|sig)=)[^&\s'\"]+",
     re.IGNORECASE,
@@ -66,12 +66,13 @@ def place(text: str | Path) -> Path:
 
 def check_address(text: str) -> None:
     """Raise UsageError where an address is not of a store we know, where its library is not installed, or
-    where it holds a password: that would go into the plan, and from there into every row.
+    where it holds a password or a signature: that would go into the plan, and from there into every row.
     """
     scheme = scheme_of(text)
     if scheme not in _EXTRAS:
         raise UsageError(f"{redacted(text)}: expected a local path, or s3://, gs://, hf:// or file://")
-    if _USER.match(text, len(scheme)):
+    bucket = text[len(f"{scheme}://") :].partition("/")[0]
+    if ":" in bucket or "@" in bucket or _SIGNED.search(text):
         raise UsageError(f"{redacted(text)}: expected no credentials here; give them in the environment")
     try:
         _library_of(scheme)

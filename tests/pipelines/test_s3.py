@@ -76,6 +76,8 @@ WHOLE += [f"shards/shard-00000{shard}.parquet" for shard in range(2)]
         ("ftp://host/photos", "expected a local path, or s3://"),
         ("https://host/a.jpg?X-Amz-Signature=abc", r"X-Amz-Signature=\*\*\*: expected a local path"),
         ("s3://user:secret@bucket/photos", r"s3://\*\*\*@bucket/photos: expected no credentials"),
+        ("s3://user:se/secret@bucket/photos", r"s3://\*\*\*@bucket/photos: expected no credentials"),
+        ("s3://bucket/a.jpg?X-Amz-Signature=secret", r"Signature=\*\*\*: expected no credentials"),
     ],
 )
 def test_addresses_that_are_refused(typed, says):
@@ -94,6 +96,7 @@ def test_a_library_that_is_not_installed(monkeypatch, scheme, library):
 
 
 def test_messages_without_credentials():
+    assert redacted("s3://me:p/w@b/c, s3://b/a@2x.jpg") == "s3://***@b/c, s3://b/a@2x.jpg"
     said = "GET https://me:pw@host/b?X-Amz-Credential=AK%2F1&x=1&X-Amz-Signature=ab failed; s3://k:s@b/c"
     assert (
         redacted(said)
