@@ -48,7 +48,7 @@ EXPECTED = "a folder, a glob, a file list (.txt), an image, tar or Parquet file"
 
 _WILDCARD = re.compile(r"[*?[]")
 _LIST_EXTENSION = ".txt"
-
+_COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst")
 
 _PIECE_ROWS = 1 << 16
 
@@ -138,7 +138,7 @@ def _expand(text: str, endings: tuple[str, ...]) -> tuple[str, Iterator[str]]:
         if path.is_file() and path.suffix.lower() == _LIST_EXTENSION:
             return os.path.dirname(absolute), _read_list(path, os.path.dirname(absolute))
         if path.exists():
-            return os.path.dirname(absolute), iter([absolute])
+            return os.path.dirname(absolute), _outright(absolute)
     except OSError as error:
         raise UsageError(f"{text}: cannot be read: {error.strerror}") from None
     if _WILDCARD.search(text):
@@ -155,7 +155,7 @@ def _expand_remote(text: str, path: Path, endings: tuple[str, ...]) -> tuple[str
         with as_os_errors():
             if store.isfile(name):
                 is_list = name.lower().endswith(_LIST_EXTENSION)
-                return above, _read_list(path, above) if is_list else iter([address])
+                return above, _read_list(path, above) if is_list else _outright(address)
             found = _matching(store, name, endings) if _WILDCARD.search(name) else None
             if found is None:
                 found = name, [one for one in store.find(name) if one.lower().endswith(endings)]
@@ -167,6 +167,13 @@ def _expand_remote(text: str, path: Path, endings: tuple[str, ...]) -> tuple[str
         raise UsageError(f"{redacted(text)}: cannot be listed: {reason}") from None
     shown = (one for one in names if not HIDDEN.search(one[len(root) :]))
     return f"{scheme}://{root}", (f"{scheme}://{one}" for one in shown)
+
+
+def _outright(path: str) -> Iterator[str]:
+    """A file that was named outright."""
+    if path.lower().endswith(_COMPRESSED):
+        raise UsageError(f"{path}: a compressed tar file has to be unpacked first")
+    return iter([path])
 
 
 def _matching(store: Any, pattern: str, endings: tuple[str, ...]) -> tuple[str, list[str]]:
@@ -303,8 +310,14 @@ def _without_repeats(inputs: pa.Table) -> pa.Table:
     if pc.any(clash).as_py():
         row = pc.index(clash, True).as_py()
         key, first, second = inputs["key"][row], inputs["uri"][row], inputs["uri"][row + 1]
+        archive, _, member = str(first).partition("#")
+        inside = scheme_of(archive) and member and str(second).startswith(f"{archive}#")
         raise UsageError(
             f"two inputs have the key {str(key)!r}: {first} and {second}; "
-            "rename one folder, or give the folder above both"
+            + (
+                "unpack the archive, which keeps the last of a name, or pack it anew"
+                if inside
+                else "rename one folder, or give the folder above both"
+            )
         )
     return inputs.filter(pa.chunked_array([[True], *pc.invert(again).chunks]))

@@ -118,7 +118,8 @@ def _scan(path: Path) -> TarIndex:
         except _DAMAGE as error:
             reason = " ".join(str(error).split())[:300]
             raise UsageError(
-                f"{path}: no whole, uncompressed tar file: {reason}; a compressed one has to be unpacked first"
+                f"{path}: no whole, uncompressed tar file: {reason}; "
+                "a compressed one has to be unpacked first"
             ) from None
         file.seek(end)
         block = file.read(_BLOCK)

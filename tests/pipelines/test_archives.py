@@ -70,6 +70,13 @@ def test_a_compressed_tar_file_says_what_to_do(tmp_path):
         listed(tmp_path / "a.tar")
 
 
+@pytest.mark.parametrize("name", ["a.tar.gz", "a.TGZ", "a.tar.zst"])
+def test_a_name_of_a_compressed_tar_file_says_what_to_do(tmp_path, name):
+    (tmp_path / name).write_bytes(b"any")
+    with pytest.raises(UsageError, match=r"a compressed tar file has to be unpacked first"):
+        listed(tmp_path / name)
+
+
 def pax(**fields) -> bytes:
     """A tar file whose member has these pax fields."""
     member = tarfile.TarInfo("a.jpg")
@@ -108,7 +115,9 @@ def test_a_tar_file_without_photographs(tmp_path):
 
 
 def test_a_member_twice(tmp_path):
-    with pytest.raises(UsageError, match="two inputs have the key"):
+    with pytest.raises(
+        UsageError, match=r"two inputs have the key .*; unpack the archive, .* or pack it anew"
+    ):
         listed(tar_of(tmp_path / "a.tar", [("a.jpg", b"one"), ("a.jpg", b"two")]))
 
 

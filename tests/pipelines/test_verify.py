@@ -336,7 +336,7 @@ def test_numbers_and_lists_that_json_has_and_a_corpus_cannot(corpus):
     with pytest.raises(CorpusError, match="damaged: its list of files"):
         recorded.recorded(corpus)
     path.write_bytes(b'{"totals": 1234e6789}')
-    with pytest.raises(CorpusError, match="damaged: .*not JSON compliant.*restore it from a copy"):
+    with pytest.raises(CorpusError, match=r"damaged: .*not JSON compliant.*restore it from a copy"):
         recorded.recorded(corpus)
 
 
