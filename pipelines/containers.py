@@ -36,6 +36,7 @@ _OTHER_MAGIC = re.compile(
 
 _PNG_SIGNATURE = 8
 _PNG_SAMPLES = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # by colour type
+_PNG_PALETTE = 3
 # Column and row of the first pixel, and the steps, of the seven passes of an interlaced PNG.
 _PASSES = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
 _GIF_EXTENSION, _GIF_FRAME, _GIF_END = 0x21, 0x2C, 0x3B
@@ -63,12 +64,10 @@ class Png(Container):
     """A PNG whose every chunk has its checksum.
 
     Attributes:
-        idat: the pieces of the picture's zlib stream.
-        unpacked: the bytes that it has to hold.
+        unpacked: the bytes that the picture's zlib stream has to hold.
 
     """
 
-    idat: tuple[memoryview, ...] = ()
     unpacked: int = 0
 
 
@@ -84,7 +83,7 @@ def sniff(data: bytes) -> str:
 
 def read_png(data: bytes) -> Png:
     """Every chunk up to the last, each with its CRC; raises InputRejected."""
-    header, exif, idat = b"", b"", list[memoryview]()
+    header, exif, palette = b"", b"", False
     for name, body in _png_chunks(data):
         if not header and name != b"IHDR":
             raise _corrupt("a PNG begins with its header")
@@ -92,14 +91,16 @@ def read_png(data: bytes) -> Png:
             if header or len(body) != 13:
                 raise _corrupt("the PNG header is damaged")
             header = bytes(body)
-        elif name == b"IDAT":
-            idat.append(body)
+        elif name == b"PLTE":
+            palette = len(body) > 0
         elif name == b"eXIf":
             exif = bytes(body).removeprefix(b"Exif\0\0")
     width, height = int.from_bytes(header[:4], "big"), int.from_bytes(header[4:8], "big")
     depth, colours, interlaced = header[8], header[9], header[12]
     if not 0 < width < 1 << 31 or not 0 < height < 1 << 31 or colours not in _PNG_SAMPLES or interlaced > 1:
         raise _corrupt("the PNG header is damaged")
+    if colours == _PNG_PALETTE and not palette:
+        raise _corrupt("the PNG has no palette for its pixels")
     bits = depth * _PNG_SAMPLES[colours]
     passes = _PASSES if interlaced else ((0, 0, 1, 1),)
     unpacked = 0
@@ -107,12 +108,13 @@ def read_png(data: bytes) -> Png:
         columns, rows = -((left - width) // right), -((top - height) // down)
         if columns > 0 and rows > 0:
             unpacked += (1 + -(-columns * bits // 8)) * rows
-    return Png(width, height, exif, tuple(idat), unpacked)
+    return Png(width, height, exif, unpacked)
 
 
-def check_png(png: Png) -> None:
+def check_png(data: bytes, png: Png) -> None:
     """That the picture's data are all there and add up to their checksum; raises InputRejected."""
-    check_inflate(png.idat, png.unpacked, png.unpacked, "the picture's data")
+    idat = (body for name, body in _png_chunks(data) if name == b"IDAT")  # a list may outgrow the file
+    check_inflate(idat, png.unpacked, png.unpacked, "the picture's data")
 
 
 def read_webp(data: bytes) -> Container:

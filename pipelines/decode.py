@@ -47,11 +47,8 @@ from PIL import Image, UnidentifiedImageError
 from pipelines.containers import Container, Png, check_png, read_bmp, read_gif, read_png, read_webp, sniff
 from pipelines.errors import InputRejected
 from pipelines.jpeg import load_whole, read_jpeg
-from pipelines.tiff import check_pieces, jpeg_pieces, read_tiff
+from pipelines.tiff import check_jpeg_size, check_pieces, jpeg_pieces, read_tiff
 from pipelines.tiff import orientation as orientation_of
-
-MAX_BYTES = 1 << 30
-"""A photograph's file is far smaller; an embedded one has to fit a Parquet value of 2 GiB."""
 
 _READERS: dict[str, Callable[[bytes], Container]] = {
     "PNG": read_png, "WEBP": read_webp, "GIF": read_gif, "BMP": read_bmp,
@@ -80,6 +77,7 @@ _DAMAGE = (
     TypeError,
     AttributeError,
     RuntimeError,
+    AssertionError,
     struct.error,
     zlib.error,
 )
@@ -117,10 +115,10 @@ def decode_image(data: bytes, max_pixels: int) -> DecodedImage:
     kind = sniff(data)
     try:
         image, orientation = _checked(kind, data, max_pixels)
+        # Pillow turns TIFF itself while it loads; and it looks at palettes no sooner than it converts.
+        pixels_HW3 = _upright_rgb(image, 1 if kind == "TIFF" else orientation)
     except _DAMAGE as error:
         raise _rejection(error) from None
-    # Pillow turns TIFF itself while it loads.
-    pixels_HW3 = _upright_rgb(image, 1 if kind == "TIFF" else orientation)
     height, width = pixels_HW3.shape[:2]
     return DecodedImage(pixels_HW3, width, height, orientation, hashlib.sha256(data).hexdigest(), data)
 
@@ -142,13 +140,15 @@ def _checked(kind: str, data: bytes, max_pixels: int) -> tuple[Image.Image, int]
         _hold(*tiff.piece_size, max_pixels)
         check_pieces(data, tiff)
         for piece in jpeg_pieces(data, tiff):
-            load_whole(read_jpeg(piece), lambda file: _open("JPEG", file, max_pixels))
+            jpeg = read_jpeg(piece)
+            check_jpeg_size(tiff, jpeg.width, jpeg.height)
+            load_whole(jpeg, lambda file: _open("JPEG", file, max_pixels))
     elif kind in _READERS:
         container = _READERS[kind](data)
         _hold(container.width, container.height, max_pixels)
         exif = container.exif
         if isinstance(container, Png):
-            check_png(container)
+            check_png(data, container)
     image = opened(io.BytesIO(data))
     image.load()
     return image, orientation_of(exif)

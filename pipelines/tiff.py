@@ -8,6 +8,7 @@ So the directory is held against the file first, and each strip or tile against 
 from __future__ import annotations
 
 import struct
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -26,6 +27,7 @@ _TILE_WIDTH, _TILE_HEIGHT, _JPEG_TABLES = 322, 323, 347
 
 _PLAIN, _LZW, _JPEG, _PACK_BITS = 1, 5, 7, 32773
 _DEFLATE = {8, 32946}
+_JPEG_BLOCK = 32  # pixels a side of what a JPEG codes at once, at its largest
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +96,9 @@ def check_pieces(data: bytes, tiff: Tiff) -> None:
         raise InputRejected("decode", "Truncated", message)
     if (starts + lengths > len(data)).any() or not lengths.all():
         raise _cut()
+    if lengths.sum() > len(data):
+        message = "the strips or tiles together are longer than the file"
+        raise InputRejected("decode", "Corrupt", message)
     rows = tiff.piece_size[1]
     down = -(-tiff.height // rows)
     whole = tiff.piece_bytes
@@ -104,15 +109,24 @@ def check_pieces(data: bytes, tiff: Tiff) -> None:
         if tiff.compression == _PLAIN and length < needed:
             raise InputRejected("decode", "Truncated", f"piece {at} has {length} bytes of {needed}")
         if tiff.compression in _DEFLATE:
-            check_inflate([data[start : start + length]], needed, whole, f"piece {at}")
+            check_inflate([memoryview(data)[start : start + length]], needed, whole, f"piece {at}")
 
 
-def jpeg_pieces(data: bytes, tiff: Tiff) -> list[bytes]:
-    """Each strip or tile as a JPEG file of its own; none where the compression is another."""
+def jpeg_pieces(data: bytes, tiff: Tiff) -> Iterator[bytes]:
+    """Each strip or tile as a JPEG file of its own, one at a time; none where the compression is another."""
     if tiff.compression != _JPEG:
-        return []
+        return
     tables = tiff.jpeg_tables[:-2] if tiff.jpeg_tables else b"\xff\xd8"
-    return [tables + data[start + 2 : start + length] for start, length in tiff.pieces.tolist()]
+    for start, length in tiff.pieces.tolist():
+        yield tables + data[start + 2 : start + length]
+
+
+def check_jpeg_size(tiff: Tiff, width: int, height: int) -> None:
+    """That a piece's own header claims no more than a piece in whole blocks; raises InputRejected."""
+    across, down = tiff.piece_size
+    if width > -(-across // _JPEG_BLOCK) * _JPEG_BLOCK or height > -(-down // _JPEG_BLOCK) * _JPEG_BLOCK:
+        message = f"a JPEG of {width}×{height} pixels in a strip or tile of {across}×{down}"
+        raise InputRejected("decode", "Corrupt", message)
 
 
 def _directory(data: bytes, wanted: set[int] | None = None) -> tuple[str, dict[int, _Entry]]:

@@ -4,13 +4,17 @@ import json
 import struct
 import subprocess
 import sys
+import tracemalloc
 import zlib
+from collections.abc import Callable
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from pipelines.decode import decode_image
+from pipelines.errors import InputRejected
+from pipelines.inflate import check_inflate
 from tests.pipelines.image_files import (
     encoded,
     gif,
@@ -99,8 +103,21 @@ def bombs() -> dict[str, tuple[bytes, str]]:
             tiff(grey_tiff(9, 900, t278=(4, 1, 1), t273=(4, 900, piece), t279=(4, 900, piece)), bytes(9999)),
             "Truncated",
         ),
+        "tiff of one jpeg for all": (one_jpeg_for_all(1000), "Corrupt"),
         "jpeg 2000": (encoded(np.zeros((16, 16, 3), np.uint8), "JPEG2000"), "Unsupported"),
     }
+
+
+def one_jpeg_for_all(strips: int) -> bytes:
+    """Each strip is the same JPEG with four comments of 64 KiB, which would be copied for each of them."""
+    grey = encoded(np.full((16, 16), 7, np.uint8), "JPEG")
+    jpeg = grey[:2] + (b"\xff\xfe\xff\xff" + bytes(0xFFFD)) * 4 + grey[2:]
+    changes = {"t259": (3, 1, 7), "t278": (4, 1, 16), "t279": (4, strips, 0)}
+    tags = grey_tiff(16, 16 * strips, t273=(4, strips, 1), **changes)
+    body = tiff_body(tags)
+    tags |= {273: (4, strips, body), 279: (4, strips, body + 4 * strips)}
+    lists = struct.pack("<I", body + 8 * strips) * strips + struct.pack("<I", len(jpeg)) * strips
+    return tiff(tags, lists + jpeg)
 
 
 def bmp_that_skips() -> bytes:
@@ -146,6 +163,32 @@ def test_a_bomb(answers, name):
     assert answer == BOMBS[name][1]
     assert seconds < 5
     assert grown < 160 * MEGABYTE  # among them the file itself, and a picture of LIMIT pixels in two forms
+
+
+def most_memory(call: Callable[[], object]) -> int:
+    """Bytes that Python held at once during a call, beyond those before it."""
+    tracemalloc.start()
+    try:
+        call()
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+def test_a_long_stream_is_unpacked_without_copies_of_it():
+    stream = memoryview(zlib.compress(np.random.default_rng(0).bytes(8 * MEGABYTE), 0))
+    assert most_memory(lambda: check_inflate([stream], 8 * MEGABYTE, 8 * MEGABYTE, "noise")) < MEGABYTE
+
+
+def test_a_picture_in_very_many_pieces_is_not_kept_in_them():
+    data = png(83, 61, STREAM, before=png_chunk(b"IDAT", b"") * 10_000)
+    assert most_memory(lambda: decode_image(data, LIMIT)) < MEGABYTE
+
+
+def test_a_strip_whose_jpeg_is_larger_than_the_strip():
+    jpeg = encoded(np.zeros((999, 1999), np.uint8), "JPEG")
+    with pytest.raises(InputRejected, match="a JPEG of 1999×999 pixels in a strip or tile of 16×16"):
+        decode_image(tiff(grey_tiff(16, 16, t259=(3, 1, 7), t279=(4, 1, len(jpeg))), jpeg), LIMIT)
 
 
 def test_the_orientation_of_a_greedy_directory_is_still_read():
