@@ -32,7 +32,8 @@ _SCAN_END = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")
 _RESTART = re.compile(rb"\xff([\xd0-\xd7])")
 _START, _END, _SCAN = 0xD8, 0xD9, 0xDA
 _BARE = {0x01, *range(0xD0, 0xD8)}  # markers that no length follows
-_FRAMES = {0xC0, 0xC1, 0xC2}  # baseline, extended, progressive; all with Huffman codes
+_PROGRESSIVE = 0xC2
+_FRAMES = {0xC0, 0xC1, _PROGRESSIVE}  # the first two baseline and extended; all with Huffman codes
 _OTHER_FRAMES = {0xC3, 0xC5, 0xC6, 0xC7, *range(0xC9, 0xCC), *range(0xCD, 0xD0), 0xF7}
 _EXIF = b"Exif\0\0"
 # Tables, restart interval, JFIF, Adobe.
@@ -69,7 +70,7 @@ class Jpeg:
 def read_jpeg(data: bytes) -> Jpeg:
     """Walk through the segments; raises InputRejected where one is cut, out of order or not understood."""
     at, parts, scan_parts, exif = 2, [b"\xff\xd8"], set(), b""
-    size, missing_bits = (0, 0), dict[int, list[int]]()
+    size, missing_bits, progressive = (0, 0), dict[int, list[int]](), False
     while (marker := _next(data, at)) is None or marker[0] != _END:
         if marker is None:
             raise _truncated("there is no end marker")
@@ -94,14 +95,14 @@ def read_jpeg(data: bytes) -> Jpeg:
         if kind in _FRAMES:
             if missing_bits:
                 raise _corrupt("two frame headers")
-            size, missing_bits = _frame(body)
+            size, missing_bits, progressive = *_frame(body), kind == _PROGRESSIVE
         if kind == _SCAN:
-            _sent(body, missing_bits)
+            _sent(body, missing_bits, progressive)
             end = _SCAN_END.search(data, at)
             if end is None:
                 raise _truncated("cut in the picture's data: there is no end marker")
             scan_parts.add(len(parts))
-            parts.append(data[at : end.start()])
+            parts.append(data[at : end.start()].rstrip(b"\xff"))  # of which any number may lead a marker
             at = end.start()
             _check_restarts(parts[-1])
             if len(scan_parts) > MAX_SCANS:
@@ -149,12 +150,12 @@ def _frame(body: bytes) -> tuple[tuple[int, int], dict[int, list[int]]]:
     return (width, height), {body[6 + 3 * index]: [16] * 64 for index in range(body[5])}
 
 
-def _sent(body: bytes, missing_bits: dict[int, list[int]]) -> None:
-    """Take away what this scan's header promises."""
+def _sent(body: bytes, missing_bits: dict[int, list[int]], progressive: bool) -> None:
+    """Take away what this scan's header promises: all there is, whatever it says, unless progressive."""
     components = body[0] if body else 0
     if len(body) < 4 + 2 * components or not components:
         raise _corrupt("a scan header is damaged")
-    first, last, bits = body[1 + 2 * components : 4 + 2 * components]
+    first, last, bits = body[1 + 2 * components : 4 + 2 * components] if progressive else (0, 63, 0)
     for index in range(components):
         if body[1 + 2 * index] not in missing_bits:
             raise _corrupt("a scan of a component that is not there")

@@ -1,6 +1,7 @@
 """Damage that decoders pass over in silence, format by format: each is made here, and each is refused."""
 
 import io
+import re
 import struct
 import zlib
 
@@ -11,6 +12,7 @@ from PIL import Image
 from pipelines.decode import decode_image
 from pipelines.errors import InputRejected
 from tests.pipelines.image_files import (
+    PNG_SIGNATURE,
     encoded,
     gif,
     grey_tiff,
@@ -87,6 +89,29 @@ def test_png(name):
 @pytest.mark.parametrize("name", ["crc of the picture", "adler cut off", "rows missing"])
 def test_pillow_alone_takes_such_a_png(name):
     assert pillow_takes(PNG_DAMAGE[name])
+
+
+@pytest.mark.parametrize("colours", [0, 2, 3, 4, 6])
+def test_palettes_and_transparency_of_any_length(colours):
+    """Pillow asks for them only where the pixels become RGB; what they cannot be is damage there as well."""
+    header = png_chunk(b"IHDR", struct.pack(">IIBBBBB", 1, 1, 8, colours, 0, 0, 0))
+    picture = png_chunk(b"IDAT", zlib.compress(bytes(5)[: 1 + {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}[colours]]))
+    end = png_chunk(b"IEND", b"")
+    for entries in (0, 1, 2, 255, 256, 257):
+        palette = png_chunk(b"PLTE", bytes(3 * entries)) if entries else b""
+        for length in (None, 0, 1, 2, 3, 6, 255, 256, 257, 999):
+            transparent = b"" if length is None else png_chunk(b"tRNS", bytes(length))
+            data = b"".join([PNG_SIGNATURE, header, palette, transparent, picture, end])
+            if colours == 3 and (not 0 < entries <= 256 or (length or 0) > 256):
+                assert refused_as(data) == "Corrupt"
+                continue
+            try:
+                assert pixels(data).shape == (1, 1, 3)
+            except InputRejected as error:
+                assert error.error_class in ("Corrupt", "Truncated")  # noqa: PT017
+    if colours == 3:  # behind the picture, where Pillow does not look for it in time
+        late = PNG_SIGNATURE, header, picture, png_chunk(b"PLTE", bytes(3)), end
+        assert refused_as(b"".join(late)) == "Corrupt"
 
 
 @pytest.mark.parametrize("size", [(1, 1), (2, 3), (5, 5), (8, 8), (9, 17), (83, 61)])
@@ -180,6 +205,22 @@ def test_jpegs_of_other_kinds_are_named(marker):
 
 def test_what_stands_behind_a_jpeg_does_not_matter():
     assert np.array_equal(pixels(PLAIN + b"\0" * 99 + PLAIN), pixels(PLAIN))
+
+
+def test_a_baseline_scan_that_names_no_coefficients():
+    """Its header's last three bytes are 0 in files of some writers; libjpeg sends all 64 nevertheless."""
+    spectral = PLAIN.index(b"\xff\xda") + 4 + 1 + 2 * 3
+    assert PLAIN[spectral : spectral + 3] == b"\0\x3f\0"
+    assert np.array_equal(pixels(PLAIN[:spectral] + bytes(3) + PLAIN[spectral + 3 :]), pixels(PLAIN))
+
+
+@pytest.mark.parametrize("fill", [1, 2, 9])
+def test_fill_bytes_behind_a_scan(fill):
+    """Any number of FF may stand before a marker."""
+    head = PROGRESSIVE.index(b"\xff\xda")
+    filled = re.sub(rb"\xff([\xc4\xda\xd9])", lambda found: b"\xff" * fill + found[0], PROGRESSIVE[head:])
+    assert len(filled) > len(PROGRESSIVE) - head + 10 * fill
+    assert np.array_equal(pixels(PROGRESSIVE[:head] + filled), pixels(PROGRESSIVE))
 
 
 # WebP
