@@ -23,15 +23,19 @@ EXTENSION = ".parquet"
 GROUPS_KEPT = 3
 """Row groups whose images a process holds at a time: one for each shard in its hands, and one more."""
 
+MAX_GROUP_BYTES = 1 << 30
+"""Of the images in one row group, unpacked: it is in memory as a whole."""
+
 
 def read_rows(path: Path, column: str | None) -> tuple[int, str]:
     """How many rows the file has, and the name of its column of images: `column`, or the one that can be it.
 
-    Raises UsageError where the file cannot be read, or has no such column, or several.
+    Raises UsageError where the file cannot be read, or has no such column, or several, or where a row group
+    of it is over `MAX_GROUP_BYTES`.
     """
     try:
         with as_os_errors(), _opened(path) as file:
-            rows, schema = file.metadata.num_rows, file.schema_arrow
+            metadata, schema = file.metadata, file.schema_arrow
     except (OSError, pa.ArrowException) as error:
         reason = " ".join(redacted(str(error)).split())[:300]
         raise UsageError(f"{path}: no Parquet file that can be read: {reason}") from None
@@ -47,11 +51,22 @@ def read_rows(path: Path, column: str | None) -> tuple[int, str]:
             f"{path}: expected one column of images, bytes or struct<bytes, path>, got "
             f"{', '.join(possible) or 'none'} out of {', '.join(schema.names)}; name it: input.image_column"
         )
-    return int(rows), found
+    for group in range(metadata.num_row_groups):
+        size = _group_bytes(metadata.row_group(group), found)
+        if size > MAX_GROUP_BYTES:
+            raise UsageError(
+                f"{path}: row group {group} has {size} bytes of images, over the limit of {MAX_GROUP_BYTES}; "
+                "write the file anew with fewer rows in a group"
+            )
+    return int(metadata.num_rows), found
 
 
 def read_row(path: Path, row: int, column: str) -> bytes:
-    """The bytes of one row. Raises InputRejected where it has none, OSError where the file cannot be read."""
+    """The bytes of one row.
+
+    Raises InputRejected where it has none, or where its row group is damaged or unpacks to over
+    `MAX_GROUP_BYTES`; OSError where the file cannot be read.
+    """
     value = _groups.value(path, row, column)
     data = value["bytes"] if isinstance(value, dict) else value
     if data is None:
@@ -65,7 +80,7 @@ class _RowGroups:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._starts: dict[str, Any] = {}
-        self._columns: OrderedDict[tuple[str, str, int], pa.ChunkedArray] = OrderedDict()
+        self._columns: OrderedDict[tuple[str, str, int], pa.ChunkedArray | InputRejected] = OrderedDict()
 
     def value(self, path: Path, row: int, column: str) -> Any:
         with self._lock:
@@ -89,12 +104,54 @@ class _RowGroups:
             while len(self._columns) >= GROUPS_KEPT:
                 self._columns.popitem(last=False)
             with _opened(path) as file:
-                self._columns[wanted] = file.read_row_group(group, [column])[column]
+                self._columns[wanted] = _unpacked(file, group, column)
         self._columns.move_to_end(wanted)
-        return self._columns[wanted]
+        images = self._columns[wanted]
+        if isinstance(images, InputRejected):
+            raise InputRejected(*images.args)
+        return images
 
 
 _groups = _RowGroups()
+
+
+def _unpacked(file: pq.ParquetFile, group: int, column: str) -> pa.ChunkedArray | InputRejected:
+    """The images of a row group, or what is wrong with it, which each of its rows is then refused for."""
+    images: list[pa.Array] = []
+    size = 0
+    try:
+        # A row at a time: a dictionary makes any number of rows out of one value.
+        for batch in file.iter_batches(1, row_groups=[group], columns=[column]):
+            images.append(batch[column])
+            size += batch.nbytes
+            if size > MAX_GROUP_BYTES:
+                return InputRejected(
+                    "read", "TooLarge", f"its row group unpacks to over {MAX_GROUP_BYTES} bytes"
+                )
+    except (OSError, pa.ArrowException) as error:
+        if not _is_damage(error):
+            raise
+        return InputRejected("read", "Unreadable", f"its row group is damaged: {error}")
+    if len(images) != file.metadata.row_group(group).num_rows:
+        return InputRejected("read", "Unreadable", "its row group is damaged: rows are missing")
+    return pa.chunked_array(images)
+
+
+def _is_damage(error: Exception) -> bool:
+    """Whether the bytes that were read are wrong; a disk's or store's error has a number or its own type."""
+    if isinstance(error, OSError):
+        return type(error) is OSError and error.errno is None
+    return not isinstance(error, MemoryError)
+
+
+def _group_bytes(group: pq.RowGroupMetaData, column: str) -> int:
+    """How much a column of a row group is said to unpack to, without what its dictionaries repeat."""
+    chunks = [group.column(number) for number in range(group.num_columns)]
+    return sum(
+        chunk.total_uncompressed_size
+        for chunk in chunks
+        if chunk.path_in_schema == column or chunk.path_in_schema.startswith(f"{column}.")
+    )
 
 
 def _opened(path: Path) -> pq.ParquetFile:

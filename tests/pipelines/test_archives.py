@@ -1,5 +1,6 @@
 """Tar and Parquet files as inputs: damaged ones first, then names that would like to be paths, then bytes."""
 
+import errno
 import io
 import os
 import shutil
@@ -277,11 +278,11 @@ def test_rows_stay_in_order_and_row_groups_are_read_once(tmp_path, monkeypatch):
     path = parquet_of(tmp_path / "t.parquet", rows=5, image=[str(number).encode() for number in range(23)])
     rows = listed(path)
     assert [row["key"].partition("#")[2] for row in rows] == [f"{number:02}" for number in range(23)]
-    read, opened = [], pq.ParquetFile.read_row_group
+    read, unpacked = [], parquet_source._unpacked
     monkeypatch.setattr(
-        pq.ParquetFile,
-        "read_row_group",
-        lambda self, group, *more: read.append(group) or opened(self, group, *more),
+        parquet_source,
+        "_unpacked",
+        lambda file, group, column: read.append(group) or unpacked(file, group, column),
     )
     assert [read_input(row["uri"]) for row in rows] == [str(number).encode() for number in range(23)]
     assert read == [0, 1, 2, 3, 4]
@@ -293,6 +294,53 @@ def test_a_row_without_bytes_is_rejected(tmp_path, image):
     rows = listed(parquet_of(tmp_path / "t.parquet", image=pa.array([image], STRUCT)))
     with pytest.raises(InputRejected, match="Missing"):
         read_input(rows[0]["uri"])
+
+
+@pytest.mark.parametrize("codec", ["none", "snappy", "zstd", "gzip"])
+def test_a_damaged_page_is_the_fault_of_its_rows(tmp_path, codec):
+    """Of the rows of its row group, and of no other: nobody tries them again for ever."""
+    images = [b"\xff\xd8" + bytes([number]) * 3000 for number in range(6)]
+    path = tmp_path / "t.parquet"
+    pq.write_table(
+        pa.table({"image": images}), path, row_group_size=2, compression=codec, use_dictionary=False
+    )
+    rows = listed(path)
+    chunk = pq.read_metadata(path).row_group(1).column(0)
+    data = bytearray(path.read_bytes())
+    data[chunk.data_page_offset : chunk.data_page_offset + chunk.total_compressed_size] = (
+        b"\xff" * chunk.total_compressed_size
+    )
+    path.write_bytes(data)
+    for number, row in enumerate(rows):
+        if number in (2, 3):
+            with pytest.raises(InputRejected, match=r"Unreadable.*its row group is damaged"):
+                read_input(row["uri"])
+        else:
+            assert read_input(row["uri"]) == images[number]
+
+
+def test_a_disk_that_fails_is_not_the_fault_of_the_rows(tmp_path, monkeypatch):
+    (row,) = listed(parquet_of(tmp_path / "t.parquet", image=[b"0"]))
+
+    def fail(*_given, **_options):
+        raise OSError(errno.EIO, "Input/output error")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(pq.ParquetFile, "iter_batches", fail)
+        with pytest.raises(OSError, match="Input/output error"):
+            read_input(row["uri"])
+    assert read_input(row["uri"]) == b"0"
+
+
+def test_a_row_group_over_the_limit(tmp_path, monkeypatch):
+    """By what it says of itself, before any work; and by what a dictionary makes of it, row for row."""
+    monkeypatch.setattr(parquet_source, "MAX_GROUP_BYTES", 1 << 16)
+    with pytest.raises(UsageError, match=r"row group 0 has \d+ bytes of images.*fewer rows in a group"):
+        listed(parquet_of(tmp_path / "t.parquet", image=[os.urandom(1 << 16)]))
+    rows = listed(parquet_of(tmp_path / "bomb.parquet", image=[bytes(1 << 12)] * 64))
+    for row in rows[:2]:
+        with pytest.raises(InputRejected, match=r"TooLarge.*unpacks to over 65536 bytes"):
+            read_input(row["uri"])
 
 
 @pytest.mark.parametrize("part", ["row=1", "offset=3", "row=x&column=image", "else"])
