@@ -66,7 +66,7 @@ class _Header(tarfile.TarInfo):
     """A header that claims no absurd size; ReadError where it does."""
 
     @classmethod
-    def frombuf(cls, buf: bytes | bytearray, encoding: str | None, errors: str) -> Self:
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Self:
         header = super().frombuf(buf, encoding, errors)
         if header.size < 0 or (header.type in _TEXTS and header.size > _LONGEST_TEXT):
             raise tarfile.ReadError(f"a header claims {header.size} bytes")
