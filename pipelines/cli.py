@@ -18,7 +18,14 @@ from typing import Annotated, Any
 
 import typer
 
-from pipelines.errors import ConfigError, MaskmillError, UsageError, VerificationFailed, visible
+from pipelines.errors import (
+    ConfigError,
+    IncompleteRun,
+    MaskmillError,
+    UsageError,
+    VerificationFailed,
+    visible,
+)
 from pipelines.interrupts import INTERRUPTED, orderly
 from pipelines.places import is_stores, place, redacted, store_code
 
@@ -55,7 +62,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except _ClickException as error:
         return _complain(error.format_message(), error.exit_code)
     except MaskmillError as error:
-        return _complain(str(error), error.exit_code)
+        again = _how_to_resume(arguments) if isinstance(error, IncompleteRun) else ""
+        return _complain(f"{error}{again if '--overwrite' in arguments else ''}", error.exit_code)
     except ValueError as error:
         from model.zoo import CheckpointError
 

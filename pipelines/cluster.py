@@ -37,6 +37,7 @@ from pipelines.worker import (
     ShardReceipt,
     ShardTask,
     Tally,
+    check_sees_corpus,
     is_infrastructure,
     make_generator,
     run_shard,
@@ -69,10 +70,13 @@ def connect(config: RunConfig, address: str | None) -> Iterator[Placement]:
     address = address or os.environ.get("RAY_ADDRESS")
     handler = signal.getsignal(signal.SIGTERM)
     try:
-        if address:
-            join(address)
-        else:
-            _start(config)
+        try:
+            if address:
+                join(address)
+            else:
+                _start(config)
+        except SystemExit:  # what Ray makes of a SIGTERM while it starts
+            raise KeyboardInterrupt from None
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, handler)  # Ray puts its own in place
         yield _placement(config, grows=bool(address))
@@ -169,7 +173,11 @@ class ShardWorker:
 
     @ray.method(concurrency_group="ctl")
     def load(self) -> None:
-        """Load the weights: a call, not the constructor, so that an error keeps its type and traceback."""
+        """Load the weights: a call, not the constructor, so that an error keeps its type and traceback.
+
+        Raises UsageError where this node does not see the run's corpus, whose shards would stay here.
+        """
+        check_sees_corpus(self._job)
         self._generator = _OneAtATime(self._job)
 
     @ray.method(concurrency_group="ctl")

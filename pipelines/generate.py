@@ -61,7 +61,7 @@ def generate(
     record = _record(config)
     with storage.failing_as(UsageError, out):
         refuse_foreign(out)
-    with held(out, console.print) as lease, _swept(out):
+    with held(out, console.print) as lease, _swept(out, lease):
         with storage.failing_as(UsageError, out):
             run = open_run(out, listed, record, config.shard_size, mode)
             del listed  # the run reads its plan from the disk
@@ -121,12 +121,13 @@ def _work_of(run: Run, retry: Collection[str], console: Console) -> _Work:
 def _do(work: _Work, config: RunConfig, ray: str | None, lease: Lease, console: Console) -> Tally:
     started = time.monotonic()
     done, failures = _run_shards(work, config, ray, lease)
+    lease.check()
     totals = None if failures else _finish(work.run)["totals"]
     console.print(summary_table(done, time.monotonic() - started, totals))
     if failures:
         raise IncompleteRun(
-            f"{len(failures)} of {len(work.shards)} shards are left undone, run the same command again to go "
-            f"on; shard {failures[0].shard}: {failures[0].reason}"
+            f"{len(failures)} of {len(work.shards)} shards are left undone, run it again to go on; "
+            f"shard {failures[0].shard}: {failures[0].reason}"
         )
     return done
 
@@ -178,13 +179,14 @@ def _outcomes(
 
 
 @contextmanager
-def _swept(out: Path) -> Iterator[None]:
+def _swept(out: Path, lease: Lease) -> Iterator[None]:
     """Leave no temporary file behind, however the block ends: an ended worker may have been at one."""
     try:
         yield
     finally:
         with suppress(OSError):  # what cannot be removed now, the next run removes
-            for folder in (out, out / PLAN, out / SHARDS):
+            # Once the lease is lost, they may be the other run's.
+            for folder in () if lease.is_lost else (out, out / PLAN, out / SHARDS):
                 storage.sweep(folder)
 
 

@@ -36,7 +36,7 @@ class Interrupts:
     def __call__(self, _signal: int, _frame: FrameType | None) -> None:
         """Take a signal in; the second one ends the process here."""
         if self.received:
-            os.write(2, b"maskmill: ended at once; the same command goes on\n")
+            os.write(2, b"maskmill: ended at once; the same command, without --overwrite, goes on\n")
             os._exit(INTERRUPTED)  # a Ray of our own ends with this process
         self.received = True
         if not self.held_back:

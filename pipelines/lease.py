@@ -75,7 +75,10 @@ class Holder:
     @property
     def is_gone(self) -> bool:
         """Whether it ran here and does so no more; False where that cannot be told."""
-        return self.is_local and _started(self.pid) != self.started
+        if not self.is_local:
+            return False
+        now = _started(self.pid)
+        return now is None or ("" not in (now, self.started) and now != self.started)
 
     def renewed(self) -> Holder:
         """The holder with a lease's full time before it."""
@@ -94,14 +97,19 @@ class Lease:
     def __init__(self, out: Path, holder: Holder) -> None:
         self._out = out
         self._holder = holder
-        self._lost_to: Holder | None = None
+        self._lost_to: str | None = None
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._renew, name="lease", daemon=True)
         self._thread.start()
 
+    @property
+    def is_lost(self) -> bool:
+        """Whether another run has, or had, the corpus: nothing in it is this process's to change."""
+        return self._lost_to is not None
+
     def check(self) -> None:
         """Raise IncompleteRun where another run has taken the lease, since this one slept past its end."""
-        if self._lost_to is not None:
+        if self.is_lost:
             raise IncompleteRun(f"{self._out}: another run has taken over, this one ends: {self._lost_to}")
 
     def release(self) -> None:
@@ -119,8 +127,8 @@ class Lease:
         while not self._ended.wait(SECONDS / RENEWALS):
             try:
                 found = read_lease(self._out)
-                if found is not None and found.token != self._holder.token:
-                    self._lost_to = found
+                if found is None or found.token != self._holder.token:
+                    self._lost_to = str(found or "it has ended already, and its lease with it")
                     return
                 _put(self._out, self._holder)
             except OSError as error:
@@ -150,7 +158,7 @@ def read_lease(out: Path) -> Holder | None:
         return Holder(**json.loads(content))
     except FileNotFoundError:
         return None
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, OverflowError, RecursionError) as error:
         log.warning("%s: damaged, it counts for nothing: %s", out / LEASE, error)
         return None
 
@@ -228,12 +236,12 @@ def _started(pid: int) -> str | None:
     """When a process started, in the kernel's ticks ("" where it does not tell); None where it has ended."""
     try:
         state, *rest = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except OSError:
-        return None if Path("/proc/self/stat").exists() else _started_elsewhere(pid)
+    except OSError:  # it has ended, or it is another user's and hidden, or there is no /proc
+        return _untold(pid)
     return None if state in "ZX" else rest[18]
 
 
-def _started_elsewhere(pid: int) -> str | None:
+def _untold(pid: int) -> str | None:
     try:
         os.kill(pid, 0)
     except ProcessLookupError:

@@ -177,7 +177,7 @@ def finish_corpus(out: Path, shards: range) -> dict[str, Any]:
         )
     for folder in (out, out / "plan", out / "shards"):
         storage.sweep(folder)
-    totals = {**_totals(out, shards), "shards": len(shards)}
+    totals = {**_totals(out, shards, read_run(out).digest), "shards": len(shards)}
     files = [{"path": name, **fingerprint(out / name)} for name in _closed_files(out, shards)]
     refuse_changed(out, recorded(out), {entry["path"]: entry for entry in files})
     content = sealed(
@@ -193,8 +193,8 @@ def _closed_files(out: Path, shards: range) -> list[str]:
     return [RUN, *(f"plan/{name}" for name in parts), *(f"shards/{shard_path(out, s).name}" for s in shards)]
 
 
-def _totals(out: Path, shards: range) -> dict[str, Any]:
-    """Sums over the rows, from the few columns that they need."""
+def _totals(out: Path, shards: range, digest: str) -> dict[str, Any]:
+    """Sums over the rows, from the few columns that they need; CorpusError for a shard of another run."""
     statuses: Counter[str] = Counter()
     drops: Counter[str] = Counter()
     rejects: Counter[str] = Counter()
@@ -203,6 +203,8 @@ def _totals(out: Path, shards: range) -> dict[str, Any]:
         path = shard_path(out, shard)
         columns = ["status", "error.class", "candidates", "drops", "annotations.list.element.id"]
         with open_parquet(path) as file:
+            if file.metadata.metadata.get(b"maskmill.run_digest") != digest.encode():
+                raise CorpusError(f"{path}: made by another run; remove it, then run the same command again")
             try:
                 table = file.read(columns)
             except UNREADABLE as error:

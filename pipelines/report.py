@@ -11,6 +11,7 @@ import time
 from array import array
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
@@ -57,7 +58,8 @@ class LiveLine:
             self._bar.update(self._bar.task_ids[0], completed=tally.images, description=line)
         elif now - self._last_plain >= PLAIN_LINE_SECONDS:
             self._last_plain = now
-            print(line, file=sys.stderr, flush=True)
+            with suppress(OSError):  # a log on a full disk is no reason to lose work
+                print(line, file=sys.stderr, flush=True)
 
 
 def progress_line(tally: Tally, total: int, seconds: float, workers: int) -> str:

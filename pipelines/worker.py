@@ -30,7 +30,8 @@ from engine.records import GeneratedMasks
 from model.zoo import CheckpointError
 from pipelines.config import ModelConfig, RunConfig
 from pipelines.decode import DecodedImage, decode_image
-from pipelines.errors import ConfigError, InputRejected, UsageError
+from pipelines.errors import ConfigError, CorpusError, InputRejected, UsageError
+from pipelines.manifest import read_run
 from pipelines.plan import PlannedImage
 from pipelines.reader import read_input
 from pipelines.retry import replace_rows
@@ -180,6 +181,20 @@ def make_generator(job: Job) -> MaskGenerator:
     except CheckpointError as error:
         raise UsageError(str(error)) from None
     return MaskGenerator(sam, job.config.generator)
+
+
+def check_sees_corpus(job: Job) -> None:
+    """Raise UsageError where this machine does not see the run's corpus: its shards would stay here."""
+    try:
+        same = read_run(job.out).digest == job.run_digest
+        reason = "" if same else ": that is another run's"
+    except CorpusError as error:
+        same, reason = False, f": {error}"
+    if not same:
+        raise UsageError(
+            f"{socket.gethostname()}: {job.out} is not this run's corpus there{reason}; every node has to "
+            "see the same --out: a shared file system or a store"
+        )
 
 
 def weights_sha256(model: ModelConfig) -> str:

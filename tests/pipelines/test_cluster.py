@@ -11,11 +11,13 @@ import pytest
 from pipelines.config import load_config
 from pipelines.errors import ConfigError, IncompleteRun, UsageError
 from pipelines.interrupts import orderly
+from pipelines.manifest import write_run
 from pipelines.placement import Node, Placement, place
 from pipelines.plan import PlannedImage
 from pipelines.schema import image_id
 from pipelines.shards import committed_shards, shard_path
 from pipelines.worker import Job, ShardReceipt, ShardTask
+from tests.pipelines.corpora import make_record
 
 
 @pytest.mark.parametrize(
@@ -89,7 +91,15 @@ def test_an_address_where_no_cluster_answers_is_wrong_use(address):
 @pytest.fixture
 def job(tmp_path, tiny_settings, local_ray):
     config = load_config(None, [*tiny_settings, "workers=2"])
-    return Job(tmp_path / "corpus", config, "f" * 64, threads=1)
+    record = make_record()
+    write_run(tmp_path / "corpus", record)
+    return Job(tmp_path / "corpus", config, record.digest, threads=1)
+
+
+def test_a_node_that_does_not_see_the_corpus_ends_the_run(job, photos):
+    (job.out / "run.json").unlink()
+    with pytest.raises(UsageError, match="every node has to see the same --out"):
+        dispatch(job, tasks_of(photos, 1))
 
 
 def tasks_of(photos, shards):

@@ -229,8 +229,11 @@ def test_a_shard_that_fails_is_left_undone_and_the_others_are_not(photos, tiny_s
     listed = tmp_path / "all.txt"
     listed.write_text("\n".join(f"photos/{name}/{number}.png" for name in "ab" for number in range(2)))
     (collection / "b").rename(collection / "unmounted")
-    assert main(words(listed, out, tiny_settings, "--workers", "0")) == 4
-    assert "1 of 2 shards are left undone" in capsys.readouterr().err
+    assert main(words(listed, out, tiny_settings, "--workers", "0", "--overwrite")) == 4
+    said = capsys.readouterr().err
+    assert "1 of 2 shards are left undone" in said
+    assert "go on with: maskmill generate " in said  # --overwrite again would remove what is there
+    assert "--overwrite" not in said
     assert committed_shards(out) == {0}
     assert not (out / "corpus.json").exists()
     (collection / "unmounted").rename(collection / "b")

@@ -66,7 +66,7 @@ with orderly():
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env, check=False)
     assert (done.returncode, done.stdout) == (130, "")
-    assert done.stderr == "maskmill: ended at once; the same command goes on\n"
+    assert done.stderr == "maskmill: ended at once; the same command, without --overwrite, goes on\n"
 
 
 def start(arguments, **environment):

@@ -183,6 +183,15 @@ def test_a_clock_that_jumps_does_not_end_it(out, quick, monkeypatch, jump):
     assert not (out / LEASE).exists()
 
 
+def test_who_slept_while_another_came_and_went_learns_of_it(out, quick):
+    with held(out, print) as mine:
+        (out / LEASE).unlink()
+        time.sleep(0.6)
+        with pytest.raises(IncompleteRun, match="it has ended already, and its lease with it"):
+            mine.check()
+    assert not (out / LEASE).exists()
+
+
 def test_who_slept_past_its_end_learns_that_another_has_it_and_leaves_it_alone(out, quick):
     with held(out, print) as mine:
         write_lease(out)

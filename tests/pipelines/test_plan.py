@@ -275,6 +275,18 @@ def test_killed_at_any_moment_the_same_command_finishes(tmp_path, mode, moments)
         assert all(expected[name] == data for name, data in kept.items() if name.startswith("shards/shard"))
 
 
+def test_a_shard_of_another_run_does_not_close_the_corpus(tmp_path):
+    photos = make_photos(tmp_path / "photos", 4)
+    mine = make_corpus(photos, tmp_path / "mine")
+    other = make_corpus(photos, tmp_path / "other", config_digest="d" * 64)
+    for name in ("corpus.json", "shards/shard-000001.parquet"):
+        (mine / name).unlink()
+    (other / "shards/shard-000001.parquet").rename(mine / "shards/shard-000001.parquet")
+    with pytest.raises(CorpusError, match=r"shard-000001\.parquet: made by another run; remove it"):
+        manifest.finish_corpus(mine, range(2))
+    assert not (mine / "corpus.json").exists()
+
+
 # Growing
 
 
