@@ -186,8 +186,8 @@ def test_killed_again_and_again(scene, undisturbed, seed):
 @pytest.mark.parametrize("point", ["decode", "inference", "write", "after link"])
 def test_a_ray_worker_killed(scene, undisturbed, point, seed):
     scene.options = ["--workers", "2"]
-    call = random.Random(f"ray {point} {seed}").randint(8, 20)  # the driver's own few writes are over by then
-    ended = scene.run(point=point, call=call)
+    call = random.Random(f"ray {point} {seed}").randint(1, 20)
+    ended = scene.run(point=point, call=call, workers=True)
     assert (ended, scene.fired()) == (0, True), scene.said
     recover(scene, undisturbed, f"Ray worker killed at {point}", seed, ended)
 

@@ -77,7 +77,7 @@ def take(out):
 
 
 @pytest.mark.parametrize(
-    "damage", [b"", b"{", b"[]", b"null", b'{"pid": 1}', b"\xff", b"{}" * 9, b'{"token": []}']
+    "damage", [b"", b"{", b"[]", b"null", b'{"pid": 1}', b"\xff", b"{}" * 9, b'{"token": []}', b"[" * 99_999]
 )
 def test_what_is_no_lease_holds_nobody_up(out, damage):
     out.mkdir()
@@ -85,10 +85,19 @@ def test_what_is_no_lease_holds_nobody_up(out, damage):
     assert take(out)[0] < 5
 
 
-@pytest.mark.parametrize("expires", [None, 9, "soon", "", "2026-13-45T00:00:00+00:00"])
+@pytest.mark.parametrize(
+    "expires", [None, 9, "soon", "", "2026-13-45T00:00:00+00:00", "0001-01-01T00:00:00+23:00"]
+)
 def test_a_lease_that_ends_at_no_time_holds_nobody_up(out, expires):
     write_lease(out, expires=expires)
     assert take(out)[0] < 5
+
+
+@pytest.mark.parametrize(("seen", "gone"), [(None, True), ("2", True), ("1", False), ("", False)])
+def test_a_process_whose_start_cannot_be_seen_counts_as_alive(monkeypatch, seen, gone):
+    monkeypatch.setattr(lease, "_started", lambda _pid: seen)
+    holder = lease.Holder(**{**here(os.getpid()), "started": "1"}, token="t", since="", expires=moment(9))
+    assert holder.is_gone == gone
 
 
 def test_a_place_that_cannot_be_written_is_wrong_use(out):

@@ -1,8 +1,8 @@
 """Loaded by every Python that has this folder on its path: kills the process at a chosen call, once.
 
 `MASKMILL_CHAOS` says where: JSON with `point` (a key of `POINTS`), `call` (which call, 1 first), `mark` (a
-file that is made when it fires, so that it fires once whatever process comes first) and, for the point
-`clock`, `jump` in seconds. Nothing of the product knows about it.
+file that is made when it fires, so that it fires once whatever process comes first), `workers` where only
+Ray's workers are meant, and, for the point `clock`, `jump` in seconds. Nothing of the product knows about it.
 """
 
 from __future__ import annotations
@@ -53,7 +53,8 @@ def wrap(module: Any, spec: dict[str, Any]) -> None:
     calls = itertools.count(1)
 
     def wrapped(*arguments: Any, **options: Any) -> Any:
-        mine = next(calls) == spec["call"]
+        meant = not spec.get("workers") or "default_worker" in sys.argv[0]
+        mine = meant and next(calls) == spec["call"]
         late = spec["point"].startswith("after")
         if mine and not late:
             injure(spec)
