@@ -29,7 +29,7 @@ from model.tensor_file import DAMAGE
 from pipelines import storage
 from pipelines.errors import ConfigError, IncompleteRun
 from pipelines.training_config import StageConfig, TrainConfig
-from pipelines.training_data import PATCH, Batch
+from pipelines.training_data import Batch
 
 log = logging.getLogger("maskmill.train")
 
@@ -157,7 +157,9 @@ class Trainer:
     def _auxiliary_loss(self, embedding_BCHW: Tensor, batch: Batch, measured: dict[str, Tensor]) -> Tensor:
         """What the encoder's features cost, with no decoder in between."""
         config = self.config
-        cells = nn.functional.avg_pool2d(batch.masks_BPHW.to(config.device).float(), PATCH)
+        cells = nn.functional.avg_pool2d(
+            batch.masks_BPHW.to(config.device).float(), self.sam.config.patch_size
+        )
         relative = (batch.points_BP2.to(config.device) + 0.5) / batch.pixels_BCHW.shape[-1]
         measured["contrast"] = self.auxiliary["contrast"](embedding_BCHW, relative, cells)
         total: Tensor = config.contrast_weight * measured["contrast"]

@@ -150,8 +150,8 @@ class TeacherFeatures:
             features = file.get_tensor(image.name).float()
         side = size // PATCH
         centres = (np.arange(side) + 0.5) * PATCH - 0.5
-        square = np.stack([*np.meshgrid(centres, centres), np.ones((side, side))], axis=-1)
-        there_HW2 = (square - [*affine[:, 2], 0])[..., :2] / [affine[0, 0], affine[1, 1]]
+        square_HW2 = np.stack(np.meshgrid(centres, centres), axis=-1)
+        there_HW2 = (square_HW2 - affine[:, 2]) / [affine[0, 0], affine[1, 1]]
         reach = np.array(features.shape[:0:-1]) * TEACHER_STRIDE
         grid = torch.from_numpy((there_HW2 + 0.5) / reach * 2 - 1).float()
         sampled = F.grid_sample(features[None], grid[None], padding_mode="border", align_corners=False)[0]

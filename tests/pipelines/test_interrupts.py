@@ -31,6 +31,7 @@ def test_a_signal_that_was_ignored_stays_ignored():
     try:
         with orderly():
             signal.raise_signal(signal.SIGINT)
+            assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
     finally:
         signal.signal(signal.SIGINT, before)
 
