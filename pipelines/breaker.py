@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 from pipelines.config import BreakerConfig
 from pipelines.errors import IncompleteRun
-from pipelines.worker import ShardFailure, Tally
+from pipelines.tasks import ShardFailure, Tally
 
 CLASSES_TOLD = 4
 

@@ -30,18 +30,8 @@ from ray.exceptions import RayError, RayTaskError
 from pipelines.dispatch import Dispatcher, WorkerLost
 from pipelines.errors import MaskmillError, UsageError
 from pipelines.placement import Node, Placement, how_many_fit, place
-from pipelines.worker import (
-    Job,
-    OnProgress,
-    ShardFailure,
-    ShardReceipt,
-    ShardTask,
-    Tally,
-    check_sees_corpus,
-    is_infrastructure,
-    make_generator,
-    run_shard,
-)
+from pipelines.tasks import Job, OnProgress, ShardFailure, ShardReceipt, ShardTask, Tally
+from pipelines.worker import check_sees_corpus, is_infrastructure, make_generator, run_shard
 
 if TYPE_CHECKING:
     import numpy as np

@@ -19,7 +19,7 @@ from typing import Any, Protocol
 from pipelines.errors import IncompleteRun
 from pipelines.interrupts import Interrupts, held_back
 from pipelines.suspects import Suspect
-from pipelines.worker import Job, OnProgress, ShardFailure, ShardReceipt, ShardTask, Tally
+from pipelines.tasks import Job, OnProgress, ShardFailure, ShardReceipt, ShardTask, Tally
 
 log = logging.getLogger(__name__)
 

@@ -27,17 +27,8 @@ from pipelines.report import LiveLine, summary_table
 from pipelines.retry import refused_images
 from pipelines.shards import SHARDS
 from pipelines.sources import list_inputs
-from pipelines.worker import (
-    Job,
-    OnProgress,
-    ShardFailure,
-    ShardReceipt,
-    ShardTask,
-    Tally,
-    make_generator,
-    run_shard,
-    weights_sha256,
-)
+from pipelines.tasks import Job, OnProgress, ShardFailure, ShardReceipt, ShardTask, Tally
+from pipelines.worker import make_generator, run_shard, weights_sha256
 
 
 def generate(

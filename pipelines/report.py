@@ -22,7 +22,7 @@ from rich.table import Table
 
 if TYPE_CHECKING:
     from pipelines.corpus import Corpus
-    from pipelines.worker import Tally
+    from pipelines.tasks import Tally
 
 PLAIN_LINE_SECONDS = 5.0
 

@@ -13,7 +13,7 @@ from collections import Counter, deque
 from dataclasses import dataclass, field, replace
 
 from pipelines.plan import PlannedImage
-from pipelines.worker import ShardTask
+from pipelines.tasks import ShardTask
 
 SOLITARY_DEATHS = 3  # of one image, on live nodes, before it is refused
 ROUNDS = 2  # of a shard alone and its images singly, before the shard is given up

@@ -19,10 +19,10 @@ import logging
 import random
 import socket
 import time
-from collections import Counter, defaultdict, deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
@@ -37,6 +37,7 @@ from pipelines.reader import read_input
 from pipelines.retry import replace_rows
 from pipelines.schema import ImageRow, rejected_row, row_from_result, table_from_rows
 from pipelines.shards import commit_table, shard_metadata
+from pipelines.tasks import Job, ShardFailure, ShardReceipt, ShardTask, Tally
 
 if TYPE_CHECKING:
     import numpy as np
@@ -56,105 +57,6 @@ class Generates(Protocol):
 
     def generate_batch(self, images: Sequence[np.ndarray]) -> list[GeneratedMasks]:
         """Results for RGB uint8 images, H×W×3, in order."""
-
-
-@dataclass(slots=True)
-class Tally:
-    """Counts over rows, and seconds by stage."""
-
-    statuses: Counter[str] = field(default_factory=Counter)
-    masks: int = 0
-    candidates: int = 0
-    drops: Counter[str] = field(default_factory=Counter)
-    rejects: Counter[str] = field(default_factory=Counter)
-    examples: dict[str, str] = field(default_factory=dict)  # class of refusal → the first image, and why
-    seconds: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
-
-    @property
-    def images(self) -> int:
-        """Rows counted, whatever their status."""
-        return self.statuses.total()
-
-    def add_row(self, row: ImageRow) -> None:
-        """Count one row."""
-        self.statuses[row.status] += 1
-        self.masks += len(row.masks)
-        self.candidates += row.candidates
-        self.drops.update(row.drops)
-        if row.error is not None:
-            self.rejects[row.error.error_class] += 1
-            self.examples.setdefault(row.error.error_class, f"{row.key} ({row.error.message})")
-
-    def add(self, other: Tally) -> None:
-        """Count all that another one counted."""
-        self.masks += other.masks
-        self.candidates += other.candidates
-        self.statuses.update(other.statuses)
-        self.drops.update(other.drops)
-        self.rejects.update(other.rejects)
-        self.examples = {**other.examples, **self.examples}
-        self.add_seconds(other.seconds)
-
-    def add_seconds(self, seconds: Mapping[str, float]) -> None:
-        """Add time spent, stage by stage."""
-        for stage, spent in seconds.items():
-            self.seconds[stage] += spent
-
-
-@dataclass(frozen=True, slots=True)
-class Job:
-    """What every shard of a run shares; small, since it travels to each worker."""
-
-    out: Path
-    config: RunConfig
-    run_digest: str
-    threads: int | None = None  # of the CPU; None leaves torch its own choice
-    weights_sha256: str | None = None  # of the run's weights, where a worker's are to be held against them
-
-
-@dataclass(frozen=True, slots=True)
-class ShardTask:
-    """A shard's description.
-
-    Attributes:
-        deadly: ids of images that ended their workers; refused without being read.
-        probe: try the images and commit nothing.
-        replaces: the shard is there; `images` are those of its rows that are to be made anew.
-
-    """
-
-    shard: int
-    images: tuple[PlannedImage, ...]
-    deadly: frozenset[int] = frozenset()
-    probe: bool = False
-    replaces: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class ShardReceipt:
-    """A shard is committed: by this worker, or, where `committed` is False, by another one before it."""
-
-    shard: int
-    committed: bool
-    tally: Tally
-
-
-@dataclass(frozen=True, slots=True)
-class ShardFailure:
-    """A shard that could not be finished for now, and why, in one line.
-
-    Attributes:
-        output: it was done, and the corpus's own storage did not take it.
-
-    """
-
-    shard: int
-    reason: str
-    output: bool = False
-
-
-OnProgress = Callable[[Sequence[Tally], int], None]
-"""Told what the shards in hand have done so far, and how many workers are at work."""
 
 
 def make_generator(job: Job) -> MaskGenerator:

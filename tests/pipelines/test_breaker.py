@@ -11,7 +11,7 @@ from pipelines.cli import main
 from pipelines.config import BreakerConfig
 from pipelines.errors import IncompleteRun
 from pipelines.shards import committed_shards
-from pipelines.worker import ShardFailure, Tally
+from pipelines.tasks import ShardFailure, Tally
 
 
 def tally(ok, **refused):

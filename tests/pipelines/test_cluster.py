@@ -16,7 +16,7 @@ from pipelines.placement import Node, Placement, place
 from pipelines.plan import PlannedImage
 from pipelines.schema import image_id
 from pipelines.shards import committed_shards, shard_path
-from pipelines.worker import Job, ShardReceipt, ShardTask
+from pipelines.tasks import Job, ShardReceipt, ShardTask
 from tests.pipelines.corpora import make_record
 
 

@@ -7,7 +7,7 @@ import sys
 from rich.console import Console
 
 from pipelines.report import LiveLine
-from pipelines.worker import Tally
+from pipelines.tasks import Tally
 
 
 class FullDisk(io.StringIO):

@@ -16,7 +16,8 @@ from pipelines.cli import main
 from pipelines.config import load_config
 from pipelines.plan import read_plan
 from pipelines.shards import SHARDS, shard_path
-from pipelines.worker import Job, ShardTask, run_shard
+from pipelines.tasks import Job, ShardTask
+from pipelines.worker import run_shard
 
 
 def run(collection, out, settings, *more):

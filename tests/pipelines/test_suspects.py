@@ -2,7 +2,7 @@
 
 from pipelines.plan import PlannedImage
 from pipelines.suspects import LOST_NODES, ROUNDS, SOLITARY_DEATHS, Suspect
-from pipelines.worker import ShardTask
+from pipelines.tasks import ShardTask
 
 A, B, C = (PlannedImage(number, f"{number}.png", f"/{number}.png", 0, number) for number in (10, 11, 12))
 TASK = ShardTask(0, (A, B, C))

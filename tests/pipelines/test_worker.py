@@ -16,17 +16,8 @@ from pipelines.errors import ConfigError, UsageError
 from pipelines.plan import PlannedImage
 from pipelines.schema import image_id
 from pipelines.shards import shard_path
-from pipelines.worker import (
-    Job,
-    ShardFailure,
-    ShardReceipt,
-    ShardTask,
-    Tally,
-    make_generator,
-    resolve_device,
-    retrying,
-    run_shard,
-)
+from pipelines.tasks import Job, ShardFailure, ShardReceipt, ShardTask, Tally
+from pipelines.worker import make_generator, resolve_device, retrying, run_shard
 
 
 @pytest.fixture(autouse=True)

@@ -1,0 +1,114 @@
+"""What travels between the driver and its workers: a shard's description, its receipt, counts. No pixels.
+
+Small, frozen and picklable, since each goes through Ray, and the same without it.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from pipelines.config import RunConfig
+from pipelines.plan import PlannedImage
+from pipelines.schema import ImageRow
+
+
+@dataclass(slots=True)
+class Tally:
+    """Counts over rows, and seconds by stage."""
+
+    statuses: Counter[str] = field(default_factory=Counter)
+    masks: int = 0
+    candidates: int = 0
+    drops: Counter[str] = field(default_factory=Counter)
+    rejects: Counter[str] = field(default_factory=Counter)
+    examples: dict[str, str] = field(default_factory=dict)  # class of refusal → the first image, and why
+    seconds: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
+
+    @property
+    def images(self) -> int:
+        """Rows counted, whatever their status."""
+        return self.statuses.total()
+
+    def add_row(self, row: ImageRow) -> None:
+        """Count one row."""
+        self.statuses[row.status] += 1
+        self.masks += len(row.masks)
+        self.candidates += row.candidates
+        self.drops.update(row.drops)
+        if row.error is not None:
+            self.rejects[row.error.error_class] += 1
+            self.examples.setdefault(row.error.error_class, f"{row.key} ({row.error.message})")
+
+    def add(self, other: Tally) -> None:
+        """Count all that another one counted."""
+        self.masks += other.masks
+        self.candidates += other.candidates
+        self.statuses.update(other.statuses)
+        self.drops.update(other.drops)
+        self.rejects.update(other.rejects)
+        self.examples = {**other.examples, **self.examples}
+        self.add_seconds(other.seconds)
+
+    def add_seconds(self, seconds: Mapping[str, float]) -> None:
+        """Add time spent, stage by stage."""
+        for stage, spent in seconds.items():
+            self.seconds[stage] += spent
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """What every shard of a run shares; small, since it travels to each worker."""
+
+    out: Path
+    config: RunConfig
+    run_digest: str
+    threads: int | None = None  # of the CPU; None leaves torch its own choice
+    weights_sha256: str | None = None  # of the run's weights, where a worker's are to be held against them
+
+
+@dataclass(frozen=True, slots=True)
+class ShardTask:
+    """A shard's description.
+
+    Attributes:
+        deadly: ids of images that ended their workers; refused without being read.
+        probe: try the images and commit nothing.
+        replaces: the shard is there; `images` are those of its rows that are to be made anew.
+
+    """
+
+    shard: int
+    images: tuple[PlannedImage, ...]
+    deadly: frozenset[int] = frozenset()
+    probe: bool = False
+    replaces: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class ShardReceipt:
+    """A shard is committed: by this worker, or, where `committed` is False, by another one before it."""
+
+    shard: int
+    committed: bool
+    tally: Tally
+
+
+@dataclass(frozen=True, slots=True)
+class ShardFailure:
+    """A shard that could not be finished for now, and why, in one line.
+
+    Attributes:
+        output: it was done, and the corpus's own storage did not take it.
+
+    """
+
+    shard: int
+    reason: str
+    output: bool = False
+
+
+OnProgress = Callable[[Sequence[Tally], int], None]
+"""Told what the shards in hand have done so far, and how many workers are at work."""
