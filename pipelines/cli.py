@@ -229,7 +229,7 @@ def evaluate(
     from model import load_sam
     from pipelines.evaluate import evaluate as score
     from pipelines.report import evaluation_table
-    from pipelines.training_data import VALIDATION_SHARE, read_labelled
+    from pipelines.labelled import VALIDATION_SHARE, read_labelled
 
     labelled = read_labelled(data)
     images = [image for image in labelled if image.validates or not validation]

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from model.prompts import tight_boxes
 from model.sam import Sam
-from pipelines.training_data import LabelledImage
+from pipelines.labelled import LabelledImage
 
 DISC_RADII = (8 / 256, 20 / 256, 50 / 256)
 """Of the photograph's longer side."""

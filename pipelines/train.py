@@ -22,9 +22,10 @@ from model.checkpoint import save_sam
 from pipelines import storage
 from pipelines.errors import ConfigError
 from pipelines.evaluate import evaluate
+from pipelines.labelled import LabelledImage, read_labelled
 from pipelines.trainer import Trainer
 from pipelines.training_config import StageConfig, TrainConfig
-from pipelines.training_data import Batch, LabelledImage, TeacherFeatures, TrainingBatches, read_labelled
+from pipelines.training_data import Batch, TeacherFeatures, TrainingBatches
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -133,6 +134,8 @@ def batches(
             zoom=stage.zoom,
             area_power=stage.area_power,
             source_weights=config.source_weights,
+            paste_share=config.paste_share,
+            grey_share=config.grey_share,
             teacher=teacher,
         )
         loader: DataLoader[Batch] = DataLoader(dataset, batch_size=None, num_workers=config.loader_workers)

@@ -66,6 +66,10 @@ class TrainConfig(Section):
     source_weights: dict[str, NonNegativeFloat] = Field(
         {}, description="How often a source's images are drawn: 0 never; sources not named count 1."
     )
+    paste_share: float = Field(
+        0.0, ge=0, le=1, description="Share of squares with objects of another photograph pasted on."
+    )
+    grey_share: float = Field(0.0, ge=0, le=1, description="Share of squares without colour.")
     learning_rate: float = Field(8e-4, gt=0, description="Peak of the schedule: linear warm-up, then cosine.")
     warmup_steps: int = Field(200, ge=1, description="Steps of linear warm-up.")
     weight_decay: float = Field(0.05, ge=0, description="On matrices only.")

@@ -1,35 +1,25 @@
-"""Photographs with masks, as training and evaluation want them.
-
-The layout: `images/{source}/{id}.jpg` and `{source}.parquet` with one row an image: `image_id`, `file_name`
-(relative to the folder), `height`, `width`, `source` and `masks`, a list of COCO RLE {size, counts}.
+"""What a training step is given: squares of photographs, jittered, with masks and clicks.
 
 A batch is a pure function of (seed, step): training that resumes at step n sees what it would have seen.
-Validation images are set aside by the hash of their id: every run and every machine sets the same ones aside.
 """
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import cv2
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from pycocotools import mask as mask_utils
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from pipelines.errors import ConfigError
-
-VALIDATION_SHARE = 12
-"""One image in so many is for validation."""
+from pipelines.labelled import LabelledImage
 
 PATCH = 16
 """Pixels of a cell of the encoder's output, in every size of the model."""
@@ -40,73 +30,14 @@ MAX_OBJECTS = 64
 TEACHER_STRIDE = 16
 """Pixels of a cell of a teacher's map."""
 
-COLUMNS = ["image_id", "file_name", "source", "masks"]
-"""What is read of a table."""
+PASTED = (1, 8)
+"""Fewest and most objects pasted onto a square."""
 
+PASTED_SIZE = (0.06, 0.6)
+"""Smallest and largest longer side of a pasted object, in sides of the square."""
 
-@dataclass(frozen=True, slots=True)
-class LabelledImage:
-    """One photograph and its masks, still compressed."""
-
-    image_id: str
-    path: Path
-    source: str
-    rles: tuple[dict[str, object], ...]
-
-    @property
-    def name(self) -> str:
-        """Source and id: unique in a folder."""
-        return f"{self.source}/{self.image_id}"
-
-    @property
-    def validates(self) -> bool:
-        """Whether this image is set aside."""
-        digest = hashlib.sha256(self.name.encode()).digest()
-        return int.from_bytes(digest[:8], "big") % VALIDATION_SHARE == 0
-
-    def pixels(self) -> NDArray[np.uint8]:
-        """RGB, H×W×3. Raises ConfigError for a file that OpenCV cannot read."""
-        image = cv2.imread(str(self.path), cv2.IMREAD_COLOR)
-        if image is None:
-            raise ConfigError(f"{self.path}: not an image, or missing; its row is in {self.source}.parquet")
-        return np.ascontiguousarray(image[:, :, ::-1])
-
-    def masks(self, chosen: Sequence[int] | NDArray[np.int64]) -> NDArray[np.uint8]:
-        """The chosen masks, N×H×W of 0 and 1."""
-        return np.stack([mask_utils.decode(self.rles[index]) for index in chosen])
-
-    def areas(self) -> NDArray[np.float64]:
-        """Pixels of every mask. (One by one: pycocotools 2.0.11 fails on more than 255 at once.)"""
-        return np.array([float(mask_utils.area(rle)) for rle in self.rles])
-
-
-def read_labelled(folder: Path) -> list[LabelledImage]:
-    """Every image of the folder that has a mask. Raises ConfigError for none, and for a bad table."""
-    found: list[LabelledImage] = []
-    for table in sorted(folder.glob("*.parquet")):
-        try:
-            found += _read_table(table, folder)
-        except (KeyError, TypeError, AttributeError) as error:
-            raise ConfigError(
-                f"{table}: masks are to be a list of {{size, counts}}, text: {error}"
-            ) from error
-    if not found:
-        raise ConfigError(f"{folder}: no labelled images; expected {{source}}.parquet files beside images/")
-    return found
-
-
-def _read_table(table: Path, folder: Path) -> Iterator[LabelledImage]:
-    try:
-        rows = pq.read_table(table)
-    except (pa.ArrowException, OSError) as error:
-        raise ConfigError(f"{table}: cannot be read as Parquet: {error}") from error
-    missing = [name for name in COLUMNS if name not in rows.column_names]
-    if missing:
-        raise ConfigError(f"{table}: no column {', '.join(missing)}; expected {', '.join(COLUMNS)}")
-    for row in rows.select(COLUMNS).to_pylist():
-        rles = tuple({"size": m["size"], "counts": m["counts"].encode()} for m in row["masks"])
-        if rles:
-            yield LabelledImage(str(row["image_id"]), folder / row["file_name"], row["source"], rles)
+PASTED_AREA = (0.002, 0.3)
+"""Smallest and largest share of its photograph that an object to be pasted covers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,6 +105,8 @@ class TrainingBatches(Dataset[Batch]):
         zoom: tuple[float, float],
         area_power: float,
         source_weights: Mapping[str, float],
+        paste_share: float = 0.0,
+        grey_share: float = 0.0,
         teacher: TeacherFeatures | None = None,
     ) -> None:
         self.images = images
@@ -184,6 +117,8 @@ class TrainingBatches(Dataset[Batch]):
         self.masks_per_image = masks_per_image
         self.zoom = zoom
         self.area_power = area_power
+        self.paste_share = paste_share
+        self.grey_share = grey_share
         self.teacher = teacher
         weights = np.array([source_weights.get(image.source, 1.0) for image in images])
         self.chances = weights / weights.sum()
@@ -205,13 +140,18 @@ class TrainingBatches(Dataset[Batch]):
         count = min(len(weights), max(2 * self.masks_per_image, MAX_OBJECTS))
         drawn = rng.choice(len(weights), count, replace=False, p=weights / weights.sum())
         affine = self._jitter(pixels.shape[0], pixels.shape[1], rng)
-        square = (self.size, self.size)
 
-        warped = cv2.warpAffine(_colour_jitter(pixels, rng), affine, square, flags=cv2.INTER_LINEAR)
-        valid = cv2.warpAffine(np.ones(pixels.shape[:2], np.uint8), affine, square, flags=cv2.INTER_NEAREST)
-        masks = [cv2.warpAffine(m, affine, square, flags=cv2.INTER_NEAREST) for m in image.masks(drawn)]
-        visible = [np.asarray(m, np.uint8) for m in masks if np.count_nonzero(m) >= 16]
-        visible = visible or [np.asarray(valid, np.uint8)]
+        warped = _warp(_colour_jitter(pixels, rng), affine, self.size)
+        valid = _warp(np.ones(pixels.shape[:2], np.uint8), affine, self.size, cv2.INTER_NEAREST)
+        masks = [_warp(mask, affine, self.size, cv2.INTER_NEAREST) for mask in image.masks(drawn)]
+        pasted: list[NDArray[np.uint8]] = []
+        if rng.random() < self.paste_share:
+            warped, pasted = self._pasted(warped, valid, rng)
+        covered = np.any([np.zeros_like(valid), *pasted], axis=0)
+        visible = [m for m in [*pasted, *(m * ~covered for m in masks)] if np.count_nonzero(m) >= 16]
+        visible = visible or [valid]
+        if rng.random() < self.grey_share:
+            warped[:] = cv2.cvtColor(warped, cv2.COLOR_RGB2GRAY)[:, :, None]
         chosen = [visible[i % len(visible)] for i in range(self.masks_per_image)]
         points = np.stack([_point_inside(mask, rng) for mask in chosen])
         objects = np.zeros((MAX_OBJECTS, self.size // 4, self.size // 4), np.float16)
@@ -220,7 +160,42 @@ class TrainingBatches(Dataset[Batch]):
         features = np.empty((0, 0, 0), np.float32)
         if self.teacher is not None:
             features = self.teacher.warped(image, affine, self.size)
+            cells = covered.reshape(features.shape[1], PATCH, features.shape[2], PATCH)
+            features[:, cells.any((1, 3))] = np.nan
         return warped.transpose(2, 0, 1), valid.astype(bool), np.stack(chosen), points, objects, features
+
+    def _pasted(
+        self, square_HWC: NDArray[np.uint8], valid_HW: NDArray[np.uint8], rng: np.random.Generator
+    ) -> tuple[NDArray[np.uint8], list[NDArray[np.uint8]]]:
+        """The square with objects of another photograph on it (arXiv 2012.07177), and what is seen of each.
+
+        Few photographs make more scenes than were taken, and the edge of a pasted object is known exactly.
+        """
+        donor = self.images[rng.choice(len(self.images), p=self.chances)]
+        pixels = _colour_jitter(donor.pixels(), rng)
+        shares = donor.areas() / (pixels.shape[0] * pixels.shape[1])
+        fit = np.flatnonzero((shares > PASTED_AREA[0]) & (shares < PASTED_AREA[1]))
+        count = min(len(fit), int(rng.integers(PASTED[0], PASTED[1] + 1)))
+        seen: list[NDArray[np.uint8]] = []
+        for index in rng.choice(fit, count, replace=False):
+            (mask,) = donor.masks([index])
+            affine = self._placed(mask, rng)
+            moved = _warp(mask, affine, self.size, cv2.INTER_NEAREST) * valid_HW
+            texture = _warp(pixels, affine, self.size).astype(np.float32)
+            opacity = cv2.GaussianBlur(moved.astype(np.float32), (0, 0), rng.uniform(0.3, 1.2)) * valid_HW
+            square_HWC = np.rint(square_HWC + (texture - square_HWC) * opacity[:, :, None]).astype(np.uint8)
+            seen = [*(np.where(moved, np.uint8(0), below) for below in seen), moved]
+        return square_HWC, seen
+
+    def _placed(self, mask_HW: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[np.float64]:
+        """Turns an object, and brings it to a random size and a random place of the square."""
+        left, top, width, height = cv2.boundingRect(mask_HW)
+        centre = (left + width / 2, top + height / 2)
+        scale = self.size * np.exp(rng.uniform(*np.log(PASTED_SIZE))) / max(width, height)
+        affine = np.asarray(cv2.getRotationMatrix2D(centre, rng.uniform(-30, 30), scale), np.float64)
+        affine[0] *= rng.choice([-1, 1])
+        affine[:, 2] += rng.uniform(0, self.size, 2) - affine @ [*centre, 1]
+        return affine
 
     def _jitter(self, height: int, width: int, rng: np.random.Generator) -> NDArray[np.float64]:
         """Large-scale jitter, a flip, and the crop; a photograph smaller than the square sits top left."""
@@ -234,6 +209,13 @@ class TrainingBatches(Dataset[Batch]):
         if rng.random() < 0.5:
             affine[0] = [-scale_x, 0, scale_x * (width - 1) - left]
         return affine
+
+
+def _warp(
+    picture: NDArray[np.uint8], affine: NDArray[np.float64], size: int, interpolation: int = cv2.INTER_LINEAR
+) -> NDArray[np.uint8]:
+    """The square of side `size` that `affine` cuts from a picture or a mask; zeros outside."""
+    return np.asarray(cv2.warpAffine(picture, affine, (size, size), flags=interpolation), np.uint8)
 
 
 def _colour_jitter(pixels: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[np.uint8]:

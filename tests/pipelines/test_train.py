@@ -2,6 +2,7 @@
 
 import json
 import sys
+from itertools import cycle
 from pathlib import Path
 
 import cv2
@@ -14,14 +15,16 @@ from pycocotools import mask as mask_utils
 from safetensors.torch import save_file
 
 from model import checkpoint, load_sam
+from pipelines import training_data
 from pipelines.cli import main
 from pipelines.config import load_settings
 from pipelines.errors import ConfigError, IncompleteRun
 from pipelines.evaluate import centre, evaluate, score_image
+from pipelines.labelled import read_labelled
 from pipelines.train import train
 from pipelines.trainer import Trainer
 from pipelines.training_config import StageConfig, TrainConfig
-from pipelines.training_data import TeacherFeatures, TrainingBatches, read_labelled
+from pipelines.training_data import TeacherFeatures, TrainingBatches
 
 
 @pytest.fixture(scope="session")
@@ -237,6 +240,54 @@ def test_a_batch_depends_on_seed_and_step_alone(shapes):
     x, y = first.points_BP2.long().unbind(-1)
     inside = first.masks_BPHW.flatten(2).gather(2, (y * 64 + x)[..., None])
     assert inside.all(), "every point lies in its mask"
+
+
+PLAIN = {
+    "seed": 3,
+    "steps": range(12),
+    "size": 128,
+    "images_per_step": 1,
+    "masks_per_image": 6,
+    "zoom": (1.0, 1.0),
+    "area_power": 0.5,
+    "source_weights": {},
+}
+
+
+def test_a_pasted_object_hides_what_is_below(shapes, teacher_file, monkeypatch):
+    images = read_labelled(shapes)
+    monkeypatch.setattr(training_data, "_colour_jitter", lambda pixels, _: pixels)
+    options = PLAIN | {"teacher": TeacherFeatures(teacher_file, images)}
+    bare_batches = list(TrainingBatches(images, **options))
+    negatives = cycle([False, True])  # the photograph as it is, and the one that lends its objects inverted
+    jitter = lambda pixels, _: 255 - pixels if next(negatives) else pixels  # noqa: E731
+    monkeypatch.setattr(training_data, "_colour_jitter", jitter)
+    kinds = {"pasted": 0, "of the photograph": 0}
+    for bare, batch in zip(bare_batches, TrainingBatches(images, **options, paste_share=1.0), strict=True):
+        difference = batch.pixels_BCHW[0].int() - bare.pixels_BCHW[0].int()
+        changed = (difference.abs() > 8).any(0).numpy()  # the soft edge of an object fades out further away
+        unknown = batch.teacher_BCHW[0, 0].isnan().numpy()
+        unexplained = changed.copy()
+        for mask in batch.masks_BPHW[0].numpy():
+            core = cv2.erode(mask, np.ones((7, 7))).astype(bool)
+            pasted = changed[core if core.any() else mask > 0]
+            assert pasted.all() or not (core & changed).any(), "no mask goes on below an object"
+            kinds["pasted" if pasted.all() else "of the photograph"] += 1
+            if pasted.all():
+                unexplained &= ~cv2.dilate(mask, np.ones((9, 9))).astype(bool)
+                assert unknown[core[8::16, 8::16]].all(), "the teacher did not see it"
+        left = cv2.erode(unexplained.astype(np.uint8), np.ones((5, 5)))
+        assert not left.any(), "each object that was pasted, but for specks, has its mask"
+        assert not changed[~batch.valid_BHW[0].numpy()].any(), "nothing lies on the padding"
+    assert min(kinds.values()) >= 5, kinds
+
+
+def test_a_share_of_squares_has_no_colour(shapes):
+    grey = [
+        bool((batch.pixels_BCHW.amax(1) == batch.pixels_BCHW.amin(1)).all())
+        for batch in TrainingBatches(read_labelled(shapes), **PLAIN, grey_share=0.5)
+    ]
+    assert 2 <= sum(grey) <= 10
 
 
 def test_resumed_training_ends_where_undisturbed_training_ends(shapes, tmp_path):
