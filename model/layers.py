@@ -20,9 +20,11 @@ class LayerNorm2d(nn.Module):
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
         """Normalise each pixel's channel vector; the shape stays."""
-        x_BHWC = x_BCHW.permute(0, 2, 3, 1)
-        normed_BHWC = F.layer_norm(x_BHWC, self.weight.shape, self.weight, self.bias, self.eps)
-        return normed_BHWC.permute(0, 3, 1, 2)
+        return self.last(x_BCHW.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+    def last(self, x: Tensor) -> Tensor:
+        """The same for …×C, where the channels come last."""
+        return F.layer_norm(x, self.weight.shape, self.weight, self.bias, self.eps)
 
 
 class MLPBlock(nn.Module):

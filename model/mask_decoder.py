@@ -101,14 +101,41 @@ class MaskDecoder(nn.Module):
         Each distinct prompt is upscaled once, however many of its masks are wanted.
         """
         prompts, row_K = torch.unique(prompt_K, return_inverse=True)
-        cells_PLC = decoded.cells_BPLC.flatten(0, 1)[prompts]
-        side = round(cells_PLC.shape[1] ** 0.5)
-        upscaled_PCHW = self.output_upscaling(cells_PLC.transpose(1, 2).unflatten(2, (side, side)))
+        cells_PLC = decoded.cells_BPLC.flatten(0, 1)
         tokens_PMC = decoded.mask_tokens_BPMC.flatten(0, 1)[prompts]
         heads = zip(self.output_hypernetworks_mlps, tokens_PMC.unbind(1), strict=True)
-        weights_PMC = torch.stack([head(token_PC) for head, token_PC in heads], 1)
-        logits_PMHW = (weights_PMC @ upscaled_PCHW.flatten(2)).unflatten(2, upscaled_PCHW.shape[2:])
-        return logits_PMHW[row_K, token_K]
+        weights_PCM = torch.stack([head(token_PC) for head, token_PC in heads], 2)
+        # A CPU's cache holds the sixteenfold map of one prompt, if that; a GPU wants them all.
+        at_once = 1 if cells_PLC.device.type == "cpu" else max(1, len(prompts))
+        logits_PXM = torch.cat(
+            [
+                self._upscale(cells_PLC[chosen]) @ weights_pCM
+                for chosen, weights_pCM in zip(
+                    prompts.split(at_once), weights_PCM.split(at_once), strict=True
+                )
+            ]
+        )
+        side = round(cells_PLC.shape[1] ** 0.5)
+        cells_K = logits_PXM[row_K, :, token_K].unflatten(
+            1, (side, side, 2, 2, 2, 2)
+        )  # row, column; halves; quarters
+        return cells_K.permute(0, 1, 3, 5, 2, 4, 6).reshape(-1, 4 * side, 4 * side)
+
+    def _upscale(self, cells_PLC: Tensor) -> Tensor:
+        """Each cell in sixteen: P×L×C → P×16L×C/8, the quarters of its quarters in a row.
+
+        A transposed convolution whose kernel is as wide as its stride is a linear map of each cell. So the
+        channels stay last, where the norm and the products want them, and only finished logits change places.
+        """
+        first, norm, gelu, second, last_gelu = self.output_upscaling
+        halves = gelu(norm.last(each_in_four(first, cells_PLC)))
+        return last_gelu(each_in_four(second, halves))
+
+
+def each_in_four(up: nn.ConvTranspose2d, cells_PLC: Tensor) -> Tensor:
+    """A 2×2 transposed convolution of stride 2, cell by cell: P×X×C → P×4X×C', row by row in each cell."""
+    weight_QC = up.weight.permute(2, 3, 1, 0).flatten(0, 2)
+    return F.linear(cells_PLC, weight_QC, up.bias.repeat(4)).unflatten(-1, (4, -1)).flatten(1, 2)
 
 
 class TwoWayTransformer(nn.Module):
@@ -267,9 +294,16 @@ class Attention(nn.Module):
         return (scores.unflatten(2, (self.num_heads, -1)) + bias).softmax(-2)
 
     def spread(self, weights_BPNTL: Tensor, values_BPTC: Tensor, cells_BPLC: Tensor) -> Tensor:
-        """Cells plus what they take from the tokens, B×P×L×C; output projection folded into the values."""
+        """Cells plus what they take from the tokens, B×P×L×C; output projection folded into the values.
+
+        A cell's weights add up to one in each head, so every head's values carry their share of the bias.
+        """
         v_BPNTD = self.split(self.v_proj(values_BPTC))
         out_NDC = self.out_proj.weight.T.unflatten(0, (self.num_heads, -1))
-        folded = (v_BPNTD @ out_NDC).flatten(2, 3)  # B,P,N·T,C
-        taken = weights_BPNTL.flatten(2, 3).transpose(-1, -2) @ folded
-        return cells_BPLC + taken + self.out_proj.bias
+        folded = v_BPNTD @ out_NDC + self.out_proj.bias / self.num_heads  # B,P,N,T,C
+        taken = torch.baddbmm(
+            cells_BPLC.flatten(0, 1),
+            weights_BPNTL.flatten(0, 1).flatten(1, 2).mT,
+            folded.flatten(0, 1).flatten(1, 2),
+        )
+        return taken.unflatten(0, cells_BPLC.shape[:2])
