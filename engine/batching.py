@@ -1,9 +1,18 @@
-"""Batches that shrink when memory runs out."""
+"""Batches that shrink when memory runs out, and lanes in which a CPU works on several of them at once.
+
+Splitting every operation between the cores leaves them idle in the small ones and makes them wait for each
+other after each; so on a CPU the cores are given batches of their own. torch keeps a number of cores for each
+thread: a lane that asks for one core leaves its caller's number alone.
+"""
 
 from __future__ import annotations
 
 import logging
+from collections import deque
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from functools import partial
 from typing import TypeVar
 
 import torch
@@ -14,28 +23,67 @@ logger = logging.getLogger(__name__)
 CPU_MESSAGES = ("not enough memory", "can't allocate memory")
 """What torch's CPU allocator says, as a plain RuntimeError."""
 
+MOST_LANES = 8
+"""Each lane needs a batch's memory; further cores are shared out among the lanes."""
 
-def in_batches(total: int, batch: int, work: Callable[[slice], Result]) -> Iterator[Result]:
-    """Yield work(slice) for consecutive slices of 0…total.
+
+def in_batches(total: int, batch: int, work: Callable[[slice], Result], lanes: int = 1) -> Iterator[Result]:
+    """Yield work(slice) for consecutive slices of 0…total, in order; `lanes` of them are worked on at once.
 
     A slice for which memory does not suffice is tried again in halves, and later slices stay that small.
     `work` must leave nothing behind when it raises. Raises the out-of-memory error of a slice of one.
     """
+    ahead = 1 if lanes == 1 else 2 * lanes  # so that no lane waits for whoever takes the results
+    waiting: deque[tuple[slice, Callable[[], Result]]] = deque()
     start = 0
-    while start < total:
+    with _lanes(lanes, work) as submit:
+        while start < total or waiting:
+            while start < total and len(waiting) < ahead:
+                part = slice(start, min(start + batch, total))
+                waiting.append((part, submit(part)))
+                start = part.stop
+            part, result = waiting.popleft()
+            try:
+                value = result()
+            except (RuntimeError, MemoryError) as error:
+                size = part.stop - part.start
+                if size == 1 or not is_out_of_memory(error):
+                    raise
+                batch = min(batch, size // 2)
+                logger.warning("out of memory; going on with batches of %d", batch)
+            else:
+                yield value
+                continue
+            # After the handler, when the traceback no longer holds the tensors.
+            for _, later in waiting:
+                with suppress(RuntimeError, MemoryError):
+                    later()
+            waiting.clear()
+            start = part.start
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+
+
+@contextmanager
+def _lanes(lanes: int, work: Callable[[slice], Result]) -> Iterator[Callable[[slice], Callable[[], Result]]]:
+    """A function that hands a slice to a lane and returns the means to wait for its result."""
+    if lanes == 1:
+        yield lambda part: partial(work, part)
+        return
+    threads = torch.get_num_threads()
+    with ThreadPoolExecutor(
+        lanes, "lane", initializer=torch.set_num_threads, initargs=(max(1, threads // lanes),)
+    ) as pool:
         try:
-            result = work(slice(start, min(start + batch, total)))
-        except (RuntimeError, MemoryError) as error:
-            if batch == 1 or not is_out_of_memory(error):
-                raise
-            batch = min(batch, total - start) // 2 or 1
-            logger.warning("out of memory; going on with batches of %d", batch)
-        else:
-            start += batch
-            yield result
-            continue
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()  # after the handler, when the traceback no longer holds the tensors
+            yield lambda part: pool.submit(work, part).result
+        finally:
+            pool.shutdown(cancel_futures=True)
+            torch.set_num_threads(threads)  # the default of threads yet to come
+
+
+def lanes_for(device: torch.device) -> int:
+    """How many batches to work on at once: as many as this process has cores, one on a GPU."""
+    return min(torch.get_num_threads(), MOST_LANES) if device.type == "cpu" else 1
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -20,7 +20,7 @@ import numpy.typing as npt
 import torch
 
 from engine import rle
-from engine.batching import in_batches
+from engine.batching import in_batches, lanes_for
 from engine.config import GeneratorConfig
 from engine.filters import filter_masks, stability_scores, too_large
 from engine.geometry import inclusive_to_xywh, input_size, points_to_input, resize_to_input
@@ -132,22 +132,27 @@ class MaskGenerator:
         config, ledger = self.config, view.page.ledger
         points_N2 = crop_points(view.crop, config)
         found: list[Candidate] = []
-        for kept, asked, drops in in_batches(
-            len(points_N2), config.points_per_batch, lambda part: self._ask(view, encoded, points_N2[part])
+        lanes = lanes_for(self.sam.device)
+        for kept, account in in_batches(
+            len(points_N2),
+            config.points_per_batch,
+            lambda part: self._ask(view, encoded, points_N2[part]),
+            lanes,
         ):
             found += kept
-            ledger.count(asked, drops)
+            ledger.add(account, lanes)
         with ledger.stage("filter"):
             scores = np.array([candidate.predicted_iou for candidate in found], np.float32)
             keep = non_maximal_suppression(_boxes(found), scores, config.box_nms_thresh)
         ledger.count(0, {"nms": len(found) - len(keep)})
         return [found[index] for index in keep]
 
+    @torch.inference_mode()
     def _ask(
         self, view: View, encoded: EncodedImages, points_N2: npt.NDArray[np.float64]
-    ) -> tuple[list[Candidate], int, dict[str, int]]:
-        """Prompt with N points of the crop: candidates that pass, how many there were, drops by reason."""
-        sam, config, ledger = self.sam, self.config, view.page.ledger
+    ) -> tuple[list[Candidate], Ledger]:
+        """Prompt with N points of the crop: candidates that pass, and the account of all."""
+        sam, config, ledger = self.sam, self.config, Ledger()
         with ledger.stage("decode"):
             inputs_N2 = points_to_input(points_N2, view.crop.size, sam.config.img_size)
             points_1N12 = torch.from_numpy(inputs_N2).to(sam.device)[None, :, None]
@@ -157,9 +162,9 @@ class MaskGenerator:
             confident_N3 = iou_N3 > (config.pred_iou_thresh or -torch.inf)
             prompt_K, token_K = confident_N3.nonzero(as_tuple=True)
             iou_K = iou_N3[prompt_K, token_K].cpu().numpy()
-        drops = {"predicted_iou": iou_N3.numel() - len(iou_K)}
+        ledger.count(iou_N3.numel(), {"predicted_iou": iou_N3.numel() - len(iou_K)})
         if len(iou_K) == 0:
-            return [], iou_N3.numel(), drops
+            return [], ledger
 
         with ledger.stage("draw"):
             logits_Khw = sam.draw(decoded, prompt_K, token_K + 1).float() - sam.mask_threshold
@@ -169,7 +174,7 @@ class MaskGenerator:
         with ledger.stage("filter"):
             crop, corner = view.crop, np.array([view.crop.x0, view.crop.y0])
             boxes_K4 = measures.box_N4 + np.tile(corner, 2)
-            keep, more_drops = filter_masks(measures, boxes_K4, crop, view.page.size, config)
+            keep, drops = filter_masks(measures, boxes_K4, crop, view.page.size, config)
             stability_K = stability_scores(measures)
             point_K2 = points_N2[prompt_K.cpu().numpy()] + corner
             kept = [
@@ -184,7 +189,8 @@ class MaskGenerator:
                 )
                 for k in keep
             ]
-        return kept, iou_N3.numel(), drops | more_drops
+        ledger.count(0, drops)
+        return kept, ledger
 
     def _finish(self, page: Page) -> GeneratedMasks:
         """Drop duplicates between crops, paint what is left, clean it up and write it down."""
@@ -195,7 +201,13 @@ class MaskGenerator:
                 keep = non_maximal_suppression(_boxes(found), small_first, config.crop_nms_thresh)
             ledger.count(0, {"crop_nms": len(found) - len(keep)})
             found = [found[index] for index in keep]
-        outlines = [outline for candidate in found if (outline := self._outline(candidate))]
+        outlines: list[Outline] = []
+        lanes = lanes_for(self.sam.device)
+        for outline, account in in_batches(
+            len(found), 1, lambda part: self._outline(found[part.start]), lanes
+        ):
+            outlines += [outline] if outline else []
+            ledger.add(account, lanes)
         if config.min_mask_region_area > 0:
             untouched = np.array([not outline.touched for outline in outlines], np.float32)
             threshold = max(config.box_nms_thresh, config.crop_nms_thresh)
@@ -204,30 +216,31 @@ class MaskGenerator:
             outlines = [outlines[index] for index in keep]
         return ledger.close([_record(outline) for outline in outlines])
 
-    def _outline(self, candidate: Candidate) -> Outline | None:
+    @torch.inference_mode()
+    def _outline(self, candidate: Candidate) -> tuple[Outline | None, Ledger]:
         """Paint a candidate, clean it up and encode it; None, and accounted for, if nothing is left of it."""
-        config, page, crop = self.config, candidate.view.page, candidate.view.crop
+        config, page, crop, ledger = self.config, candidate.view.page, candidate.view.crop, Ledger()
         box, area, touched = candidate.box, candidate.area, False
-        with page.ledger.stage("resample"):
+        with ledger.stage("resample"):
             x0, y0, x1, y1 = box
             in_crop = (x0 - crop.x0, y0 - crop.y0, x1 - crop.x0, y1 - crop.y0)
             mask = BoxMask(self._resampler(crop.size).paint(candidate.patch, in_crop).mask_hw, x0, y0)
         if config.min_mask_region_area > 0:
-            with page.ledger.stage("filter"):
+            with ledger.stage("filter"):
                 cleaned, touched = clean_up(
                     mask, page.size, config.min_mask_region_area, config.drop_small_masks
                 )
             if cleaned is None:
-                page.ledger.count(0, {"clean_up": 1})
-                return None
+                ledger.count(0, {"clean_up": 1})
+                return None, ledger
             if touched:
                 mask, box, area = cleaned, cleaned.box(), int(np.count_nonzero(cleaned.mask_hw))
             if too_large(np.array(area), page.size, config.max_mask_area_fraction):
-                page.ledger.count(0, {"too_large": 1})
-                return None
-        with page.ledger.stage("rle"):
+                ledger.count(0, {"too_large": 1})
+                return None, ledger
+        with ledger.stage("rle"):
             segmentation = rle.encode_box(mask.mask_hw, mask.x0, mask.y0, page.size)
-        return Outline(candidate, segmentation, box, area, touched)
+        return Outline(candidate, segmentation, box, area, touched), ledger
 
     def _resampler(self, size: tuple[int, int]) -> Resampler:
         sam = self.sam.config

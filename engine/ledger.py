@@ -37,6 +37,15 @@ class Ledger:
         for reason, number in drops.items():
             self.drops[reason] += number
 
+    def add(self, part: Ledger, lanes: int) -> None:
+        """Enter the account of a part of the work that went on in one of several lanes side by side.
+
+        Of its seconds a share counts, so that the stages add up to the time that passed.
+        """
+        self.count(part.candidates, part.drops)
+        for name, seconds in part.seconds.items():
+            self.seconds[name] += seconds / lanes
+
     def close(self, masks: list[MaskRecord]) -> GeneratedMasks:
         """The result; raises ValueError if a candidate is unaccounted for."""
         return GeneratedMasks(masks, self.candidates, self.drops, self.seconds)

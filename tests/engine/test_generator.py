@@ -1,5 +1,7 @@
 """The generator on a model of a few thousand random weights: what it refuses, counts and survives."""
 
+import threading
+
 import numpy as np
 import pytest
 import torch
@@ -217,6 +219,45 @@ def test_a_batch_of_one_that_does_not_fit_and_other_errors_are_raised():
         list(in_batches(9, 4, broken))
     assert list(in_batches(0, 4, broken)) == []
     assert [part.stop - part.start for part in in_batches(9, 4, lambda part: part)] == [4, 4, 1]
+
+
+@pytest.mark.parametrize("lanes", [1, 3])
+def test_lanes_keep_the_order_and_what_fits(lanes):
+    # Slices of more than 4 do not fit; what was begun of them is begun again, and nothing comes twice.
+    def work(part: slice) -> slice:
+        if part.stop - part.start > 4:
+            raise MemoryError
+        return part
+
+    parts = list(in_batches(30, 16, work, lanes))
+    assert [part.stop for part in parts] == [*range(4, 30, 4), 30]
+    assert list(in_batches(0, 16, work, lanes)) == []
+
+
+def test_lanes_raise_what_their_work_raises_and_end():
+    before = threading.active_count()
+    with pytest.raises(ZeroDivisionError):
+        list(in_batches(100, 1, lambda part: 1 // (part.start - 5), 2))
+    assert threading.active_count() == before
+
+
+def test_each_lane_has_one_core_and_the_caller_keeps_its_own(sam, image, monkeypatch):
+    alone = MaskGenerator(sam, OPEN.model_copy(update={"points_per_batch": 4})).generate(image)
+    cores, attend, before = set(), Sam.attend, torch.get_num_threads()
+
+    def attend_and_count(self, *prompts):
+        cores.add((threading.current_thread().name[:4], torch.get_num_threads()))
+        return attend(self, *prompts)
+
+    monkeypatch.setattr(Sam, "attend", attend_and_count)
+    torch.set_num_threads(2)
+    try:
+        together = MaskGenerator(sam, OPEN.model_copy(update={"points_per_batch": 4})).generate(image)
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+    assert cores == {("lane", 1)}
+    assert together == alone
 
 
 def test_results_account_for_every_candidate():
