@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import logging
 import os
 import re
 from collections.abc import Iterator
@@ -30,8 +31,8 @@ _OPTIONS: dict[str, dict[str, Any]] = {
     scheme: {"use_listings_cache": False} for scheme in ("s3", "gs", "gcs")
 }
 _LIBRARIES = {
-    "aiobotocore", "aiohttp", "botocore", "fsspec", "gcsfs", "google", "httpx", "huggingface_hub", "requests",
-    "s3fs", "urllib3",
+    "aiobotocore", "aiohttp", "botocore", "fsspec", "gcsfs", "google", "httpcore", "httpcore2", "httpx",
+    "httpx2", "huggingface_hub", "requests", "s3fs", "urllib3",
 }  # fmt: skip
 _USER = re.compile(r"(://)(?:[^/\s]+|[^/\s@]*:[^\s@]*)@")  # a password may have a `/`
 _SIGNED = re.compile(
@@ -85,6 +86,9 @@ def check_address(text: str) -> None:
 def _library_of(scheme: str) -> Any:
     from fsspec import get_filesystem_class
 
+    # Else gcsfs asks Google's control plane, by gRPC and before each request, what kind of bucket it is.
+    os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
+    logging.getLogger("gcsfs").setLevel(logging.CRITICAL)  # it logs what it raises, with its traceback
     return get_filesystem_class(scheme)
 
 
@@ -135,17 +139,30 @@ def as_os_errors() -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        if isinstance(error, OSError) or not is_stores(error):
+        if isinstance(error, FileNotFoundError) or not is_stores(error):
             raise
         raise OSError(errno.EIO, " ".join(redacted(f"{type(error).__name__}: {error}").split())) from None
 
 
 def is_stores(error: BaseException) -> bool:
-    """Whether a store's library raised this of its own, which is then no OSError."""
+    """Whether this is an error of a kind that a store's library has made for itself."""
     return any(kind.__module__.partition(".")[0] in _LIBRARIES for kind in type(error).__mro__)
 
 
 def store_code(error: BaseException) -> str:
-    """The store's own code for an error that fsspec made an OSError of, as `NoSuchBucket`; or nothing."""
+    """The store's own code for an error, as `NoSuchBucket` or `404`; or nothing.
+
+    s3fs makes a plain OSError of botocore's and keeps that as its cause; gcsfs and the Hub raise their own.
+    """
     response = getattr(error.__cause__, "response", None)
-    return str(response.get("Error", {}).get("Code", "")) if isinstance(response, dict) else ""
+    if isinstance(response, dict):
+        return str(response.get("Error", {}).get("Code", ""))
+    return str(getattr(error, "code", None) or getattr(getattr(error, "response", None), "status_code", ""))
+
+
+def is_home_there(path: Path) -> bool:
+    """Whether the bucket, or the Hub's repository, that an object lies in is there. Raises OSError."""
+    store, name = store_of(path)
+    depth = 1 if scheme_of(str(path)) != "hf" else 3 if name.startswith(("datasets/", "spaces/")) else 2
+    with as_os_errors():
+        return bool(store.exists("/".join(name.split("/")[:depth]).partition("@")[0]))

@@ -16,7 +16,7 @@ import pyarrow as pa
 
 from pipelines.errors import InputRejected
 from pipelines.parquet_source import read_row
-from pipelines.places import as_os_errors, is_remote, path_of, scheme_of, store_code, store_of
+from pipelines.places import as_os_errors, is_home_there, is_remote, path_of, scheme_of, store_code, store_of
 
 MAX_BYTES = 1 << 30
 """A photograph's file is far smaller; an embedded one has to fit a Parquet value of 2 GiB."""
@@ -70,14 +70,14 @@ def _read_object(path: Path, max_bytes: int) -> bytes:
     store, name = store_of(path)
     try:
         data = bytes(store.cat_file(name, start=0, end=max_bytes + 1))
-    except FileNotFoundError as error:
-        if store_code(error) == "NoSuchBucket":
+    except Exception as error:  # each library has its own
+        code = store_code(error)
+        if code in ("InvalidRange", "416"):  # what an empty object says of any range
+            return b""
+        gone = isinstance(error, FileNotFoundError) or code == "404"
+        if not gone or code == "NoSuchBucket" or (code != "NoSuchKey" and not is_home_there(path)):
             raise
         raise InputRejected("read", "Missing", "there is no such object any more") from None
-    except OSError as error:
-        if store_code(error) in ("InvalidRange", "416"):  # what an empty object says of any range
-            return b""
-        raise
     _hold(len(data), max_bytes)
     return data
 

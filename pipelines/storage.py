@@ -7,9 +7,11 @@ it, which a rename could not tell. Two workers may therefore do the same shard, 
 file.
 
 An object store has neither names to link nor folders to flush: there a file is written to memory and put in
-one request, on the condition that its name is free (`If-None-Match: *`; larger ones in parts, which become an
-object in one request too). A store that does not know the condition is asked first whether the name is free.
-Nothing is ever streamed to a final name: a writer that raises would leave a stump there.
+one request, on the condition that its name is free (S3: `If-None-Match: *`; Google: `ifGenerationMatch=0`). A
+large one goes in parts, which become an object in one request too, on the same condition; where one of them
+fails the others are thrown away. A store that does not know the condition was asked whether the name is free,
+and more cannot be had of it. Nothing is ever streamed to a final name: a writer that raises would leave a
+stump there.
 """
 
 from __future__ import annotations
@@ -23,11 +25,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from pipelines.errors import MaskmillError
+from pipelines.errors import CorpusUnavailable, MaskmillError
 from pipelines.places import as_os_errors, is_remote, redacted, scheme_of, store_code, store_of
 
 _TEMPORARY = ".maskmill-"
 _SUFFIX = ".tmp"
+PART_BYTES = 512 << 20
+"""A file below this is one request, of which a killed process leaves nothing; S3 would take 5 GiB in one."""
+
 _TAKEN = {"PreconditionFailed", "412"}
 _BUSY = {"ConditionalRequestConflict", "OperationAborted", "409"}
 _NO_CONDITIONS = {"NotImplemented", "501"}
@@ -62,7 +67,7 @@ def replace(path: Path, write: Callable[[BinaryIO], None]) -> None:
     if is_remote(path):
         store, name = _writable(path)
         with as_os_errors():
-            store.pipe_file(name, _content(write))
+            store.pipe_file(name, _content(write), chunksize=PART_BYTES)
         return
     with _written(path, write) as temporary:
         temporary.replace(path)
@@ -71,10 +76,12 @@ def replace(path: Path, write: Callable[[BinaryIO], None]) -> None:
 
 @contextlib.contextmanager
 def failing_as(kind: type[MaskmillError], path: Path) -> Iterator[None]:
-    """Make an OSError of the block, which writes at or below `path`, the one-line error of a kind."""
+    """Make an OSError of the block, which works at or below `path`, the one-line error of a kind."""
     try:
         with as_os_errors():
             yield
+    except CorpusUnavailable as error:
+        raise kind(str(error)) from None
     except (FileExistsError, NotADirectoryError):
         raise kind(f"{path}: cannot be written: a file is in the place of a folder") from None
     except OSError as error:
@@ -115,7 +122,7 @@ def _put_new(path: Path, write: Callable[[BinaryIO], None]) -> bool:
             return False
         content = _content(write)
         try:
-            store.pipe_file(name, content, mode="create")
+            store.pipe_file(name, content, mode="create", chunksize=PART_BYTES)
         except FileExistsError:
             return False
         except OSError as error:
@@ -126,7 +133,7 @@ def _put_new(path: Path, write: Callable[[BinaryIO], None]) -> bool:
                 raise OSError(errno.EBUSY, "another writer is at it", str(path)) from None
             if code not in _NO_CONDITIONS:
                 raise
-            store.pipe_file(name, content)
+            store.pipe_file(name, content, chunksize=PART_BYTES)
         return True
 
 

@@ -1,5 +1,8 @@
-"""An S3 server on loopback for tests, and a proxy before it that fails requests as a store does."""
+"""Servers of S3 and of Google's store on loopback for tests, a proxy before them that fails requests as a
+store does, and what is typed for a run from a store into a store.
+"""
 
+import json
 import logging
 import socket
 import struct
@@ -9,6 +12,9 @@ from collections.abc import Callable
 from contextlib import contextmanager
 from http.client import HTTPConnection
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from urllib.parse import parse_qs, quote, urlsplit
+
+from pipelines import places
 
 CREDENTIALS = {
     "AWS_ACCESS_KEY_ID": "AKIDTESTING",
@@ -18,6 +24,17 @@ CREDENTIALS = {
     "AWS_EC2_METADATA_DISABLED": "true",
     "NO_PROXY": "127.0.0.1",
 }
+
+
+WHOLE = ["corpus.json", "plan/part-000000.parquet", "run.json"]
+WHOLE += [f"shards/shard-00000{shard}.parquet" for shard in range(2)]
+"""The files of a corpus of four photographs under `tiny_settings`."""
+
+
+def words(source, out, settings):
+    """What is typed to make a corpus in this process."""
+    typed = ["generate", str(source), "--out", str(out), "--workers", "0"]
+    return [*typed, *(word for setting in settings for word in ("--set", setting))]
 
 
 @contextmanager
@@ -52,12 +69,39 @@ def client_of(address, boto3=None):
     )
 
 
+@contextmanager
+def gs_server(buckets=("photos", "corpora")):
+    """An emulator of Google's store with these buckets: the `GsProxy` before it."""
+    from gcp_storage_emulator.server import create_server
+
+    logging.getLogger("gcp_storage_emulator").setLevel(logging.CRITICAL)
+    server = create_server("127.0.0.1", 0, in_memory=True)
+    server.start()
+    try:
+        host, port = server._api._httpd.server_address
+        with GsProxy(f"http://{host}:{port}") as proxy:
+            for bucket in buckets:
+                gs_client_of(proxy.address).create_bucket(bucket)
+            yield proxy
+    finally:
+        server.stop()
+
+
+def gs_client_of(address):
+    """Google's own client: another way to the same server than the one that is tested."""
+    from google.auth.credentials import AnonymousCredentials
+    from google.cloud import storage
+
+    options = {"api_endpoint": address}
+    return storage.Client(project="test", credentials=AnonymousCredentials(), client_options=options)
+
+
 Fault = Callable[[int, str, str], str | None]
 """Told the request's number, method and path; says what is done to it: a fault, or nothing (None)."""
 
 
 class Proxy(ThreadingHTTPServer):
-    """Passes requests on to a server, but for those that `fault` picks out: `500`, `503`, `slow`, `reset`
+    """Passes requests on to a server, but for those that `fault` picks out: one of `FAULTS`, `slow`, `reset`
     (before the server sees it) or `lost` (the server does it, the answer never comes).
     """
 
@@ -83,6 +127,16 @@ class Proxy(ThreadingHTTPServer):
         self.shutdown()
         self.server_close()
 
+    def pass_on(self, method, path, headers, body):
+        """What the server behind says: status, headers, content."""
+        server = HTTPConnection(self.behind, timeout=60)
+        try:
+            server.request(method, path, body, headers)
+            answer = server.getresponse()
+            return answer.status, dict(answer.getheaders()), answer.read()
+        finally:
+            server.close()
+
     def chosen(self, method, path):
         with self.lock:
             self.seen += 1
@@ -95,6 +149,38 @@ class Proxy(ThreadingHTTPServer):
         """A client that hangs up is no error here."""
 
 
+class GsProxy(Proxy):
+    """Adds to an emulator what Google's store does and the emulator does not: an upload on the condition
+    `ifGenerationMatch=0` is answered 412 where the name is taken, a range behind an object's end 416, and an
+    upload in parts that is cancelled 499.
+    """
+
+    def __init__(self, behind: str) -> None:
+        super().__init__(behind, lambda *_request: None)
+        self.one_at_a_time = threading.Lock()
+
+    def pass_on(self, method, path, headers, body):
+        parts = urlsplit(path)
+        query = parse_qs(parts.query)
+        if method == "DELETE" and "upload_id" in query:
+            return 499, {}, b""
+        with self.one_at_a_time:
+            if query.get("ifGenerationMatch") == ["0"]:
+                bucket = parts.path.removeprefix("/upload").removesuffix("/o")
+                name = query["name"][0] if "name" in query else _name_in(body)
+                if super().pass_on("GET", f"{bucket}/o/{quote(name, safe='')}", {}, None)[0] == 200:
+                    return 412, {}, b'{"error": {"code": 412, "message": "conditionNotMet"}}'
+            status, headers, content = super().pass_on(method, path, headers, body)
+        if status == 206 and not content:
+            return 416, {}, b'{"error": {"code": 416, "message": "Requested range not satisfiable"}}'
+        return status, headers, content
+
+
+def _name_in(body):
+    """An object's name, in the first part of an upload in two parts."""
+    return json.loads(body.split(b"\n\n", 2)[1].partition(b"\n--")[0])["name"]
+
+
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     SLOW_SECONDS = 1.0
@@ -105,22 +191,16 @@ class _Handler(BaseHTTPRequestHandler):
         if fault == "reset":
             self._reset()
             return
-        if fault in ("500", "503"):
-            self._answer(int(fault), {}, b"" if self.command == "HEAD" else _FAULTS[fault])
+        if fault in FAULTS:
+            self._answer(int(fault), {}, b"" if self.command == "HEAD" else FAULTS[fault])
             return
         if fault == "slow":
             time.sleep(self.SLOW_SECONDS)
-        server = HTTPConnection(self.server.behind, timeout=60)
-        try:
-            server.request(self.command, self.path, body, dict(self.headers))
-            answer = server.getresponse()
-            content = answer.read()
-            if fault == "lost":
-                self._reset()
-                return
-            self._answer(answer.status, dict(answer.getheaders()), content)
-        finally:
-            server.close()
+        answer = self.server.pass_on(self.command, self.path, dict(self.headers), body)
+        if fault == "lost":
+            self._reset()
+        else:
+            self._answer(*answer)
 
     do_GET = do_PUT = do_HEAD = do_POST = do_DELETE = _pass_on
 
@@ -146,8 +226,10 @@ class _Handler(BaseHTTPRequestHandler):
         """Nothing."""
 
 
-_FAULTS = {
+FAULTS = {
+    "403": b"<Error><Code>AccessDenied</Code><Message>Access Denied</Message></Error>",
     "500": b"<Error><Code>InternalError</Code><Message>We encountered an internal error.</Message></Error>",
+    "501": b"<Error><Code>NotImplemented</Code><Message>A header that is not implemented.</Message></Error>",
     "503": b"<Error><Code>ServiceUnavailable</Code><Message>Please try again.</Message></Error>",
 }
 
@@ -161,8 +243,15 @@ def use(monkeypatch, address):
     forget_connections()
 
 
-def forget_connections():
-    """fsspec keeps a file system for each set of options; the environment is none of them."""
-    import s3fs
+def use_gs(monkeypatch, address):
+    """The same for the emulator, whose library looks for credentials in many places."""
+    settings = {"STORAGE_EMULATOR_HOST": address, "NO_GCE_CHECK": "true", "CLOUDSDK_CONFIG": "/nowhere"}
+    for name, value in {**settings, "NO_PROXY": "127.0.0.1"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.delenv("GOOGLE_APPLICATION_CREDENTIALS", raising=False)
+    forget_connections("gs")
 
-    s3fs.S3FileSystem.clear_instance_cache()
+
+def forget_connections(scheme="s3"):
+    """fsspec keeps a file system for each set of options; the environment is none of them."""
+    places._library_of(scheme).clear_instance_cache()

@@ -22,6 +22,7 @@ from pipelines.places import as_os_errors, path_of, place, redacted, uri_of
 from pipelines.reader import read_input
 from pipelines.sources import list_inputs
 from tests.pipelines import stores
+from tests.pipelines.stores import WHOLE, words
 
 ENDINGS = (".png",)
 
@@ -53,18 +54,9 @@ def collection(server, photos):
     return "s3://photos/trip"
 
 
-def words(source, out, settings):
-    typed = ["generate", str(source), "--out", str(out), "--workers", "0"]
-    return [*typed, *(word for setting in settings for word in ("--set", setting))]
-
-
 def names(client, prefix):
     listed = client.list_objects_v2(Bucket="corpora", Prefix=prefix)
     return sorted(one["Key"].removeprefix(prefix) for one in listed.get("Contents", ()))
-
-
-WHOLE = ["corpus.json", "plan/part-000000.parquet", "run.json"]
-WHOLE += [f"shards/shard-00000{shard}.parquet" for shard in range(2)]
 
 
 # What was typed
@@ -219,6 +211,97 @@ def test_where_nothing_can_be_written(s3, server, collection, tiny_settings, mon
     said = capsys.readouterr().err
     assert said.startswith(f"maskmill: {typed}: cannot be written: ")
     assert said.count("\n") == 1
+
+
+class WithoutConditions(stores.Proxy):
+    """A store that knows no `If-None-Match`, and says so."""
+
+    def pass_on(self, method, path, headers, body):
+        if "If-None-Match" in headers:
+            self.faults.append(f"501 {method} {path}")
+            return 501, {}, stores.FAULTS["501"]
+        return super().pass_on(method, path, headers, body)
+
+
+@pytest.mark.parametrize("part_bytes", [storage.PART_BYTES, 5 << 20], ids=["one request", "parts"])
+def test_a_store_without_conditions(s3, server, monkeypatch, part_bytes):
+    """The file is put plainly, once it was refused; what is there already stays, as far as can be told."""
+    monkeypatch.setattr(storage, "PART_BYTES", part_bytes)
+    path, content = place(f"s3://corpora/plain/{part_bytes}"), bytes(11 << 20)
+    with WithoutConditions(server, lambda *_request: None) as proxy:
+        stores.use(monkeypatch, proxy.address)
+        assert storage.link(path, lambda file: file.write(content)) is True
+        assert storage.link(path, lambda file: file.write(b"another")) is False
+        assert len(proxy.faults) == 1
+    assert s3.get_object(Bucket="corpora", Key=f"plain/{part_bytes}")["Body"].read() == content
+    assert uploads(s3) == []
+
+
+@pytest.mark.slow
+def test_a_whole_run_into_a_store_without_conditions(s3, server, collection, tiny_settings, monkeypatch):
+    with WithoutConditions(server, lambda *_request: None) as proxy:
+        stores.use(monkeypatch, proxy.address)
+        assert main(words(collection, "s3://corpora/unconditional", tiny_settings)) == 0
+        assert proxy.faults
+        assert main(["verify", "s3://corpora/unconditional"]) == 0
+    assert names(s3, "unconditional/") == WHOLE
+
+
+def uploads(client):
+    """Uploads in parts that are neither done nor aborted: nobody sees them, and they are paid for."""
+    return client.list_multipart_uploads(Bucket="corpora").get("Uploads", [])
+
+
+def test_a_file_is_one_request(s3, server, monkeypatch):
+    """Of which a process that is killed leaves nothing."""
+    asked = []
+    monkeypatch.setattr(storage, "PART_BYTES", 1 << 20)
+    with stores.Proxy(server, lambda _number, method, path: asked.append(f"{method} {path}")) as proxy:
+        stores.use(monkeypatch, proxy.address)
+        assert storage.link(place("s3://corpora/one"), lambda file: file.write(bytes(1 << 20)))
+    assert [one for one in asked if not one.startswith(("HEAD", "GET"))] == ["PUT /corpora/one"]
+
+
+def in_parts(server, monkeypatch, name, fault=lambda *_request: None, before=lambda: None):
+    """Link a file that goes in three parts; `before` is called when its content is there."""
+    monkeypatch.setattr(storage, "PART_BYTES", 5 << 20)
+
+    def write(file):
+        file.write(bytes(11 << 20))
+        before()
+
+    with stores.Proxy(server, fault) as proxy:
+        stores.use(monkeypatch, proxy.address)
+        return storage.link(place(f"s3://corpora/parts/{name}"), write)
+
+
+def test_a_larger_file_goes_in_parts(s3, server, monkeypatch):
+    asked = []
+    assert in_parts(server, monkeypatch, "whole", lambda _number, _method, path: asked.append(path))
+    assert sum("partNumber" in path for path in asked) == 3
+    assert s3.head_object(Bucket="corpora", Key="parts/whole")["ContentLength"] == 11 << 20
+    assert uploads(s3) == []
+
+
+def test_parts_of_the_second_writer_are_thrown_away(s3, server, monkeypatch):
+    """The name was free when it looked, and taken when the parts were there: the condition holds then too."""
+
+    def first():
+        s3.put_object(Bucket="corpora", Key="parts/race", Body=b"first")
+
+    assert in_parts(server, monkeypatch, "race", before=first) is False
+    assert s3.get_object(Bucket="corpora", Key="parts/race")["Body"].read() == b"first"
+    assert uploads(s3) == []
+
+
+@pytest.mark.parametrize(
+    ("method", "match"), [("PUT", "partNumber=2"), ("POST", "uploadId")], ids=["a part", "the last step"]
+)
+def test_an_upload_that_fails_is_aborted(s3, server, monkeypatch, method, match):
+    with pytest.raises(OSError, match="internal error"):
+        in_parts(server, monkeypatch, "failed", always("500", method, match))
+    assert names(s3, "parts/failed") == []
+    assert uploads(s3) == []
 
 
 # Whole runs

@@ -1,0 +1,219 @@
+"""Google's store, over HTTP: what is read from it, and a corpus that is written into it exactly once.
+
+The server is an emulator on loopback. It knows no conditions: those the proxy before it holds, by Google's
+documentation (`stores.GsProxy`).
+"""
+
+import tarfile
+import threading
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from pipelines import storage
+from pipelines.cli import main
+from pipelines.corpus import Corpus
+from pipelines.errors import InputRejected, UsageError
+from pipelines.places import place, uri_of
+from pipelines.reader import read_input
+from pipelines.sources import list_inputs
+from tests.pipelines import stores
+from tests.pipelines.stores import WHOLE, words
+
+ENDINGS = (".png",)
+
+
+@pytest.fixture(scope="module")
+def server():
+    with stores.gs_server() as proxy:
+        yield proxy
+
+
+@pytest.fixture
+def gs(server, monkeypatch):
+    """The environment of the server; the answer is Google's own client of it."""
+    stores.use_gs(monkeypatch, server.address)
+    return stores.gs_client_of(server.address)
+
+
+@pytest.fixture
+def asked(server, monkeypatch):
+    """What the server is asked for from here on."""
+    requests = []
+    log = lambda _number, method, path: requests.append(f"{method} {path}")  # noqa: E731
+    monkeypatch.setattr(server, "fault", log)
+    return requests
+
+
+def upload(client, name, content):
+    client.bucket("photos").blob(name).upload_from_string(content)
+
+
+def names(client, prefix):
+    return sorted(blob.name.removeprefix(prefix) for blob in client.list_blobs("corpora", prefix=prefix))
+
+
+@pytest.fixture
+def collection(gs, photos):
+    for number in range(2):
+        for name in ("coffee", "rocket"):
+            upload(gs, f"trip/{name}/{number}.png", (photos / name / f"{number}.png").read_bytes())
+    upload(gs, "trip/.hidden.png", b"x")
+    upload(gs, "trip/list.txt", b"coffee/0.png\n")
+    return "gs://photos/trip"
+
+
+# Reading
+
+
+@pytest.mark.parametrize(
+    ("given", "keys"),
+    [
+        ("trip", ["coffee/0.png", "coffee/1.png", "rocket/0.png", "rocket/1.png"]),
+        ("trip/*/0.*", ["coffee/0.png", "rocket/0.png"]),
+        ("trip/list.txt", ["coffee/0.png"]),
+    ],
+)
+def test_folders_globs_and_lists(collection, given, keys):
+    assert list_inputs([f"gs://photos/{given}"], ENDINGS)["key"].to_pylist() == keys
+
+
+@pytest.mark.parametrize("given", ["gs://photos/nothing", "gs://nobucket/photos"])
+def test_inputs_that_are_not_there(gs, given):
+    with pytest.raises(UsageError, match=r"no such file or folder|cannot be listed"):
+        list_inputs([given], ENDINGS)
+
+
+@pytest.mark.parametrize(
+    "name", ["a b.jpg", "#1.jpg", "a#17.jpg", "100%.jpg", "%23.jpg", "ä.jpg", "what?.jpg"]
+)
+def test_names_survive_their_uri(gs, name):
+    upload(gs, f"odd/{name}", name.encode())
+    assert read_input(uri_of(f"gs://photos/odd/{name}")) == name.encode()
+
+
+@pytest.mark.parametrize(("name", "error_class"), [("empty.png", "EmptyFile"), ("gone.png", "Missing")])
+def test_objects_that_are_rejected_rows(gs, name, error_class):
+    """Google refuses any range of an object without bytes."""
+    upload(gs, "empty.png", b"")
+    with pytest.raises(InputRejected) as caught:
+        read_input(f"gs://photos/{name}")
+    assert caught.value.error_class == error_class
+
+
+def test_a_bucket_that_is_gone_is_the_stores_fault(gs):
+    with pytest.raises(OSError, match="nobucket"):
+        read_input("gs://nobucket/a.png")
+
+
+def test_archives_are_read_by_range(gs, asked, photos, tmp_path, monkeypatch):
+    monkeypatch.setenv("MASKMILL_CACHE", str(tmp_path / "cache"))
+    files = sorted((photos / "coffee").iterdir())
+    with tarfile.open(tmp_path / "a.tar", "w") as tar:
+        for path in files:
+            tar.add(path, path.name)
+    pq.write_table(pa.table({"image": [path.read_bytes() for path in files]}), tmp_path / "a.parquet")
+    for name in ("a.tar", "a.parquet"):
+        upload(gs, f"archives/{name}", (tmp_path / name).read_bytes())
+    inputs = list_inputs(["gs://photos/archives/*.tar", "gs://photos/archives/a.parquet"], ENDINGS)
+    uris = inputs["uri"].to_pylist()
+    assert [read_input(uri) for uri in uris] == [path.read_bytes() for path in files] * 2
+    asked.clear()
+    assert read_input(uris[-1]) == files[-1].read_bytes()
+    assert [one.partition(" ")[0] for one in asked] == ["GET"]
+
+
+# Committing
+
+
+@pytest.mark.parametrize("part_bytes", [storage.PART_BYTES, 1 << 20], ids=["one request", "parts"])
+def test_the_first_writer_wins(gs, monkeypatch, part_bytes):
+    """Both find the name free before either has put anything: only the condition can tell them apart."""
+    monkeypatch.setattr(storage, "PART_BYTES", part_bytes)
+    path, barrier, won = place(f"gs://corpora/race/{part_bytes}"), threading.Barrier(2), []
+
+    def write(content):
+        def slowly(file):
+            barrier.wait(60)
+            file.write(content)
+
+        if storage.link(path, slowly):
+            won.append(content)
+
+    contents = (bytes(3 << 20), b"\r\n" * (3 << 19))
+    threads = [threading.Thread(target=write, args=(content,)) for content in contents]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(won) == 1
+    assert gs.bucket("corpora").blob(f"race/{part_bytes}").download_as_bytes() == won[0]
+    assert storage.link(path, lambda file: file.write(b"three")) is False
+
+
+def test_a_file_is_one_request(gs, asked, monkeypatch):
+    monkeypatch.setattr(storage, "PART_BYTES", 1 << 20)
+    assert storage.link(place("gs://corpora/one"), lambda file: file.write(bytes((1 << 20) - 1)))
+    (put,) = (one for one in asked if not one.startswith("GET"))
+    assert put.startswith("POST /upload/")
+    assert "uploadType=multipart" in put
+    assert "ifGenerationMatch=0" in put
+
+
+def test_an_upload_in_parts_that_fails_is_thrown_away(gs, server, monkeypatch):
+    asked = []
+
+    def fault(_number, method, path):
+        asked.append(f"{method} {path}")
+        return "403" if method in ("POST", "PUT") and "upload_id" in path else None
+
+    monkeypatch.setattr(server, "fault", fault)
+    monkeypatch.setattr(storage, "PART_BYTES", 1 << 20)
+    with pytest.raises(OSError, match="Forbidden"):
+        storage.link(place("gs://corpora/failed"), lambda file: file.write(bytes(3 << 20)))
+    assert asked[-1].startswith("DELETE")
+    assert "upload_id" in asked[-1]
+    assert names(gs, "failed") == []
+
+
+def test_a_writer_that_raises_leaves_no_object(gs):
+    def write(file):
+        file.write(b"half")
+        raise RuntimeError("bug")
+
+    for make in (storage.link, storage.replace):
+        with pytest.raises(RuntimeError, match="bug"):
+            make(place("gs://corpora/half/file"), write)
+    assert names(gs, "half/") == []
+
+
+# Whole runs
+
+
+def test_from_a_bucket_into_a_bucket_as_from_a_folder_into_a_folder(
+    gs, collection, photos, tiny_settings, tmp_path, capsys
+):
+    out = "gs://corpora/whole"
+    assert main(words(collection, out, tiny_settings)) == 0
+    assert names(gs, "whole/") == WHOLE
+    assert main(["verify", out]) == 0
+    assert main(words(collection, out, tiny_settings)) == 0
+    assert "complete, nothing to do" in capsys.readouterr().out
+
+    for row in Corpus(out):
+        assert row["uri"] == f"gs://photos/trip/{row['key']}"
+        target = tmp_path / "here" / row["key"]
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes((photos / row["key"]).read_bytes())
+    assert main(words(tmp_path / "here", tmp_path / "corpus", tiny_settings)) == 0
+    here, there = ([{**row, "uri": ""} for row in Corpus(one)] for one in (tmp_path / "corpus", out))
+    assert here == there
+
+    first, second = (f"whole/shards/shard-00000{shard}.parquet" for shard in range(2))
+    generation = gs.bucket("corpora").get_blob(first).generation
+    gs.bucket("corpora").delete_blob(second)
+    assert main(words(collection, out, tiny_settings)) == 0
+    assert gs.bucket("corpora").get_blob(first).generation == generation, "committed once"
+    assert names(gs, "whole/") == WHOLE
+    assert main(["verify", out]) == 0
