@@ -17,11 +17,15 @@ from pipelines.tasks import ShardFailure, Tally
 CLASSES_TOLD = 4
 
 
-def check_refusals(tally: Tally, limits: BreakerConfig) -> None:
-    """Raise IncompleteRun, with a diagnosis, where too many of the images that this run did are refused."""
+def too_many_refused(tally: Tally, limits: BreakerConfig) -> IncompleteRun | None:
+    """The end of a run, with a diagnosis, that had too many of its images refused; None where it may go on.
+
+    `tally` is of shards that are committed, so that a run that is stopped, and stopped again when it is run
+    again, leaves more behind each time.
+    """
     refused = tally.statuses["rejected"]
     if tally.images < limits.min_images or refused <= limits.rejected_share * tally.images:
-        return
+        return None
     classes = [
         f"{count} {name}, such as {tally.examples[name]}"
         for name, count in tally.rejects.most_common(CLASSES_TOLD)
@@ -29,7 +33,7 @@ def check_refusals(tally: Tally, limits: BreakerConfig) -> None:
     left_out = len(tally.rejects) - len(classes)
     more = f"; and {left_out} more classes" if left_out else ""
     first = tally.rejects.most_common(1)[0][0]
-    raise IncompleteRun(
+    return IncompleteRun(
         f"stopped: {refused} of the {tally.images} images that this run did are refused: "
         f"{'; '.join(classes)}{more}. Mend the cause and run the same command with --retry-rejects {first}; "
         "or, where they are rightly refused, go on with --set breaker.rejected_share=1"
@@ -37,10 +41,12 @@ def check_refusals(tally: Tally, limits: BreakerConfig) -> None:
 
 
 def check_unwritten(failures: Sequence[ShardFailure], workers: int, limits: BreakerConfig) -> None:
-    """Raise IncompleteRun where too many shards were done and not written; `failures`: since one was."""
+    """Raise IncompleteRun where the corpus's storage failed for too many shards; `failures`: since one was
+    written.
+    """
     unwritten = [failure for failure in failures if failure.output]
     if len(unwritten) >= limits.unwritten_shards * max(1, workers):
         raise IncompleteRun(
-            f"stopped: the last {len(unwritten)} shards were done and could not be written; shard "
-            f"{unwritten[-1].shard}: {unwritten[-1].reason}: mend the storage, then run the command again"
+            f"stopped: the corpus's storage failed for the last {len(unwritten)} shards; shard "
+            f"{unwritten[-1].shard}: {unwritten[-1].reason}: mend it, then run the same command again"
         )

@@ -67,8 +67,9 @@ def connect(config: RunConfig, address: str | None) -> Iterator[Placement]:
                 _start(config)
         except SystemExit:  # what Ray makes of a SIGTERM while it starts
             raise KeyboardInterrupt from None
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, handler)  # Ray puts its own in place
+        finally:
+            if threading.current_thread() is threading.main_thread():
+                signal.signal(signal.SIGTERM, handler)  # Ray puts its own in place
         yield _placement(config, grows=bool(address))
     finally:
         ray.shutdown()
@@ -227,10 +228,10 @@ class RayCrew:
         try:
             return ray.get(ref)
         except RayTaskError as error:
+            if is_infrastructure(error.cause):  # a corpus that cannot be read now, too
+                raise WorkerLost(str(error.cause)) from None
             if isinstance(error.cause, MaskmillError):
                 raise error.cause from None
-            if is_infrastructure(error.cause):
-                raise WorkerLost(str(error.cause)) from None
             raise
         except RayError as error:
             raise WorkerLost(str(error), preempted=getattr(error, "preempted", False)) from None
@@ -251,7 +252,7 @@ class RayCrew:
 def run_on_ray(
     job: Job,
     shards: Sequence[int],
-    task_of: Callable[[int], ShardTask],
+    task_of: Callable[[int], ShardTask | ShardFailure],
     address: str | None,
     on_progress: OnProgress,
 ) -> Iterator[ShardReceipt | ShardFailure]:

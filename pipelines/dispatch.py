@@ -3,8 +3,9 @@
 The driver owns the slots. A slot is fed only after its worker has said that it is ready; a worker that dies,
 hangs or is lost is fenced and a new one takes its slot. Its shards are suspects (`pipelines.suspects`): each
 is tried alone, on a worker that holds nothing else. A death that comes with its node's, or with a
-pre-emption, proves nothing against a shard. Workers that die again and again without one image coming
-through, anywhere, end the run: the fault is not the images'.
+pre-emption, proves nothing against a shard. Workers that die over one image after the other without any
+coming through, anywhere, end the run: the fault is not the images'. That one image ends its worker twice more
+says nothing new, and is not counted.
 """
 
 from __future__ import annotations
@@ -110,7 +111,7 @@ class Dispatcher:
         self,
         job: Job,
         shards: Sequence[int],
-        task_of: Callable[[int], ShardTask],
+        task_of: Callable[[int], ShardTask | ShardFailure],
         crew: Crew,
         workers: int,
     ) -> None:
@@ -129,21 +130,27 @@ class Dispatcher:
     def run(self, on_progress: OnProgress) -> Iterator[Outcome]:
         """Yield each shard's outcome as it ends; about once a second, tell what is in hand and how many work.
 
-        Raises what a worker raised, with the worker's traceback, if it was a bug; IncompleteRun where workers
-        cannot be started, or die again and again; KeyboardInterrupt after an interruption, when what was in
-        hand is finished or its time is over. However it ends, no worker is left behind.
+        Where the answer to that is no, or a signal has come, nothing more is handed out, and what is in hand
+        may finish within the grace. Raises KeyboardInterrupt then, if it was a signal; what a worker raised,
+        with the worker's traceback, if it was a bug; IncompleteRun where workers cannot be started, or die
+        again and again. However it ends, no worker is left behind.
         """
         try:
             with held_back() as signals:
                 while self._queue or self._suspects or any(slot.work for slot in self._slots):
                     self._refill()
-                    self._feed()
+                    yield from self._feed()
                     yield from self._listen()
                     yield from self._end_stalled()
                     self._ask()
                     working = sum(slot.ready for slot in self._slots)
-                    on_progress([tally for slot in self._slots for tally in slot.tallies.values()], working)
+                    in_hand = [tally for slot in self._slots for tally in slot.tallies.values()]
+                    go_on = on_progress(in_hand, working)
                     self._heed(signals)
+                    if not go_on:
+                        self._wind_down()
+                    if self._give_up_at is not None and time.monotonic() >= self._give_up_at:
+                        break
                 if signals.received:
                     raise KeyboardInterrupt
         finally:
@@ -160,7 +167,7 @@ class Dispatcher:
             hello, loading = (self._crew.call(worker, method) for method in ("hello", "load"))
             self._slots.append(Slot(worker, hello, loading))
 
-    def _feed(self) -> None:
+    def _feed(self) -> Iterator[ShardFailure]:
         """Hand out shards: a suspect goes to an idle slot, which holds nothing else until it is done."""
         ready = [slot for slot in self._slots if slot.ready and slot.suspect is None]
         if self._suspects and ready:
@@ -172,7 +179,11 @@ class Dispatcher:
         for _ in range(self._limits.shards_in_flight):
             for slot in ready:
                 if self._queue and len(slot.work) < self._limits.shards_in_flight:
-                    self._give(slot, self._task_of(self._queue.popleft()))
+                    task = self._task_of(self._queue.popleft())
+                    if isinstance(task, ShardFailure):
+                        yield task
+                    else:
+                        self._give(slot, task)
 
     def _give(self, slot: Slot, task: ShardTask) -> None:
         slot.work[self._crew.call(slot.worker, "run", task)] = task
@@ -216,7 +227,8 @@ class Dispatcher:
         slot.tallies.pop(task.shard, None)
         suspect, slot.suspect = slot.suspect, None
         if isinstance(outcome, ShardReceipt):
-            self._came_through()
+            if any(image.image_id not in task.deadly for image in task.images):
+                self._came_through()
             if suspect is not None and task.probe:
                 suspect.survived()
                 if self._give_up_at is None:
@@ -238,13 +250,14 @@ class Dispatcher:
             self._trip(self._failed_starts, FAILED_STARTS * self._workers, "died while starting", lost)
             return
         proof = self._crew.node_lives(slot.node) and not lost.preempted
+        news = slot.suspect is None or not slot.suspect.is_tried_again
         if slot.suspect is None:
             self._suspects.extend(Suspect(task) for task in slot.work.values())
         elif gave_up := slot.suspect.died(proof):
             yield ShardFailure(slot.suspect.task.shard, gave_up)
         else:
             self._suspects.append(slot.suspect)
-        if proof:
+        if proof and news:
             self._deaths += 1
             done = "died over their images, and none came through in between"
             self._trip(self._deaths, self._deaths_allowed, done, lost)
@@ -265,17 +278,19 @@ class Dispatcher:
                 yield from self._bury(slot, WorkerLost("no progress within the time allowed"))
 
     def _heed(self, signals: Interrupts) -> None:
-        """After a signal: nothing new is handed out, and what is in hand may finish within the grace."""
         if not signals.received:
             return
         if self._give_up_at is None:
-            self._give_up_at = time.monotonic() + self._limits.grace_seconds
             log.warning(
                 "interrupted: shards in hand may finish within %g s (cluster.grace_seconds); "
                 "a second signal ends at once",
                 self._limits.grace_seconds,
             )
+        self._wind_down()
+
+    def _wind_down(self) -> None:
+        """Hand out nothing new, and give what is in hand the grace to finish."""
+        if self._give_up_at is None:
+            self._give_up_at = time.monotonic() + self._limits.grace_seconds
         self._queue.clear()
         self._suspects.clear()
-        if time.monotonic() >= self._give_up_at:
-            raise KeyboardInterrupt

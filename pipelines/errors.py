@@ -4,6 +4,7 @@
     ├── UsageError           2   wrong use: an input that is not there, two inputs with one key
     │   └── ConfigError      2   wrong configuration
     ├── CorpusError          2   a corpus that cannot be read, or is not the one this run would write
+    │   └── CorpusUnavailable    its storage does not give it, for now; within a run tried again, then 4
     ├── VerificationFailed   3   `maskmill verify` found something
     ├── IncompleteRun        4   shards are left undone
     └── InputRejected        –   one image that cannot be used: it becomes a `rejected` row and stops nothing
@@ -38,6 +39,14 @@ class CorpusError(MaskmillError):
     """The folder is no corpus, cannot be read as one, or belongs to a different run."""
 
     exit_code = 2
+
+
+class CorpusUnavailable(CorpusError, OSError):  # noqa: N818  (of the moment, not of the corpus)
+    """A file of the corpus that could not be read though nothing is known against it: the storage failed, or
+    memory ran out.
+
+    An OSError too, so that whoever tries storage again that fails tries this again.
+    """
 
 
 class VerificationFailed(MaskmillError):  # noqa: N818  (a finding, not an error of the program)

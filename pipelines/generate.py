@@ -9,7 +9,7 @@ The same command does whatever is left to do: all of it, the rest after a kill, 
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,17 +18,17 @@ from typing import Any
 from rich.console import Console
 
 from pipelines import manifest, recorded, storage
-from pipelines.breaker import check_refusals, check_unwritten
+from pipelines.breaker import check_unwritten, too_many_refused
 from pipelines.config import RunConfig, digest
 from pipelines.errors import IncompleteRun, UsageError
 from pipelines.lease import Lease, held
 from pipelines.plan import PLAN, Mode, Run, open_run, refuse_foreign
 from pipelines.report import LiveLine, summary_table
-from pipelines.retry import refused_images
+from pipelines.retry import refused_images, shard_sha256
 from pipelines.shards import SHARDS
 from pipelines.sources import list_inputs
 from pipelines.tasks import Job, OnProgress, ShardFailure, ShardReceipt, ShardTask, Tally
-from pipelines.worker import make_generator, run_shard, weights_sha256
+from pipelines.worker import make_generator, one_line, retrying, run_shard, weights_sha256
 
 
 def generate(
@@ -39,12 +39,14 @@ def generate(
     mode: Mode = "resume",
     ray: str | None = None,
     retry: Collection[str] = (),
+    cleared: Callable[[], None] = lambda: None,
 ) -> Tally:
     """Make the corpus `out` of `inputs`, or what is missing of it; return what this call did.
 
     `ray` is a cluster's address; None starts a Ray for the run, and `workers: 0` does without. `retry` names
-    the classes of refused images that are to be run again. Raises UsageError and CorpusError before any work;
-    IncompleteRun at once where another run is at it or the breaker trips, else after all that could be done.
+    the classes of refused images that are to be run again. `cleared` is called as `open_run` says. Raises
+    UsageError and CorpusError before any work; IncompleteRun at once where another run is at it, when what is
+    in hand is finished where the breaker trips, else after all that could be done.
     """
     console = Console(soft_wrap=True, markup=False, highlight=False)
     out, config = out.absolute(), _with_absolute_checkpoint(config)
@@ -54,7 +56,7 @@ def generate(
         refuse_foreign(out)
     with held(out, console.print) as lease, _swept(out, lease):
         with storage.failing_as(UsageError, out):
-            run = open_run(out, listed, record, config.shard_size, mode)
+            run = open_run(out, listed, record, config.shard_size, mode, cleared)
             del listed  # the run reads its plan from the disk
             work = _work_of(run, retry, console)
         if not work.shards:
@@ -81,11 +83,18 @@ class _Work:
     def images(self) -> int:
         return self.run.plan.size(self.todo) + sum(map(len, self.again.values()))
 
-    def task(self, shard: int) -> ShardTask:
+    def task(self, shard: int) -> ShardTask | ShardFailure:
+        """What a worker is told; a failure where the storage keeps failing that has the plan."""
+        try:
+            return retrying(lambda: self._read_task(shard))
+        except (OSError, MemoryError) as error:
+            return ShardFailure(shard, one_line(error), output=True)
+
+    def _read_task(self, shard: int) -> ShardTask:
         images = self.run.plan.images(shard)
         if shard in self.again:
-            chosen = (image for image in images if image.image_id in self.again[shard])
-            return ShardTask(shard, tuple(chosen), replaces=True)
+            chosen = tuple(image for image in images if image.image_id in self.again[shard])
+            return ShardTask(shard, chosen, replaces=shard_sha256(self.run.out, shard))
         return ShardTask(shard, tuple(images))
 
 
@@ -133,16 +142,18 @@ def _run_shards(
     failures: list[ShardFailure] = []
     in_a_row: list[ShardFailure] = []
     at_work = 1
+    stopped: IncompleteRun | None = None
 
-    def show(in_hand: Sequence[Tally], workers: int) -> None:
-        nonlocal at_work
+    def show(in_hand: Sequence[Tally], workers: int) -> bool:
+        nonlocal at_work, stopped
         at_work = workers
         now = Tally()
         for tally in (done, *in_hand):
             now.add(tally)
         line.show(now, workers)
         lease.check()
-        check_refusals(now, config.breaker)
+        stopped = stopped or too_many_refused(done, config.breaker)
+        return stopped is None
 
     with LiveLine(work.images) as line, closing(_outcomes(job, work, ray, show)) as outcomes:
         for outcome in outcomes:
@@ -153,6 +164,8 @@ def _run_shards(
                 failures.append(outcome)
                 in_a_row.append(outcome)
                 check_unwritten(in_a_row, at_work, config.breaker)
+    if stopped:
+        raise stopped
     return done, failures
 
 
@@ -161,8 +174,18 @@ def _outcomes(
 ) -> Generator[ShardReceipt | ShardFailure, None, None]:
     if job.config.workers == 0:
         generator = make_generator(job)
+
+        def note(tally: Tally) -> None:
+            show([tally], 1)
+
         for shard in work.shards:
-            yield run_shard(work.task(shard), generator, job, lambda tally: show([tally], 1))
+            task = work.task(shard)
+            if isinstance(task, ShardFailure):
+                yield task
+                continue
+            yield run_shard(task, generator, job, note)
+            if not show([], 1):
+                return
         return
     from pipelines.cluster import run_on_ray  # only now: a run without Ray never loads it
 

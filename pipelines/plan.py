@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -29,9 +29,10 @@ import pyarrow as pa
 
 from pipelines import manifest, recorded, storage
 from pipelines.archives import INPUT_SCHEMA
-from pipelines.errors import CorpusError, UsageError
+from pipelines.errors import CorpusError, CorpusUnavailable, UsageError
 from pipelines.lease import LEASE
 from pipelines.manifest import RunRecord
+from pipelines.places import as_os_errors
 from pipelines.plan_changes import new_inputs
 from pipelines.schema import FORMAT_VERSION, PLAN_SCHEMA
 from pipelines.shards import (
@@ -181,13 +182,21 @@ def refuse_collisions(ids: npt.NDArray[np.int64], keys: Sequence[str] | pa.Chunk
         raise UsageError(f"the input {first!r} {what}; rename one of them")
 
 
-def open_run(out: Path, inputs: pa.Table, record: RunRecord, shard_size: int, mode: Mode = "resume") -> Run:
+def open_run(
+    out: Path,
+    inputs: pa.Table,
+    record: RunRecord,
+    shard_size: int,
+    mode: Mode = "resume",
+    cleared: Callable[[], None] = lambda: None,
+) -> Run:
     """Make the corpus folder ready for this run: plan it, or find that it is this run's already.
 
     `resume` plans a new folder, or goes on with one that has the same inputs, configuration digest, model and
     weights. `extend` also appends the inputs that are new. `overwrite` removes the corpus that is there
     first, and only what belongs to it. What killed processes left is swept away; a `corpus.json` that is out
     of date goes, and what it recorded stays (`recorded.reopen`). `inputs` has the columns `key` and `uri`.
+    `cleared` is called when nothing is left of a corpus that is overwritten: from then on `resume` goes on.
 
     Raises CorpusError, saying what differs and what to do, where the folder is not this run's; UsageError
     where keys collide.
@@ -199,6 +208,7 @@ def open_run(out: Path, inputs: pa.Table, record: RunRecord, shard_size: int, mo
     if mode == "overwrite":
         _clear_corpus(out)
         manifest.replace_run(out, record)
+        cleared()
     else:
         recorded.refuse_changed_plan(out)
         if not manifest.write_run(out, record):
@@ -261,7 +271,8 @@ def read_group(path: Path, group: int, columns: Sequence[str] | None = None) -> 
     """A row group of a part of the plan; CorpusError where it cannot be read or has nulls."""
     with open_parquet(path) as file:
         try:
-            table = file.read_row_group(group, columns and list(columns))
+            with as_os_errors():
+                table = file.read_row_group(group, columns and list(columns))
             table.validate(full=True)
         except UNREADABLE as error:
             raise unreadable(path, error) from None
@@ -305,6 +316,8 @@ def refuse_foreign(out: Path) -> None:
         return
     try:
         manifest.read_run(out)
+    except CorpusUnavailable:
+        raise
     except CorpusError as error:
         raise CorpusError(
             f"{out}: the folder is neither empty nor a corpus of this format ({error}); "

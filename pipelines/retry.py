@@ -2,8 +2,9 @@
 
 The one thing that changes a shard. Each is replaced whole and in one step, all other rows copied as they are,
 so that a run that is killed in between leaves old shards and new ones, all of them valid. The driver removes
-`corpus.json` before the first and writes it anew after the last; a worker that was thought lost and comes
-late finds the corpus closed, and leaves it alone.
+`corpus.json` before the first and writes it anew after the last. A worker that was thought lost and comes
+late leaves the shard alone: another one has replaced it meanwhile, and it is no longer the file, known by its
+SHA-256, that the worker was given; or the corpus is closed.
 """
 
 from __future__ import annotations
@@ -12,11 +13,15 @@ import json
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import BinaryIO
 
 import pyarrow as pa
 
 from pipelines import manifest, storage
+from pipelines.places import as_os_errors
+from pipelines.sealed import fingerprint
 from pipelines.shards import UNREADABLE, open_parquet, shard_metadata, shard_path, unreadable, write_parquet
+from pipelines.tasks import ShardTask
 
 
 def refused_images(
@@ -32,7 +37,8 @@ def refused_images(
         path = shard_path(out, shard)
         with open_parquet(path) as file:
             try:
-                table = file.read(["image_id", "error.class"])
+                with as_os_errors():
+                    table = file.read(["image_id", "error.class"])
             except UNREADABLE as error:
                 raise unreadable(path, error) from None
         errors = zip(table["image_id"].to_pylist(), table["error"].to_pylist(), strict=True)
@@ -43,26 +49,45 @@ def refused_images(
     return found, counts
 
 
-def replace_rows(
-    out: Path, shard: int, fresh: pa.Table, run_digest: str, seconds: Mapping[str, float]
-) -> bool:
-    """Put the rows of `fresh` in the place of those with the same `image_id` in a committed shard.
+class _Changed(Exception):  # noqa: N818
+    """The shard is not the one that was to be replaced, or the corpus is closed."""
 
-    `seconds` are added to those in its footer. Returns False, and changes nothing, where the corpus is closed
-    already. Raises CorpusError where the shard cannot be read, OSError where the storage fails.
+
+def shard_sha256(out: Path, shard: int) -> str:
+    """Which file a shard is, for `ShardTask.replaces`. Raises OSError where it cannot be read."""
+    with as_os_errors():
+        return str(fingerprint(shard_path(out, shard))["sha256"])
+
+
+def replace_rows(
+    out: Path, task: ShardTask, fresh: pa.Table, run_digest: str, seconds: Mapping[str, float]
+) -> bool:
+    """Put the rows of `fresh` in the place of those with the same `image_id` in the task's shard.
+
+    `seconds` are added to those in its footer. Returns False, and changes nothing, where the shard is no
+    longer the one that the task replaces, or the corpus is closed already: asked last, when all is written.
+    Raises CorpusError where the shard is damaged, OSError where the storage fails.
     """
-    if (out / manifest.CORPUS).exists():
-        return False
-    path = shard_path(out, shard)
+    path = shard_path(out, task.shard)
     with open_parquet(path) as file:
         try:
-            table = file.read().replace_schema_metadata(None)
+            with as_os_errors():
+                table = file.read().replace_schema_metadata(None)
             said = json.loads(file.metadata.metadata[b"maskmill.seconds"])
             spent = Counter(said) + Counter(dict(seconds))
         except (*UNREADABLE, KeyError, TypeError, ValueError) as error:
             raise unreadable(path, error) from None
     merged = pa.concat_tables(_in_place(table, fresh))
-    storage.replace(path, lambda file: write_parquet(file, merged, shard_metadata(run_digest, shard, spent)))
+
+    def write(file: BinaryIO) -> None:
+        write_parquet(file, merged, shard_metadata(run_digest, task.shard, spent))
+        if (out / manifest.CORPUS).exists() or shard_sha256(out, task.shard) != task.replaces:
+            raise _Changed
+
+    try:
+        storage.replace(path, write)
+    except _Changed:
+        return False
     return True
 
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from pipelines.errors import CorpusError
+from pipelines.errors import CorpusError, CorpusUnavailable
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -17,7 +17,9 @@ def read_json(path: Path) -> dict[str, Any]:
         content = json.loads(path.read_bytes())
     except FileNotFoundError:
         raise CorpusError(f"{path}: missing") from None
-    except (OSError, ValueError, RecursionError) as error:
+    except OSError as error:
+        raise CorpusUnavailable(f"{path}: cannot be read: {error}") from None
+    except (ValueError, RecursionError) as error:
         raise CorpusError(f"{path}: cannot be read: {error}") from None
     if not isinstance(content, dict):
         raise CorpusError(f"{path}: expected a JSON object, got {type(content).__name__}")

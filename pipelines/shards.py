@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipelines import storage
-from pipelines.errors import CorpusError
+from pipelines.errors import CorpusError, CorpusUnavailable
 from pipelines.places import as_os_errors, is_remote, redacted
 from pipelines.schema import FORMAT_VERSION, ROW_SCHEMA
 
@@ -105,9 +105,14 @@ def open_parquet(path: Path) -> pq.ParquetFile:
 
 
 def unreadable(path: Path, error: Exception) -> CorpusError:
-    """The error for a file of a corpus that raised `error`, one of `UNREADABLE`, while it was read."""
+    """The error for a file of a corpus that raised `error`, one of `UNREADABLE`, while it was read.
+
+    CorpusUnavailable where the system refused, which has a number for its reasons; what pyarrow finds wrong
+    with a file's contents is an OSError without one.
+    """
     message = " ".join(redacted(str(error)).split())[:300] or type(error).__name__
-    return CorpusError(f"{path}: cannot be read: {message}")
+    refused = isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno is not None)
+    return (CorpusUnavailable if refused else CorpusError)(f"{path}: cannot be read: {message}")
 
 
 def _row_groups(table: pa.Table, limit: int) -> Iterator[pa.Table]:

@@ -38,6 +38,11 @@ class Suspect:
             return replace(self.task, images=(self.probing[0],), probe=True)
         return self.task
 
+    @property
+    def is_tried_again(self) -> bool:
+        """Whether the next try is of an image that has ended a worker by itself already."""
+        return bool(self.probing) and self.strikes[self.probing[0].image_id] > 0
+
     def survived(self) -> None:
         """The image on trial did not kill its worker."""
         self.probing.popleft()
@@ -59,5 +64,8 @@ class Suspect:
         self.rounds += 1
         if self.rounds > ROUNDS:
             return f"it ended its worker {self.rounds} times, and no single image of it does"
-        self.probing.extend(image for image in self.task.images if image.image_id not in self.task.deadly)
+        # By id, which is a hash: neighbours are often bad together, and ten bad ones in a row would look like
+        # workers that die over whatever they get.
+        images = (image for image in self.task.images if image.image_id not in self.task.deadly)
+        self.probing.extend(sorted(images, key=lambda image: image.image_id))
         return None

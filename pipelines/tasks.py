@@ -76,7 +76,8 @@ class ShardTask:
     Attributes:
         deadly: ids of images that ended their workers; refused without being read.
         probe: try the images and commit nothing.
-        replaces: the shard is there; `images` are those of its rows that are to be made anew.
+        replaces: the SHA-256 of the shard that is there; `images` are those of its rows that are to be made
+            anew. Empty where the whole shard is to be made.
 
     """
 
@@ -84,7 +85,7 @@ class ShardTask:
     images: tuple[PlannedImage, ...]
     deadly: frozenset[int] = frozenset()
     probe: bool = False
-    replaces: bool = False
+    replaces: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +102,7 @@ class ShardFailure:
     """A shard that could not be finished for now, and why, in one line.
 
     Attributes:
-        output: it was done, and the corpus's own storage did not take it.
+        output: the corpus's own storage failed: it did not give the plan, or not take what was done.
 
     """
 
@@ -110,5 +111,5 @@ class ShardFailure:
     output: bool = False
 
 
-OnProgress = Callable[[Sequence[Tally], int], None]
-"""Told what the shards in hand have done so far, and how many workers are at work."""
+OnProgress = Callable[[Sequence[Tally], int], bool]
+"""Told what the shards in hand have done so far, and how many workers are at work; whether to go on."""

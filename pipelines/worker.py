@@ -30,7 +30,7 @@ from engine.records import GeneratedMasks
 from model.zoo import CheckpointError
 from pipelines.config import ModelConfig, RunConfig
 from pipelines.decode import DecodedImage, decode_image
-from pipelines.errors import ConfigError, CorpusError, InputRejected, UsageError
+from pipelines.errors import ConfigError, CorpusError, CorpusUnavailable, InputRejected, UsageError
 from pipelines.manifest import read_run
 from pipelines.plan import PlannedImage
 from pipelines.reader import read_input
@@ -86,10 +86,15 @@ def make_generator(job: Job) -> MaskGenerator:
 
 
 def check_sees_corpus(job: Job) -> None:
-    """Raise UsageError where this machine does not see the run's corpus: its shards would stay here."""
+    """Raise UsageError where this machine does not see the run's corpus: its shards would stay here.
+
+    CorpusUnavailable where its storage fails: that says nothing about the machine.
+    """
     try:
-        same = read_run(job.out).digest == job.run_digest
+        same = retrying(lambda: read_run(job.out)).digest == job.run_digest
         reason = "" if same else ": that is another run's"
+    except CorpusUnavailable:
+        raise
     except CorpusError as error:
         same, reason = False, f": {error}"
     if not same:
@@ -140,7 +145,7 @@ def run_shard(
         except (OSError, MemoryError, RuntimeError) as error:
             if not is_infrastructure(error):
                 raise
-            failure = ShardFailure(task.shard, _line(error))
+            failure = ShardFailure(task.shard, one_line(error))
             if isinstance(error, OSError):  # tried again already, where it happened
                 return failure
         log.info("shard %d: memory ran out: %s", task.shard, failure.reason)
@@ -148,7 +153,8 @@ def run_shard(
     return failure
 
 
-def _line(error: BaseException) -> str:
+def one_line(error: BaseException) -> str:
+    """What went wrong, with its class."""
     return " ".join(f"{type(error).__name__}: {error}".split())
 
 
@@ -172,7 +178,7 @@ def _attempt(
     try:
         committed = task.probe or _commit(task, rows, job, tally)
     except OSError as error:
-        return ShardFailure(task.shard, _line(error), output=True)
+        return ShardFailure(task.shard, one_line(error), output=True)
     return ShardReceipt(task.shard, committed, tally)
 
 
@@ -256,7 +262,7 @@ def _commit(task: ShardTask, rows: list[ImageRow], job: Job, tally: Tally) -> bo
 
     def write() -> bool:
         if task.replaces:
-            return replace_rows(job.out, task.shard, table, job.run_digest, tally.seconds)
+            return replace_rows(job.out, task, table, job.run_digest, tally.seconds)
         metadata = shard_metadata(job.run_digest, task.shard, tally.seconds)
         return commit_table(job.out, task.shard, table, metadata)
 

@@ -6,12 +6,13 @@ from collections import Counter
 import pytest
 
 from pipelines import worker
-from pipelines.breaker import check_refusals, check_unwritten
+from pipelines.breaker import check_unwritten, too_many_refused
 from pipelines.cli import main
 from pipelines.config import BreakerConfig
 from pipelines.errors import IncompleteRun
 from pipelines.shards import committed_shards
 from pipelines.tasks import ShardFailure, Tally
+from tests.pipelines.commands import words
 
 
 def tally(ok, **refused):
@@ -31,7 +32,7 @@ def tally(ok, **refused):
     ],
 )
 def test_a_run_goes_on(done, limits):
-    check_refusals(done, BreakerConfig(**limits))
+    assert too_many_refused(done, BreakerConfig(**limits)) is None
 
 
 @pytest.mark.parametrize(
@@ -44,15 +45,12 @@ def test_a_run_goes_on(done, limits):
     ],
 )
 def test_a_run_stops(done, limits):
-    with pytest.raises(IncompleteRun, match="stopped"):
-        check_refusals(done, BreakerConfig(**limits))
+    assert str(too_many_refused(done, BreakerConfig(**limits))).startswith("stopped: ")
 
 
 def test_it_says_which_classes_how_often_one_image_of_each_and_what_to_do():
     done = tally(0, Missing=90, Corrupt=7, EmptyFile=6, TooLarge=5, Truncated=1)
-    with pytest.raises(IncompleteRun) as caught:
-        check_refusals(done, BreakerConfig())
-    told = str(caught.value)
+    told = str(too_many_refused(done, BreakerConfig()))
     assert (
         "109 of the 109 images that this run did are refused: 90 Missing, such as Missing.png (why); 7"
         in told
@@ -83,7 +81,7 @@ def test_shards_that_cannot_be_written_stop_a_run_by_and_by(failures, workers, s
     if not stops:
         check_unwritten(failures, workers, BreakerConfig())
         return
-    with pytest.raises(IncompleteRun, match=r"could not be written; shard 7: the disk is full: mend"):
+    with pytest.raises(IncompleteRun, match=r"for the last \d shards; shard 7: the disk is full: mend it"):
         check_unwritten(failures, workers, BreakerConfig())
 
 
@@ -97,11 +95,9 @@ def test_a_storage_that_takes_nothing_ends_the_run_before_all_is_computed(
     tried = []
     monkeypatch.setattr(worker, "FIRST_PAUSE_SECONDS", 0.001)
     monkeypatch.setattr(worker, "commit_table", fail)
-    typed = ["generate", str(photos), "--out", str(tmp_path / "corpus"), "--workers", "0"]
-    for setting in tiny_settings:
-        typed += ["--set", setting]
-    assert main(typed) == 4
-    assert "the last 3 shards were done and could not be written" in capsys.readouterr().err
+    assert main(words(photos, tmp_path / "corpus", tiny_settings, "--workers", "0")) == 4
+    said = capsys.readouterr().err
+    assert "the corpus's storage failed for the last 3 shards; shard 2: OSError: the disk is full" in said
     assert sorted(set(tried)) == [0, 1, 2], "of six"
 
 
@@ -120,9 +116,7 @@ def test_a_run_of_refused_images_stops_with_4_goes_on_when_asked_again_and_ends_
     for number in range(11):
         (collection / f"{number:02}.png").write_text("not an image")
     shutil.copy(photos / "coffee" / "0.png", collection / "99.png")
-    typed = ["generate", str(collection), "--out", str(out), "--workers", "0"]
-    for setting in [*tiny_settings, "breaker.min_images=4"]:
-        typed += ["--set", setting]
+    typed = words(collection, out, [*tiny_settings, "breaker.min_images=4"], "--workers", "0")
     done = []
     for _ in range(2):
         assert main(typed) == 4
@@ -132,3 +126,16 @@ def test_a_run_of_refused_images_stops_with_4_goes_on_when_asked_again_and_ends_
     assert 0 < done[0] < done[1] < 6, "the rows that are there are not counted again"
     assert main([*typed, "--set", "breaker.rejected_share=1"]) == 0
     assert main(["verify", str(out)]) == 0
+
+
+def test_a_shard_far_larger_than_what_is_judged_is_committed_before_the_run_is_stopped(
+    tiny_settings, tmp_path, capsys
+):
+    collection, out = tmp_path / "photos", tmp_path / "corpus"
+    collection.mkdir()
+    for number in range(16):
+        (collection / f"{number:02}.png").write_text("not an image")
+    typed = words(collection, out, [*tiny_settings, "breaker.min_images=2", "shard_size=8"], "--workers", "0")
+    assert main(typed) == 4
+    assert "stopped: 8 of the 8 images that this run did are refused" in capsys.readouterr().err
+    assert committed_shards(out) == {0}, "and the second was not begun"

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import sys
 import time
 from dataclasses import replace
 
@@ -14,6 +15,7 @@ from pipelines.interrupts import orderly
 from pipelines.manifest import write_run
 from pipelines.placement import Node, Placement, place
 from pipelines.plan import PlannedImage
+from pipelines.retry import shard_sha256
 from pipelines.schema import image_id
 from pipelines.shards import committed_shards, shard_path
 from pipelines.tasks import Job, ShardReceipt, ShardTask
@@ -88,6 +90,26 @@ def test_an_address_where_no_cluster_answers_is_wrong_use(address):
         join(address)
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_while_ray_starts_is_an_interruption_and_its_handler_comes_back(monkeypatch, number):
+    from pipelines import cluster
+
+    def init(**_options):  # Ray's own handler of SIGTERM is in place before it is ready
+        signal.signal(signal.SIGTERM, lambda number, _frame: sys.exit(number))
+        signal.raise_signal(number)
+
+    ended = []
+    monkeypatch.setattr(cluster.ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(cluster.ray, "init", init)
+    monkeypatch.setattr(cluster.ray, "shutdown", lambda: ended.append(signal.getsignal(signal.SIGTERM)))
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    with orderly():
+        mine = signal.getsignal(signal.SIGTERM)
+        with pytest.raises(KeyboardInterrupt), cluster.connect(load_config(None, []), None):
+            pass
+    assert ended == [mine], "a second signal, while Ray is being ended, is maskmill's"
+
+
 @pytest.fixture
 def job(tmp_path, tiny_settings, local_ray):
     config = load_config(None, [*tiny_settings, "workers=2"])
@@ -118,7 +140,7 @@ def dispatch(job, tasks, worker=None, workers=2):
 
     crew = RayCrew(job, Placement(workers, 1, 0.0), worker or ShardWorker)
     dispatcher = Dispatcher(job, range(len(tasks)), tasks.__getitem__, crew, workers)
-    return list(dispatcher.run(lambda _tallies, _working: None))
+    return list(dispatcher.run(lambda _tallies, _working: True))
 
 
 def quick_worker():
@@ -262,7 +284,8 @@ def test_refused_images_are_run_again_on_ray_too(job, photos, tmp_path):
     assert [outcome.committed for outcome in dispatch(job, [replace(task, images=(task.images[0], spoilt))])]
     kept, refused = pq.read_table(shard_path(job.out, 0)).to_pylist()
     assert refused["error"]["class"] == "Missing"
-    dispatch(job, [replace(task, images=(task.images[1],), replaces=True)], quick_worker())
+    again = replace(task, images=(task.images[1],), replaces=shard_sha256(job.out, 0))
+    dispatch(job, [again], quick_worker())
     after = pq.read_table(shard_path(job.out, 0)).to_pylist()
     assert after[0] == kept
     assert (after[1]["image_id"], after[1]["status"]) == (refused["image_id"], "empty")
@@ -280,6 +303,7 @@ def interrupted(job, tasks, worker, begun):
         if begun.exists() and not sent:
             sent.append(time.monotonic())
             signal.raise_signal(signal.SIGTERM)
+        return True
 
     with pytest.raises(KeyboardInterrupt), orderly():
         list(Dispatcher(job, range(len(tasks)), tasks.__getitem__, crew, 1).run(interrupt))

@@ -1,5 +1,6 @@
 """Refused images run again: nothing to do first, then the rows that are left, then kills and late workers."""
 
+import errno
 import json
 import os
 import shutil
@@ -11,10 +12,11 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from pipelines import generate, storage, worker
+from pipelines import generate, recorded, retry, storage, worker
 from pipelines.cli import main
 from pipelines.config import load_config
 from pipelines.plan import read_plan
+from pipelines.retry import shard_sha256
 from pipelines.shards import SHARDS, shard_path
 from pipelines.tasks import Job, ShardTask
 from pipelines.worker import run_shard
@@ -173,6 +175,28 @@ def test_a_storage_that_fails_leaves_the_old_shard_whole(mended, made, tiny_sett
     assert main(["verify", str(mended)]) == 0
 
 
+@pytest.mark.parametrize(("failures", "code"), [(2, 0), (99, 4)])
+def test_a_shard_that_the_storage_does_not_give_is_tried_again_and_then_left_undone(
+    mended, made, tiny_settings, monkeypatch, capsys, failures, code
+):
+    calls, read = [], pq.ParquetFile.read
+
+    def fail(file, columns=None, **options):
+        if columns is None:  # a worker's reading; the driver asks for two columns
+            calls.append(1)
+            if len(calls) <= failures:
+                raise OSError(errno.EIO, "Input/output error")
+        return read(file, columns, **options)
+
+    monkeypatch.setattr(worker, "FIRST_PAUSE_SECONDS", 0.001)
+    with monkeypatch.context() as broken:
+        broken.setattr(pq.ParquetFile, "read", fail)
+        assert run(made / "photos", mended, tiny_settings, "--retry-rejects", "NotAnImage") == code
+    said = capsys.readouterr().err
+    assert ("2 of 2 shards are left undone" in said and "Input/output error" in said) == (code == 4)
+    assert classes(mended)[1] == (None if code == 0 else "NotAnImage")
+
+
 class Unused:
     def generate_batch(self, _images):
         raise AssertionError("there is no photograph to ask about")
@@ -183,6 +207,30 @@ def test_a_worker_that_comes_late_leaves_a_closed_corpus_alone(made, tiny_settin
     before = state_of(out)
     images = read_plan(out).images(1)[:2]
     job = Job(out, load_config(None, tiny_settings), "f" * 64)
-    receipt = run_shard(ShardTask(1, tuple(images), replaces=True), Unused(), job)
+    replaces = shard_sha256(out, 1)
+    receipt = run_shard(ShardTask(1, tuple(images), replaces=replaces), Unused(), job)
     assert not receipt.committed
     assert state_of(out) == before
+
+
+def test_a_worker_that_comes_late_leaves_a_shard_alone_that_another_has_replaced(
+    mended, tiny_settings, monkeypatch
+):
+    """The other one is faster while this one writes; the corpus is about to be closed, and is not yet."""
+    recorded.reopen(mended, {1})
+    images = read_plan(mended).images(1)[:2]
+    job = Job(mended, load_config(None, tiny_settings), "f" * 64)
+    task = ShardTask(1, tuple(images), replaces=shard_sha256(mended, 1))
+    write, path = retry.write_parquet, shard_path(mended, 1)
+
+    def overtaken(file, *content):
+        write(file, *content)
+        monkeypatch.setattr(retry, "write_parquet", write)
+        assert run_shard(task, Unused(), job).committed
+        replaced.append((path.read_bytes(), path.stat().st_mtime_ns))
+
+    replaced = []
+    monkeypatch.setattr(retry, "write_parquet", overtaken)
+    assert not run_shard(task, Unused(), job).committed
+    assert replaced == [(path.read_bytes(), path.stat().st_mtime_ns)]
+    assert not [found for found in mended.rglob("*") if storage.is_temporary(found.name)]

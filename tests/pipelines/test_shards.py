@@ -1,7 +1,9 @@
 """Committing: what a failure leaves behind first, then races, then the file itself."""
 
+import errno
 import json
 import os
+import pickle
 import threading
 
 import pyarrow as pa
@@ -9,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipelines import shards, storage
-from pipelines.errors import CorpusError
+from pipelines.errors import CorpusError, CorpusUnavailable
 from pipelines.plan import PlannedImage
 from pipelines.schema import ROW_SCHEMA, row_from_result, table_from_rows
 from pipelines.shards import (
@@ -19,6 +21,7 @@ from pipelines.shards import (
     shard_metadata,
     shard_of,
     shard_path,
+    unreadable,
 )
 from tests.pipelines.corpora import draw_masks, results
 from tests.pipelines.test_schema import decoded
@@ -181,6 +184,24 @@ def test_an_image_over_the_cap_has_a_row_group_of_its_own(tmp_path, monkeypatch)
     commit_table(tmp_path, 0, table(3, data=bytes(5000), embed=True), METADATA)
     with pq.ParquetFile(shard_path(tmp_path, 0)) as file:
         assert file.num_row_groups == 3
+
+
+@pytest.mark.parametrize(
+    ("error", "unavailable"),
+    [
+        (OSError("Couldn't deserialize thrift"), False),  # what pyarrow says of damage: it has no number
+        (pa.ArrowInvalid("no magic bytes"), False),
+        (OSError(errno.EIO, "Input/output error"), True),
+        (FileNotFoundError(errno.ENOENT, "No such file or directory"), True),
+        (pa.ArrowMemoryError("malloc of size 9 failed"), True),
+    ],
+)
+def test_damage_is_told_from_storage_and_memory_that_fail(tmp_path, error, unavailable):
+    found = unreadable(tmp_path, error)
+    assert isinstance(found, CorpusError)
+    assert isinstance(found, CorpusUnavailable) == isinstance(found, OSError) == unavailable
+    again = pickle.loads(pickle.dumps(found))
+    assert (type(again), str(again)) == (type(found), str(found)), "it travels between processes"
 
 
 def test_a_damaged_page_is_noticed_on_reading(tmp_path):

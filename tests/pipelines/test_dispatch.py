@@ -1,0 +1,121 @@
+"""The driver's decisions, with workers that are none: each call is answered at once, deaths are arranged."""
+
+from collections import Counter
+
+import pytest
+
+from pipelines.config import load_config
+from pipelines.dispatch import Dispatcher, WorkerLost
+from pipelines.errors import IncompleteRun
+from pipelines.plan import PlannedImage
+from pipelines.schema import image_id
+from pipelines.tasks import Job, ShardFailure, ShardReceipt, ShardTask, Tally
+
+
+class Crew:
+    """Workers that die over each image of `deadly`, and write down what they are given."""
+
+    def __init__(self, deadly=()):
+        self.deadly = frozenset(deadly)
+        self.given = []
+        self._calls = {}
+
+    def start(self):
+        return object()
+
+    def call(self, _worker, method, *arguments):
+        ref = object()
+        self._calls[ref] = method, arguments
+        return ref
+
+    def answered(self, refs, _seconds):
+        return list(refs)
+
+    def answer(self, ref):
+        method, arguments = self._calls.pop(ref)
+        return getattr(self, method)(*arguments)
+
+    def end(self, _workers, _refs):
+        pass
+
+    def node_lives(self, _node):
+        return True
+
+    def hello(self):
+        return "node"
+
+    def load(self):
+        pass
+
+    def stats(self):
+        return {}
+
+    def run(self, task):
+        self.given.append(task)
+        tried = {image.image_id for image in task.images} - task.deadly
+        if tried & self.deadly:
+            raise WorkerLost("a crash")
+        statuses = Counter(ok=len(tried), rejected=len(task.images) - len(tried))
+        return ShardReceipt(task.shard, not task.probe, Tally(statuses=statuses))
+
+
+def tasks_of(shards, size):
+    """Shards of `size` images, whose ids are those of their keys `0.png`, `1.png`, …"""
+    return [
+        ShardTask(
+            shard,
+            tuple(
+                PlannedImage(image_id(f"{row}.png"), f"{row}.png", f"/{row}.png", shard, row)
+                for row in range(shard * size, (shard + 1) * size)
+            ),
+        )
+        for shard in range(shards)
+    ]
+
+
+def ids(task, rows):
+    return {image.image_id for image in task.images if image.row in rows}
+
+
+def dispatch(crew, tasks, tmp_path, on_progress=lambda _in_hand, _working: True, workers=1):
+    job = Job(tmp_path, load_config(None, []), "")
+    dispatcher = Dispatcher(job, range(len(tasks)), tasks.__getitem__, crew, workers)
+    return list(dispatcher.run(on_progress))
+
+
+def test_workers_that_die_over_whatever_they_get_end_the_run(tmp_path):
+    tasks = tasks_of(2, 64)
+    crew = Crew(image.image_id for task in tasks for image in task.images)
+    with pytest.raises(IncompleteRun, match="10 workers in a row died over their images, and none came"):
+        dispatch(crew, tasks, tmp_path)
+
+
+def test_small_shards_all_of_whose_images_were_refused_unread_are_no_progress(tmp_path):
+    tasks = tasks_of(9, 2)
+    crew = Crew(image.image_id for task in tasks for image in task.images)
+    with pytest.raises(IncompleteRun, match="10 workers in a row died over their images"):
+        dispatch(crew, tasks, tmp_path)
+
+
+@pytest.mark.parametrize("bad", [4, 20])
+def test_neighbours_that_each_end_three_workers_are_refused_and_end_no_run(tmp_path, bad):
+    tasks = tasks_of(2, 64)
+    crew = Crew(ids(tasks[0], range(8, 8 + bad)))
+    outcomes = dispatch(crew, tasks, tmp_path)
+    assert {outcome.shard: outcome.tally.statuses["rejected"] for outcome in outcomes} == {0: bad, 1: 0}
+    alone = Counter(task.images[0].image_id for task in crew.given if task.probe)
+    assert {image for image, tries in alone.items() if tries == 3} == crew.deadly
+
+
+def test_a_task_that_cannot_be_made_is_a_shard_undone_and_the_others_are_done(tmp_path):
+    tasks = tasks_of(4, 2)
+    tasks[1] = ShardFailure(1, "the plan cannot be read", output=True)
+    outcomes = dispatch(Crew(), tasks, tmp_path)
+    assert sorted(outcome.shard for outcome in outcomes if isinstance(outcome, ShardReceipt)) == [0, 2, 3]
+    assert tasks[1] in outcomes
+
+
+def test_a_run_that_is_told_to_stop_finishes_what_is_in_hand(tmp_path):
+    crew = Crew()
+    seen = dispatch(crew, tasks_of(9, 2), tmp_path, lambda _in_hand, _working: not crew.given)
+    assert sorted(outcome.shard for outcome in seen) == [0, 1]
