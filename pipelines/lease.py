@@ -2,9 +2,10 @@
 
 A lease saves work, never rows: where it is lost or defeated, the first commit of a shard still wins. It runs
 out by itself, since a lock would outlive the machine that held it; its holder renews it while it lives. A
-holder on this machine that is gone is known to be gone, and its lease is taken over at once. Another
-machine's lease is watched until it runs out or is seen renewed. That takes no longer than a lease lasts, by
-this process's own steady clock, so that no wrong clock can keep a corpus closed.
+holder on this machine that is gone is known to be gone, and its lease is taken over at once. Any other
+lease is watched: until it runs out, but for two renewals at least, since the clock that says it has may be
+wrong; and no longer than a lease lasts. A renewal that is seen meanwhile settles it. The watch goes by this
+process's own steady clock, so that no wrong clock can take a corpus from its run, nor keep it closed.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -139,7 +140,7 @@ class Lease:
 def held(out: Path, say: Callable[[str], None]) -> Iterator[Lease]:
     """Hold the lease of the corpus `out` for the block.
 
-    Another machine's lease is watched until it runs out, of which `say` is told. Raises IncompleteRun, naming
+    Another machine's lease is watched (see `_watch`), of which `say` is told. Raises IncompleteRun, naming
     the holder, where that one is at work; UsageError where `out` cannot be written.
     """
     with storage.failing_as(UsageError, out):
@@ -166,24 +167,31 @@ def read_lease(out: Path) -> Holder | None:
 def _take(out: Path, say: Callable[[str], None]) -> Holder:
     me = _this_process()
     for _ in range(TRIES):
-        if storage.link(out / LEASE, lambda file: _write(file, me.renewed())):
-            return me
+        try:
+            if storage.link(out / LEASE, lambda file: _write(file, me.renewed())):
+                return me
+        except FileNotFoundError:  # the run that took it first has swept this one's temporary file away
+            continue
         found = read_lease(out)
-        if found is not None and not found.is_gone and found.left > 0:
-            if found.is_local:
+        if found is not None and not found.is_gone:
+            if found.is_local and found.left > 0:
                 raise _refusal(out, found)
             _watch(out, found, say)
         if (out / LEASE).exists():
-            _put(out, me)
+            with suppress(FileNotFoundError):  # swept away, as above
+                _put(out, me)
         if (now := read_lease(out)) is not None and now.token == me.token:
             return me  # of two that take it over at once, the later one; the other one learns of it
     raise IncompleteRun(f"{out / LEASE}: other runs take it and leave it again and again; try again later")
 
 
 def _watch(out: Path, holder: Holder, say: Callable[[str], None]) -> None:
-    """Wait until the lease has run out or is left; IncompleteRun as soon as its holder is seen alive."""
+    """Wait until the lease has run out or is left; IncompleteRun as soon as its holder is seen alive.
+
+    One that has run out already, by this machine's clock, is watched for as long as two renewals take.
+    """
     say(f"{out}: waiting for the lease of another run: {holder}")
-    end = time.monotonic() + holder.left
+    end = time.monotonic() + max(holder.left, 2 * SECONDS / RENEWALS)
     while (left := end - time.monotonic()) > 0:
         time.sleep(min(WATCH_SECONDS, left))
         found = read_lease(out)

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from pipelines import lease
+from pipelines import lease, storage
 from pipelines.corpus import Corpus
 from pipelines.errors import IncompleteRun, UsageError
 from pipelines.lease import LEASE, SECONDS, held
@@ -52,6 +52,11 @@ def here(pid):
     boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     machine = f"{boot} {Path('/proc/self/ns/pid').readlink()}"
     return {"host": socket.gethostname(), "machine": machine, "pid": pid, "started": stat[19]}
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    monkeypatch.setattr(lease, "SECONDS", 0.8)
 
 
 @pytest.fixture
@@ -106,11 +111,46 @@ def test_a_place_that_cannot_be_written_is_wrong_use(out):
         pass
 
 
-def test_a_lease_that_has_run_out_is_taken_over(out):
-    write_lease(out, expires=moment(-1))
-    waited, said = take(out)
-    assert waited < 5
-    assert said == []
+@pytest.mark.parametrize("ago", [1, 10**6])
+def test_a_lease_that_has_run_out_is_taken_over_after_two_renewals_time(out, quick, ago):
+    write_lease(out, expires=moment(-ago))
+    waited, (said,) = take(out)
+    assert lease.SECONDS / 2 <= waited < 10
+    assert "waiting for the lease of another run: elsewhere, process 7" in said
+
+
+def test_a_lease_that_has_run_out_by_a_wrong_clock_is_renewed_before_it_is_taken(out, quick):
+    """This machine's clock is an hour ahead of the holder's."""
+    write_lease(out, expires=moment(-3600))
+    renewal = threading.Timer(0.2, write_lease, (out,), {"expires": moment(-3599)})
+    renewal.start()
+    with pytest.raises(IncompleteRun, match="at work on it: elsewhere, process 7"), held(out, print):
+        pass
+    assert json.loads((out / LEASE).read_text())["host"] == "elsewhere"
+
+
+def test_a_process_of_this_machine_that_lives_and_sleeps_past_its_end_is_watched_too(out, quick, sleeper):
+    write_lease(out, **here(sleeper.pid), expires=moment(-1))
+    assert take(out)[0] >= lease.SECONDS / 2
+
+
+@pytest.mark.parametrize("call", ["link", "replace"])
+def test_a_starter_whose_temporary_file_is_swept_away_is_told_who_was_faster(out, quick, monkeypatch, call):
+    """The faster one sweeps its folder as it starts, and holds the lease by then."""
+    write = lease._write
+    if call == "replace":
+        write_lease(out, expires=moment(-1))
+
+    def swept(file, holder):
+        write(file, holder)
+        monkeypatch.setattr(lease, "_write", write)
+        write_lease(out, expires=moment(-1))
+        threading.Timer(0.2, write_lease, (out,)).start()
+        assert storage.sweep(out) == 1
+
+    monkeypatch.setattr(lease, "_write", swept)
+    with pytest.raises(IncompleteRun, match="at work on it: elsewhere, process 7"), held(out, print):
+        pass
 
 
 def test_a_process_of_this_machine_that_lives_is_named_and_the_lease_left_alone(out, sleeper):
@@ -142,7 +182,7 @@ def test_two_of_one_process_are_two(out):
         pass
 
 
-def test_another_machine_is_waited_for_until_its_lease_runs_out(out):
+def test_another_machine_is_waited_for_until_its_lease_runs_out(out, quick):
     write_lease(out, expires=moment(0.8))
     waited, (said,) = take(out)
     assert 0.5 < waited < 10
@@ -167,11 +207,6 @@ def test_an_end_too_far_off_is_not_believed(out, monkeypatch, ahead):
     monkeypatch.setattr(lease, "SECONDS", 0.3)
     write_lease(out, expires=moment(ahead))
     assert take(out)[0] < 5
-
-
-@pytest.fixture
-def quick(monkeypatch):
-    monkeypatch.setattr(lease, "SECONDS", 0.8)
 
 
 def test_it_is_renewed_while_it_is_held(out, quick):
