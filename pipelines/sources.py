@@ -21,7 +21,7 @@ import logging
 import math
 import os
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -136,13 +136,14 @@ def _expand(text: str, endings: tuple[str, ...]) -> tuple[str, Iterator[str]]:
         if path.is_dir():
             return absolute, _walk(absolute, endings)
         if path.is_file() and path.suffix.lower() == _LIST_EXTENSION:
-            return os.path.dirname(absolute), _read_list(path, os.path.dirname(absolute))
+            return os.path.dirname(absolute), _unpacked(_read_list(path, os.path.dirname(absolute)))
         if path.exists():
-            return os.path.dirname(absolute), _outright(absolute)
+            return os.path.dirname(absolute), _unpacked([absolute])
     except OSError as error:
         raise UsageError(f"{text}: cannot be read: {error.strerror}") from None
     if _WILDCARD.search(text):
-        return _glob(os.fspath(path), endings)
+        root, paths = _glob(os.fspath(path), endings)
+        return root, _unpacked(paths)
     raise UsageError(f"{text}: there is no such file or folder")
 
 
@@ -155,7 +156,7 @@ def _expand_remote(text: str, path: Path, endings: tuple[str, ...]) -> tuple[str
         with as_os_errors():
             if store.isfile(name):
                 is_list = name.lower().endswith(_LIST_EXTENSION)
-                return above, _read_list(path, above) if is_list else _outright(address)
+                return above, _unpacked(_read_list(path, above) if is_list else [address])
             found = _matching(store, name, endings) if _WILDCARD.search(name) else None
             if found is None:
                 found = name, [one for one in store.find(name) if one.lower().endswith(endings)]
@@ -166,14 +167,15 @@ def _expand_remote(text: str, path: Path, endings: tuple[str, ...]) -> tuple[str
         reason = redacted(error.strerror or str(error) or type(error).__name__)
         raise UsageError(f"{redacted(text)}: cannot be listed: {reason}") from None
     shown = (one for one in names if not HIDDEN.search(one[len(root) :]))
-    return f"{scheme}://{root}", (f"{scheme}://{one}" for one in shown)
+    return f"{scheme}://{root}", _unpacked(f"{scheme}://{one}" for one in shown)
 
 
-def _outright(path: str) -> Iterator[str]:
-    """A file that was named outright."""
-    if path.lower().endswith(_COMPRESSED):
-        raise UsageError(f"{path}: a compressed tar file has to be unpacked first")
-    return iter([path])
+def _unpacked(paths: Iterable[str]) -> Iterator[str]:
+    """The paths, as they come; UsageError at a tar file that is compressed, which would be no photograph."""
+    for path in paths:
+        if path.lower().endswith(_COMPRESSED):
+            raise UsageError(f"{path}: a compressed tar file has to be unpacked first")
+        yield path
 
 
 def _matching(store: Any, pattern: str, endings: tuple[str, ...]) -> tuple[str, list[str]]:

@@ -71,6 +71,20 @@ def test_inputs_that_are_wrong(photos, monkeypatch, given, says):
         list_inputs([given], ENDINGS)
 
 
+@pytest.mark.parametrize("given", ["packed/*", "packed/*.tar.gz", "packed/**/*.TGZ", "packed/all.txt"])
+def test_compressed_tar_files_that_a_glob_or_a_list_reaches_are_no_photographs(tmp_path, monkeypatch, given):
+    monkeypatch.chdir(tmp_path)
+    make(Path("packed"), "a.jpg", "b.tar.gz", "c/d.TGZ")
+    Path("packed/all.txt").write_text("a.jpg\nb.tar.gz\n")
+    if given == "packed/*":
+        assert keys(given) == ["a.jpg"], "a glob that names no extension is for photographs"
+        return
+    with pytest.raises(
+        UsageError, match=r"packed/(b.tar.gz|c/d.TGZ): a compressed tar file has to be unpacked"
+    ):
+        list_inputs([given], ENDINGS)
+
+
 def test_a_folder_that_may_not_be_listed(photos, monkeypatch):
     """Root may list everything, so that the disk's answer is put in its mouth."""
     listing = os.scandir
