@@ -56,14 +56,15 @@ CorpusArgument = Annotated[Path, typer.Argument(metavar="CORPUS", help="The corp
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code. `argv`: the words after `maskmill`, else those typed."""
     arguments = list(sys.argv[1:] if argv is None else argv)
+    again = _Again(arguments)
     try:
-        with orderly():
-            code = app(args=arguments, prog_name="maskmill", standalone_mode=False)
+        with orderly(lambda: redacted(str(again))):
+            code = app(args=arguments, prog_name="maskmill", standalone_mode=False, obj=again)
     except _ClickException as error:
         return _complain(error.format_message(), error.exit_code)
     except MaskmillError as error:
-        again = _how_to_resume(arguments) if isinstance(error, IncompleteRun) else ""
-        return _complain(f"{error}{again if '--overwrite' in arguments else ''}", error.exit_code)
+        goes_on = isinstance(error, IncompleteRun) and again.differs
+        return _complain(f"{error}{again if goes_on else ''}", error.exit_code)
     except ValueError as error:
         from model.zoo import CheckpointError
 
@@ -77,9 +78,28 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         return _complain(f"the store failed: {type(error).__name__}: {error}", UsageError.exit_code)
     if code == INTERRUPTED:  # which newer versions of typer return for a KeyboardInterrupt
-        print(f"maskmill: interrupted{redacted(_how_to_resume(arguments))}", file=sys.stderr)
+        print(f"maskmill: interrupted{redacted(str(again))}", file=sys.stderr)
         return INTERRUPTED
     return code if isinstance(code, int) else 0
+
+
+class _Again:
+    """The command that goes on after an interruption: the same one, as long as that means the same."""
+
+    def __init__(self, words: Sequence[str]) -> None:
+        self._words = list(words)
+        self.differs = False
+
+    def without_overwrite(self) -> None:
+        """From here on `--overwrite` would remove what this very command has made."""
+        self.differs = "--overwrite" in self._words
+
+    def __str__(self) -> str:
+        if self._words[:1] != ["generate"]:
+            return ""
+        words = [word for word in self._words if not (self.differs and word == "--overwrite")]
+        stays = "the old corpus was not removed yet" if "--overwrite" in words else "committed shards stay"
+        return f"; {stays}, go on with: {shlex.join(['maskmill', *words])}"
 
 
 @app.callback(invoke_without_command=True)
@@ -95,6 +115,7 @@ def _maskmill(
 
 @app.command()
 def generate(
+    context: typer.Context,
     inputs: Annotated[
         list[str] | None,
         typer.Argument(metavar="INPUT…", help="Folders, globs, file lists (.txt), image, tar or Parquet."),
@@ -139,17 +160,22 @@ def generate(
         raise UsageError(f"expected at least one INPUT: {EXPECTED}")
     if out is None:
         raise UsageError("expected --out CORPUS, the folder to write")
-    if overwrite and extend:
-        raise UsageError("expected --overwrite or --extend, not both")
-    if overwrite and retry_rejects:
-        raise UsageError("expected --overwrite or --retry-rejects, not both")
-    if ray is not None and settings.workers == 0:
-        raise UsageError("expected --ray or --workers 0 (no Ray), not both")
+    _refuse_both("--overwrite", overwrite, "--extend", extend)
+    _refuse_both("--overwrite", overwrite, "--retry-rejects", retry_rejects)
+    _refuse_both("--ray", ray is not None, "--workers 0 (no Ray)", settings.workers == 0)
     from pipelines.generate import generate as run
     from pipelines.plan import Mode
 
     mode: Mode = "overwrite" if overwrite else "extend" if extend else "resume"
-    run(inputs, out, settings, mode=mode, ray=ray, retry=retry_rejects or ())
+    run(
+        inputs,
+        out,
+        settings,
+        mode=mode,
+        ray=ray,
+        retry=retry_rejects or (),
+        cleared=context.obj.without_overwrite,
+    )
 
 
 @app.command()
@@ -279,11 +305,9 @@ def models_get(
     typer.echo(path)
 
 
-def _how_to_resume(arguments: Sequence[str]) -> str:
-    if arguments[:1] != ["generate"]:
-        return ""
-    again = shlex.join(["maskmill", *(word for word in arguments if word != "--overwrite")])
-    return f"; committed shards stay, go on with: {again}"
+def _refuse_both(one: str, has_one: object, other: str, has_other: object) -> None:
+    if has_one and has_other:
+        raise UsageError(f"expected {one} or {other}, not both")
 
 
 def _complain(message: str, code: int) -> int:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
@@ -18,6 +18,7 @@ INTERRUPTED = 130
 """The exit code."""
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_SHOW_CURSOR = b"\x1b[?25h"
 
 
 class Interrupts:
@@ -27,16 +28,21 @@ class Interrupts:
         received: whether one has come.
         held_back: whether the first is to be noted only; else it raises KeyboardInterrupt.
 
+    `how_to_go_on` is asked for the rest of the last line when the second signal ends the process.
+
     """
 
-    def __init__(self) -> None:
+    def __init__(self, how_to_go_on: Callable[[], str] = str) -> None:
         self.received = False
         self.held_back = False
+        self._how_to_go_on = how_to_go_on
 
     def __call__(self, _signal: int, _frame: FrameType | None) -> None:
         """Take a signal in; the second one ends the process here."""
         if self.received:
-            os.write(2, b"maskmill: ended at once; the same command, without --overwrite, goes on\n")
+            if os.isatty(2):
+                os.write(2, _SHOW_CURSOR)  # which a progress bar has hidden
+            os.write(2, f"maskmill: ended at once{self._how_to_go_on()}\n".encode(errors="replace"))
             os._exit(INTERRUPTED)  # a Ray of our own ends with this process
         self.received = True
         if not self.held_back:
@@ -44,12 +50,15 @@ class Interrupts:
 
 
 @contextmanager
-def orderly() -> Iterator[None]:
-    """Handle both signals in the block, save one that was ignored before; nothing outside the main thread."""
+def orderly(how_to_go_on: Callable[[], str] = str) -> Iterator[None]:
+    """Handle both signals in the block, save one that was ignored before; nothing outside the main thread.
+
+    `how_to_go_on` says what the last line adds where the process is ended at once.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    handler = Interrupts()
+    handler = Interrupts(how_to_go_on)
     before = {number: signal.getsignal(number) for number in _SIGNALS}
     for number, was in before.items():
         if was is not signal.SIG_IGN:  # as nohup and a shell's background jobs leave it

@@ -3,6 +3,7 @@
 import errno
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -12,19 +13,13 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from pipelines import storage
+from pipelines import generate, plan, storage, worker
 from pipelines.cli import main
 from pipelines.corpus import Corpus
+from pipelines.lease import held
 from pipelines.plan import read_plan
 from pipelines.shards import committed_shards, shard_path
-
-
-def words(photos, out, settings, *more):
-    """`maskmill generate` as it is typed, after the program's name."""
-    typed = ["generate", str(photos), "--out", str(out)]
-    for setting in settings:
-        typed += ["--set", setting]
-    return [*typed, *more]
+from tests.pipelines.commands import start, wait_for_a_shard, words
 
 
 def rows_of(out):
@@ -129,6 +124,60 @@ def test_overwriting_starts_anew_with_what_is_asked_for_now(photos, tiny_setting
     assert [Path(row["uri"]).parent.name for row in Corpus(out)] == ["rocket"] * 3
     assert max(len(row["annotations"]) for row in Corpus(out)) <= 2 * 2 * 3, "three masks a point"
     assert main(["verify", str(out)]) == 0
+
+
+def test_an_interruption_before_overwriting_has_begun_says_overwrite_again(
+    photos, tiny_settings, tmp_path, monkeypatch, capsys
+):
+    def interrupt(*_arguments, **_options):
+        raise KeyboardInterrupt
+
+    out = tmp_path / "corpus"
+    typed = words(photos / "coffee", out, tiny_settings, "--workers", "0", "--overwrite")
+    assert main(typed) == 0
+    before = state_of(out)
+    for owner, name in ((generate, "list_inputs"), (plan, "_clear_corpus"), (generate, "run_shard")):
+        capsys.readouterr()
+        with monkeypatch.context() as broken:
+            broken.setattr(owner, name, interrupt)
+            assert main(typed) == 130
+        said = capsys.readouterr().err
+        begun = name == "run_shard"
+        again = [word for word in typed if not (begun and word == "--overwrite")]
+        stays = "committed shards stay" if begun else "the old corpus was not removed yet"
+        assert said == f"maskmill: interrupted; {stays}, go on with: {shlex.join(['maskmill', *again])}\n"
+        assert state_of(out) == ({} if begun else before)
+
+
+def test_another_run_at_work_is_no_reason_to_leave_out_overwrite(photos, tiny_settings, tmp_path, capsys):
+    out = tmp_path / "corpus"
+    with held(out, print):
+        assert main(words(photos, out, tiny_settings, "--workers", "0", "--overwrite")) == 4
+    assert "go on with" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("failures", "code"), [(3, 0), (99, 4)])
+def test_a_plan_that_the_storage_does_not_give_is_tried_again_and_then_ends_the_run_as_incomplete(
+    photos, tiny_settings, tmp_path, monkeypatch, capsys, failures, code
+):
+    calls, read = [], pq.ParquetFile.read_row_group
+
+    def fail(file, group, columns=None, **options):
+        if columns is None:  # the images of a shard; opening the plan reads some columns only
+            calls.append(1)
+            if len(calls) <= failures:
+                raise OSError(errno.EIO, "Input/output error")
+        return read(file, group, columns, **options)
+
+    monkeypatch.setattr(worker, "FIRST_PAUSE_SECONDS", 0.001)
+    out = tmp_path / "corpus"
+    typed = words(photos / "coffee", out, tiny_settings, "--workers", "0")
+    with monkeypatch.context() as broken:
+        broken.setattr(pq.ParquetFile, "read_row_group", fail)
+        assert main(typed) == code
+    said = capsys.readouterr().err
+    assert ("2 of 2 shards are left undone" in said and "Input/output error" in said) == (code == 4)
+    assert main(typed) == 0
 
 
 def test_inputs_that_are_new_need_extend_and_get_shards_of_their_own(photos, tiny_settings, tmp_path, capsys):
@@ -240,25 +289,6 @@ def test_a_shard_that_fails_is_left_undone_and_the_others_are_not(photos, tiny_s
     assert main(words(listed, out, tiny_settings, "--workers", "0")) == 0
     assert "1 of 2 shards are there (2 images)" in capsys.readouterr().out
     assert main(["verify", str(out)]) == 0
-
-
-def start(arguments, cwd=None, **environment):
-    """The command in a process group of its own, as from a shell."""
-    return subprocess.Popen(
-        [sys.executable, "-m", "pipelines.cli", *arguments],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-        cwd=cwd,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), **environment},
-    )
-
-
-def wait_for_a_shard(process, out):
-    while not committed_shards(out):
-        assert process.poll() is None, process.communicate()
-        time.sleep(0.005)
 
 
 @pytest.fixture

@@ -1,6 +1,7 @@
 """Ctrl-C and SIGTERM: what is noted, what ends at once, and what a run leaves behind."""
 
 import os
+import pty
 import shlex
 import signal
 import subprocess
@@ -14,6 +15,8 @@ from pipelines import storage
 from pipelines.cli import main
 from pipelines.interrupts import Interrupts, held_back, orderly
 from pipelines.shards import committed_shards
+from tests.pipelines import commands
+from tests.pipelines.commands import start, wait_for_a_shard
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
@@ -56,7 +59,7 @@ def test_the_second_signal_ends_the_process_at_once(block):
     code = f"""
 import contextlib, signal
 from pipelines.interrupts import held_back, orderly
-with orderly():
+with orderly(lambda: "; go on"):
     with {block}:
         signal.raise_signal(signal.SIGINT)
     try:
@@ -67,33 +70,32 @@ with orderly():
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env, check=False)
     assert (done.returncode, done.stdout) == (130, "")
-    assert done.stderr == "maskmill: ended at once; the same command, without --overwrite, goes on\n"
+    assert done.stderr == "maskmill: ended at once; go on\n", "no escape codes: this is no terminal"
 
 
-def start(arguments, **environment):
-    """The command as from a shell, which leaves SIGINT alone, in a group of its own."""
-    return subprocess.Popen(
-        [sys.executable, "-m", "pipelines.cli", *arguments],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), **environment},
-    )
+def test_the_second_signal_shows_the_cursor_that_a_progress_bar_has_hidden():
+    code = """
+import signal
+from rich.console import Console
+from pipelines.interrupts import held_back, orderly
+from pipelines.report import LiveLine
+with orderly(), LiveLine(9, Console(stderr=True)), held_back():
+    for _ in range(2):
+        signal.raise_signal(signal.SIGINT)
+"""
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "TERM": "xterm"}
+    terminal, end = pty.openpty()
+    done = subprocess.run([sys.executable, "-c", code], stdout=end, stderr=end, env=env, check=False)
+    shown = os.read(terminal, 9999)
+    os.close(terminal)
+    os.close(end)
+    assert done.returncode == 130
+    assert 0 <= shown.rfind(b"\x1b[?25l") < shown.rfind(b"\x1b[?25h")
 
 
 def words(photos, out, settings, *more):
-    typed = ["generate", str(photos), "--out", str(out), *more]
-    for setting in [*settings, "shard_size=1", "generator.points_per_side=6"]:
-        typed += ["--set", setting]
-    return typed
-
-
-def wait_for_a_shard(process, out):
-    while not committed_shards(out):
-        assert process.poll() is None, process.communicate()
-        time.sleep(0.005)
+    """Runs that leave time to interfere: one image a shard, many points."""
+    return commands.words(photos, out, [*settings, "shard_size=1", "generator.points_per_side=6"], *more)
 
 
 def processes_with(mark):
@@ -153,15 +155,15 @@ def test_with_ray_sigint_finishes_what_is_in_hand_and_leaves_no_process(photos, 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("how", ["twice", "the group", "while Ray starts"])
+@pytest.mark.parametrize("how", ["twice", "the group", "SIGINT while Ray starts", "SIGTERM while Ray starts"])
 def test_with_ray_however_the_signal_comes_nothing_stays_running(photos, tiny_settings, tmp_path, how):
     out, mark = tmp_path / "corpus", f"MASKMILL_TEST={tmp_path}"
     arguments = words(photos, out, tiny_settings, "--workers", "1")
     process = start(arguments, MASKMILL_TEST=str(tmp_path))
-    if how == "while Ray starts":
+    if how.endswith("while Ray starts"):
         while len(processes_with(mark)) < 2:
             time.sleep(0.05)
-        process.send_signal(signal.SIGINT)
+        process.send_signal(getattr(signal, how.split()[0]))
     elif how == "the group":
         wait_for_a_shard(process, out)
         os.killpg(process.pid, signal.SIGTERM)
