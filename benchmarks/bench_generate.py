@@ -31,7 +31,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from engine import GeneratorConfig, MaskGenerator
 from model import load_sam
 from pipelines.config import load_config
-from tests.released import compare, released_generator
+from pipelines.released import compare, released_generator
 
 SHARED_OPTIONS = (
     "points_per_side",

@@ -141,7 +141,7 @@ class MaskGenerator:
         ):
             found += kept
             ledger.add(account, lanes)
-        with ledger.stage("filter"):
+        with ledger.stage("nms"):
             scores = np.array([candidate.predicted_iou for candidate in found], np.float32)
             keep = non_maximal_suppression(_boxes(found), scores, config.box_nms_thresh)
         ledger.count(0, {"nms": len(found) - len(keep)})
@@ -153,7 +153,7 @@ class MaskGenerator:
     ) -> tuple[list[Candidate], Ledger]:
         """Prompt with N points of the crop: candidates that pass, and the account of all."""
         sam, config, ledger = self.sam, self.config, Ledger()
-        with ledger.stage("decode"):
+        with ledger.stage("prompt"):
             inputs_N2 = points_to_input(points_N2, view.crop.size, sam.config.img_size)
             points_1N12 = torch.from_numpy(inputs_N2).to(sam.device)[None, :, None]
             labels_1N1 = torch.ones(points_1N12.shape[:3], dtype=torch.int64, device=sam.device)
@@ -196,7 +196,7 @@ class MaskGenerator:
         """Drop duplicates between crops, paint what is left, clean it up and write it down."""
         config, ledger, found = self.config, page.ledger, page.candidates
         if config.crop_n_layers > 0:
-            with ledger.stage("filter"):
+            with ledger.stage("nms"):
                 small_first = np.array([1 / candidate.view.crop.area for candidate in found], np.float32)
                 keep = non_maximal_suppression(_boxes(found), small_first, config.crop_nms_thresh)
             ledger.count(0, {"crop_nms": len(found) - len(keep)})

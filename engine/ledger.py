@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 from engine.records import DROP_REASONS, GeneratedMasks, MaskRecord
 
-STAGES = ("resize", "encode", "decode", "draw", "resample", "filter", "rle")
+STAGES = ("resize", "encode", "prompt", "draw", "resample", "filter", "nms", "rle")
 
 
 class Ledger:

@@ -254,8 +254,8 @@ def evaluate(
         raise UsageError("expected --data FOLDER, the labelled images to score against")
     from model import load_sam
     from pipelines.evaluate import evaluate as score
-    from pipelines.report import evaluation_table
     from pipelines.labelled import VALIDATION_SHARE, read_labelled
+    from pipelines.report import evaluation_table
 
     labelled = read_labelled(data)
     images = [image for image in labelled if image.validates or not validation]
@@ -271,6 +271,47 @@ def evaluate(
     from rich.console import Console
 
     Console().print(evaluation_table(scores.scores, scores.by_source))
+
+
+@app.command()
+def bench(
+    config: Config = None,
+    set_: Set = None,
+    images: Annotated[
+        list[str] | None,
+        typer.Option(metavar="INPUT", help="What to time: as for generate. Default: one of scikit-image's."),
+    ] = None,
+    size: Annotated[
+        str | None, typer.Option(metavar="HxW", help="Bring the photographs to this size first.")
+    ] = None,
+    against: Annotated[
+        str | None, typer.Option(metavar="released", help="Time the released generator beside ours.")
+    ] = None,
+    repeat: Annotated[int, typer.Option(metavar="N", min=1, help="Runs of ours; the median counts.")] = 3,
+    threads: Annotated[int | None, typer.Option(metavar="N", min=1, help="CPU threads of both.")] = None,
+) -> None:
+    """Time this machine, stage by stage: a table, and JSON on the last line."""
+    if against not in (None, "released"):
+        raise UsageError(f"--against: expected released, got {against}")
+    from rich.console import Console
+
+    from pipelines.bench import bench as run
+    from pipelines.bench import bench_tables, parse_size
+    from pipelines.config import load_config
+
+    settings = load_config(config, list(set_ or ()))
+    result = run(
+        images or (),
+        settings,
+        size=None if size is None else parse_size(size),
+        repeat=repeat,
+        threads=threads,
+        released=against is not None,
+    )
+    console = Console(markup=False)
+    for table in bench_tables(result):
+        console.print(table)
+    typer.echo(json.dumps(result))
 
 
 @models_app.callback(invoke_without_command=True)

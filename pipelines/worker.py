@@ -189,7 +189,8 @@ class _Prepared:
     planned: PlannedImage
     decoded: DecodedImage | None = None
     refused: ImageRow | None = None
-    seconds: float = 0.0
+    read_seconds: float = 0.0
+    decode_seconds: float = 0.0
 
 
 def _decoded_ahead(task: ShardTask, config: RunConfig, tally: Tally) -> Iterator[_Prepared]:
@@ -213,24 +214,26 @@ def _decoded_ahead(task: ShardTask, config: RunConfig, tally: Tally) -> Iterator
 def _waited(future: Future[_Prepared], tally: Tally) -> _Prepared:
     started = time.perf_counter()
     prepared = future.result()
-    tally.add_seconds({"decode": prepared.seconds, "wait": time.perf_counter() - started})
+    waited = time.perf_counter() - started
+    tally.add_seconds({"read": prepared.read_seconds, "decode": prepared.decode_seconds, "wait": waited})
     return prepared
 
 
 def _prepare(planned: PlannedImage, deadly: bool, config: RunConfig) -> _Prepared:
     """Read and decode one image; what cannot be used becomes its rejected row."""
-    started = time.perf_counter()
+    began = decoding = time.perf_counter()
     data: bytes | None = None
+    decoded: DecodedImage | None = None
+    refused: ImageRow | None = None
     try:
         if deadly:
             raise InputRejected("generate", "WorkerDied", "each worker that was given this image alone died")
         data = retrying(lambda: read_input(planned.uri))
+        decoding = time.perf_counter()
         decoded = decode_image(data, config.input.max_pixels)
-        return _Prepared(planned, decoded=decoded, seconds=time.perf_counter() - started)
     except InputRejected as error:
-        return _Prepared(
-            planned, refused=rejected_row(planned, error, data), seconds=time.perf_counter() - started
-        )
+        refused = rejected_row(planned, error, data)
+    return _Prepared(planned, decoded, refused, decoding - began, time.perf_counter() - decoding)
 
 
 def _batched(images: Iterator[_Prepared], size: int) -> Iterator[list[_Prepared]]:
@@ -258,7 +261,7 @@ def _commit(task: ShardTask, rows: list[ImageRow], job: Job, tally: Tally) -> bo
     started = time.perf_counter()
     table = table_from_rows(rows)
     built = time.perf_counter()
-    tally.add_seconds({"rows": built - started})
+    tally.add_seconds({"table": built - started})
 
     def write() -> bool:
         if task.replaces:
@@ -267,7 +270,7 @@ def _commit(task: ShardTask, rows: list[ImageRow], job: Job, tally: Tally) -> bo
         return commit_table(job.out, task.shard, table, metadata)
 
     committed = retrying(write, COMMIT_ATTEMPTS)
-    tally.add_seconds({"commit": time.perf_counter() - built})
+    tally.add_seconds({"write": time.perf_counter() - built})
     return committed
 
 

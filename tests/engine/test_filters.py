@@ -9,7 +9,7 @@ from engine.filters import filter_masks, stability_scores
 from engine.geometry import inclusive_to_xywh, input_size, near_crop_edge, points_to_input, resize_to_input
 from engine.grid import Crop, crop_points, crops_of, point_grid
 from engine.resample import Measures
-from tests.released import amg, released_transforms
+from pipelines.released import amg, released_transforms
 
 sides = st.integers(1, 3000)
 

@@ -20,7 +20,7 @@ from PIL import Image
 
 from engine import GeneratorConfig, MaskGenerator
 from model import load_sam
-from tests.released import Agreement, compare, released, released_generator
+from pipelines.released import Agreement, compare, released, released_generator
 
 NAMES = (
     "astronaut.png",

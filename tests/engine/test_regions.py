@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from engine.regions import BoxMask, clean_up
-from tests.released import amg
+from pipelines.released import amg
 
 
 def picture(*rows):

@@ -23,8 +23,8 @@ from model.config import MODELS, SamConfig
 from model.image_encoder import ImageEncoderViT
 from model.mask_decoder import Decoded
 from model.sam import Sam
+from pipelines.released import released_sam
 from tests.model.oracles import randomise
-from tests.released import released_sam
 
 TOLERANCE = 1e-4
 SHALLOW: dict[str, Any] = {"depth": 2, "global_attn_indexes": (1,)}

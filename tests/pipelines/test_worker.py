@@ -248,7 +248,7 @@ def test_the_footer_has_the_stages_of_the_shard(job, generator, photos):
     run_shard(ShardTask(0, planned([photos / "coffee" / "0.png"])), generator, job)
     footer = pq.read_metadata(shard_path(job.out, 0)).metadata
     seconds = json.loads(footer[b"maskmill.seconds"])
-    assert {"decode", "wait", "encode", "rle", "rows"} <= set(seconds)
+    assert {"read", "decode", "wait", "encode", "prompt", "nms", "rle", "table"} <= set(seconds)
     assert min(seconds.values()) >= 0
 
 

@@ -1,8 +1,8 @@
-"""The released package (PyPI `segment-anything`) with our weights: the oracle of the parity tests.
+"""The released package (PyPI `segment-anything`) with our weights: what we are measured and tested against.
 
-It imports four functions of torchvision, which is not installed: they are stood in for here, by their
-documented behaviour. The suppression sorts stably, so that ties have one right answer; torchvision's leaves
-them open.
+It imports four functions of torchvision, which maskmill does without: they are stood in for here, by their
+documented behaviour, whether torchvision is installed or not. The suppression sorts stably, so that ties have
+one right answer; torchvision's leaves them open.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from model.config import SamConfig
 
 
 def box_area(boxes_N4: Tensor) -> Tensor:
+    """Areas of XYXY boxes."""
     return (boxes_N4[:, 2] - boxes_N4[:, 0]) * (boxes_N4[:, 3] - boxes_N4[:, 1])
 
 
@@ -47,10 +48,12 @@ def batched_nms(boxes_N4: Tensor, scores_N: Tensor, idxs_N: Tensor, iou_threshol
 
 
 def to_pil_image(image_HW3: np.ndarray) -> Image.Image:
+    """The array as a picture."""
     return Image.fromarray(image_HW3)
 
 
 def resize(image: Image.Image, size: tuple[int, int]) -> Image.Image:
+    """The picture at (height, width), by Pillow's bilinear filter."""
     return image.resize((size[1], size[0]), Image.Resampling.BILINEAR)
 
 
@@ -151,6 +154,11 @@ class Agreement:
     matched_theirs: int
     largest_score_difference: float
     swaps: int
+
+    @classmethod
+    def none(cls) -> Agreement:
+        """Of no images."""
+        return cls(0, 0, 0, 0, 0.0, 0)
 
     def __add__(self, other: Agreement) -> Agreement:
         return Agreement(

@@ -1,0 +1,268 @@
+"""`maskmill bench`: how fast this machine makes masks, and how fast the released generator does.
+
+    photographs → run_shard() into a corpus that is thrown away, several times → the median run
+                → the same arrays through both generators, by turns → ratio, and whether the masks agree
+
+What is timed is the path of a real run: read, decode, generate, write. Against the released generator (PyPI
+`segment-anything`) both sides get the same arrays, weights, options and threads, and end with COCO RLE.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import resource
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image
+from rich.table import Table
+
+from pipelines.config import RunConfig
+from pipelines.decode import decode_image
+from pipelines.errors import ConfigError, UsageError
+from pipelines.plan import PlannedImage, make_plan
+from pipelines.reader import read_input
+from pipelines.sources import list_inputs
+from pipelines.tasks import Job, ShardReceipt, ShardTask, Tally
+from pipelines.worker import make_generator, run_shard
+
+if TYPE_CHECKING:
+    from engine import MaskGenerator
+
+DEFAULT_SIZE = (1500, 2250)
+"""Height and width of the photograph that is taken where none is given."""
+
+PACKAGES = ("maskmill", "torch", "numpy", "opencv-python", "pycocotools", "Pillow", "pyarrow")
+
+
+@dataclass(frozen=True, slots=True)
+class Timed:
+    """One pass over the photographs: seconds of the clock, and what was done."""
+
+    seconds: float
+    tally: Tally
+
+
+def bench(
+    inputs: Sequence[str],
+    config: RunConfig,
+    *,
+    size: tuple[int, int] | None = None,
+    repeat: int = 3,
+    threads: int | None = None,
+    released: bool = False,
+) -> dict[str, Any]:
+    """Time the photographs of `inputs` (none: scikit-image's `coffee`, at `DEFAULT_SIZE`); plain JSON values.
+
+    `size` is the (height, width) that they are brought to first. Raises UsageError where nothing is found, an
+    image is refused or a package is missing; ConfigError for options that the released generator lacks.
+    """
+    if released:
+        check_comparable(config)
+    with tempfile.TemporaryDirectory(prefix="maskmill-bench-") as folder:
+        photographs = _photographs(inputs, config, size, Path(folder))
+        job = Job(Path(folder) / "corpus", config, "bench", threads or config.threads_per_worker)
+        generator = make_generator(job)
+        _pass(0, photographs, generator, job)  # warm-up
+        passes = [_pass(number, photographs, generator, job) for number in range(1, repeat + 1)]
+        middle = sorted(passes, key=lambda timed: timed.seconds)[len(passes) // 2]
+        tally = middle.tally
+        result: dict[str, Any] = {
+            "images": tally.images,
+            "masks": tally.masks,
+            "seconds": middle.seconds,
+            "images_per_s": tally.images / middle.seconds,
+            "masks_per_s": tally.masks / middle.seconds,
+            "stages": dict(tally.seconds),
+            "drops": dict(tally.drops),
+            "peak_rss_bytes": peak_rss_bytes(),
+        }
+        if released:
+            result |= _against_released(photographs, generator, config, repeat)
+    versions = (*PACKAGES, "segment-anything") if released else PACKAGES
+    return result | {
+        "config": config.model_dump(mode="json") | {"size": size and list(size), "repeat": repeat},
+        "versions": {"python": platform.python_version()}
+        | {name: metadata.version(name) for name in versions},
+        "hardware": hardware(generator.sam.device),
+    }
+
+
+def check_comparable(config: RunConfig) -> None:
+    """Raise what `bench` raises where the released generator cannot do the same."""
+    if config.generator.drop_small_masks or config.generator.max_mask_area_fraction is not None:
+        raise ConfigError(
+            "--against released: it has no drop_small_masks and no max_mask_area_fraction; "
+            "set them to false and null"
+        )
+    if config.model.name == "vit_t":
+        raise ConfigError("--against released: it has no TinyViT encoder; choose another model.name")
+    try:
+        metadata.version("segment-anything")
+    except metadata.PackageNotFoundError:
+        raise UsageError("--against released: pip install 'maskmill[bench]'") from None
+
+
+def _photographs(
+    inputs: Sequence[str], config: RunConfig, size: tuple[int, int] | None, folder: Path
+) -> list[PlannedImage]:
+    """The photographs of one shard; where they have to be resized, as JPEG files in `folder`."""
+    if not inputs:
+        inputs = [str(_sample(folder, size or DEFAULT_SIZE))]
+        size = None
+    planned = _planned(inputs, config)
+    if size is None:
+        return planned
+    resized = folder / "resized"
+    resized.mkdir()
+    for image in planned:
+        _save(Image.fromarray(_pixels(image, config)), resized / f"{image.image_id}.jpg", size)
+    return _planned([str(resized)], config)
+
+
+def _planned(inputs: Sequence[str], config: RunConfig) -> list[PlannedImage]:
+    table = list_inputs(inputs, config.input.extensions, config.input.image_column)
+    rows = make_plan(table, max(1, len(table))).to_pylist()
+    return [PlannedImage(**row, row=number) for number, row in enumerate(rows)]
+
+
+def _sample(folder: Path, size: tuple[int, int]) -> Path:
+    try:
+        from skimage import data
+    except ImportError:
+        raise UsageError(
+            "expected --images INPUT, or pip install 'maskmill[bench]' for a photograph"
+        ) from None
+    path = folder / "coffee.jpg"
+    _save(Image.fromarray(data.coffee()), path, size)
+    return path
+
+
+def _save(image: Image.Image, path: Path, size: tuple[int, int]) -> None:
+    image.resize(size[::-1], Image.Resampling.BICUBIC).save(path, quality=95)
+
+
+def _pixels(image: PlannedImage, config: RunConfig) -> npt.NDArray[np.uint8]:
+    return decode_image(read_input(image.uri), config.input.max_pixels).pixels_HW3
+
+
+def _pass(shard: int, photographs: list[PlannedImage], generator: MaskGenerator, job: Job) -> Timed:
+    """Run the photographs as one shard of a corpus, to its commit."""
+    start = time.perf_counter()
+    receipt = run_shard(ShardTask(shard, tuple(photographs)), generator, job)
+    seconds = time.perf_counter() - start
+    if not isinstance(receipt, ShardReceipt):
+        raise UsageError(f"the photographs could not be run: {receipt.reason}")
+    if receipt.tally.rejects:
+        raise UsageError(f"cannot be timed, refused: {next(iter(receipt.tally.examples.values()))}")
+    return Timed(seconds, receipt.tally)
+
+
+def _against_released(
+    photographs: list[PlannedImage], generator: MaskGenerator, config: RunConfig, repeat: int
+) -> dict[str, Any]:
+    """Both generators over the same arrays: seconds of each, their ratio, and how many masks agree."""
+    from pipelines.released import Agreement, compare, released_generator
+
+    sam = generator.sam
+    theirs = released_generator(sam.config, sam.state_dict(), **released_options(config))
+    theirs.predictor.model.to(sam.device)
+    ours_s, theirs_s = 0.0, 0.0
+    agreement = Agreement.none()
+    for image in photographs:
+        pixels = _pixels(image, config)
+        with torch.inference_mode():
+            theirs.predictor.set_image(pixels[:64, :64])  # warm-up: a whole image would double a long wait
+            start = time.perf_counter()
+            records = theirs.generate(pixels)
+            theirs_s += time.perf_counter() - start
+        times = []
+        for _ in range(repeat):
+            start = time.perf_counter()
+            masks = generator.generate(pixels)
+            times.append(time.perf_counter() - start)
+        ours_s += statistics.median(times)
+        agreement += compare(masks, records)
+    return {
+        "generator_seconds": ours_s,
+        "released_seconds": theirs_s,
+        "speedup": theirs_s / ours_s,
+        "matched": agreement.share,
+        "released_masks": agreement.theirs,
+    }
+
+
+def released_options(config: RunConfig) -> dict[str, Any]:
+    """The released generator's arguments for the same masks."""
+    names = (
+        "points_per_side",
+        "pred_iou_thresh",
+        "stability_score_thresh",
+        "stability_score_offset",
+        "box_nms_thresh",
+        "crop_n_layers",
+        "crop_nms_thresh",
+        "crop_overlap_ratio",
+        "crop_n_points_downscale_factor",
+        "min_mask_region_area",
+    )
+    return {name: getattr(config.generator, name) for name in names} | {"output_mode": "coco_rle"}
+
+
+def parse_size(text: str) -> tuple[int, int]:
+    """`1500x2250` → (1500, 2250): height and width. Raises UsageError for anything else."""
+    match = re.fullmatch(r"([1-9]\d{0,5})[x×]([1-9]\d{0,5})", text.strip().lower())
+    if not match:
+        raise UsageError(f"--size: expected HEIGHTxWIDTH in pixels, for example 1500x2250, got {text!r}")
+    return int(match[1]), int(match[2])
+
+
+def peak_rss_bytes() -> int:
+    """The most memory that this process has held."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def hardware(device: torch.device) -> dict[str, Any]:
+    """The processor's name, as Linux tells it, its cores, torch's threads, and the GPU's name."""
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    found = {
+        "processor": names[0] if names else platform.processor(),
+        "cpus": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+    }
+    return found | ({"gpu": torch.cuda.get_device_name(device)} if device.type == "cuda" else {})
+
+
+def bench_tables(result: dict[str, Any]) -> Iterator[Table]:
+    """What was measured, for a person."""
+    stages = Table("stage", "seconds an image", title="photograph to Parquet", title_justify="left")
+    stages.columns[1].justify = "right"
+    for stage, seconds in result["stages"].items():
+        stages.add_row(stage, f"{seconds / result['images']:.4f}")
+    stages.add_section()
+    stages.add_row("elapsed", f"{result['seconds'] / result['images']:.4f}")
+    stages.add_row("images/s", f"{result['images_per_s']:.3f}")
+    stages.add_row("masks/s", f"{result['masks_per_s']:.1f}")
+    stages.add_row("peak memory, GiB", f"{result['peak_rss_bytes'] / 2**30:.2f}")
+    yield stages
+    if "speedup" in result:
+        sides = Table("array to RLE", "seconds", "masks", title_justify="left")
+        sides.add_row("maskmill", f"{result['generator_seconds']:.2f}", str(result["masks"]))
+        sides.add_row("released", f"{result['released_seconds']:.2f}", str(result["released_masks"]))
+        sides.add_row("ratio", f"{result['speedup']:.1f}×", f"{result['matched']:.1%} matched")
+        yield sides
