@@ -113,7 +113,8 @@ def read_png(data: bytes) -> Png:
 
 def check_png(data: bytes, png: Png) -> None:
     """That the picture's data are all there and add up to their checksum; raises InputRejected."""
-    idat = (body for name, body in _png_chunks(data) if name == b"IDAT")  # a list may outgrow the file
+    # Walked again, since a list of the chunks may outgrow the file; not summed again.
+    idat = (body for name, body in _png_chunks(data, summed=True) if name == b"IDAT")
     check_inflate(idat, png.unpacked, png.unpacked, "the picture's data")
 
 
@@ -176,14 +177,15 @@ def read_bmp(data: bytes) -> Container:
     return Container(abs(width), abs(height))
 
 
-def _png_chunks(data: bytes) -> Iterator[tuple[bytes, memoryview]]:
+def _png_chunks(data: bytes, summed: bool = False) -> Iterator[tuple[bytes, memoryview]]:
+    """Name and content of each chunk; its CRC is held unless that was done before."""
     view, at, name = memoryview(data), _PNG_SIGNATURE, b""
     while name != b"IEND":
         length, name = int.from_bytes(view[at : at + 4], "big"), bytes(view[at + 4 : at + 8])
         body, crc = view[at + 8 : at + 8 + length], view[at + 8 + length : at + 12 + length]
         if len(crc) < 4:
             raise _truncated("the PNG has no end chunk")
-        if zlib.crc32(body, zlib.crc32(name)) != int.from_bytes(crc, "big"):
+        if not summed and zlib.crc32(body, zlib.crc32(name)) != int.from_bytes(crc, "big"):
             raise _corrupt(f"the checksum of a chunk {name.decode('ascii', 'replace')!r} is wrong")
         yield name, body
         at += 12 + length

@@ -86,6 +86,15 @@ def test_png(name):
     assert refused_as(PNG_DAMAGE[name]) == expected
 
 
+def test_a_png_is_summed_once(monkeypatch):
+    data, summed = encoded(smooth(), "PNG"), []
+    plain = zlib.crc32
+    monkeypatch.setattr(zlib, "crc32", lambda part, start=0: summed.append(len(part)) or plain(part, start))
+    pixels(data)
+    assert data[37:41] == b"IDAT"
+    assert summed.count(int.from_bytes(data[33:37], "big")) == 1
+
+
 @pytest.mark.parametrize("name", ["crc of the picture", "adler cut off", "rows missing"])
 def test_pillow_alone_takes_such_a_png(name):
     assert pillow_takes(PNG_DAMAGE[name])
