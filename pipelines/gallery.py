@@ -5,9 +5,9 @@ the page's script draws them. The alternative, a picture of the masks and a seco
 which mask it is on, is larger and reads its numbers back from a canvas, which browsers that guard against
 fingerprinting answer with noise. As in SA-1B's own pictures the largest masks lie at the bottom.
 
-Nothing of the corpus is trusted: names and messages are escaped, the masks' JSON cannot end its element, and
-a content security policy lets the page run its own script and nothing else, and fetch nothing at all. A
-photograph that has vanished or changed is a card that says so.
+Nothing of the corpus is trusted: names and messages are escaped, control characters in them written out, the
+masks' JSON cannot end its element, and a content security policy lets the page run its own script and nothing
+else, and fetch nothing at all. A photograph that has vanished or changed is a card that says so.
 
 The page is held in memory and read by a browser in one piece, hence the limits on what it shows.
 """
@@ -36,7 +36,7 @@ from engine import rle
 from pipelines import storage
 from pipelines.corpus import Corpus
 from pipelines.decode import decode_image
-from pipelines.errors import InputRejected, UsageError
+from pipelines.errors import InputRejected, UsageError, visible
 from pipelines.reader import read_input
 
 LONGEST_SIDE = 1024
@@ -100,7 +100,7 @@ def _page(corpus: Corpus) -> str:
     template = resources.files("pipelines").joinpath(_TEMPLATE).read_text("utf-8")
     parts = {
         "script_hash": _script_hash(template),
-        "name": escape(corpus.path.resolve().name),
+        "name": _text(corpus.path.resolve().name),
         "totals": _totals(counts),
         "settings": _settings(corpus),
         "notes": _notes(corpus, counts, len(cards)),
@@ -151,7 +151,7 @@ def _at_least(threshold: float | None) -> str | None:
 
 def _definitions(values: Mapping[str, str]) -> str:
     return "".join(
-        f"<div><dt>{escape(name)}</dt><dd>{escape(text)}</dd></div>" for name, text in values.items()
+        f"<div><dt>{_text(name)}</dt><dd>{_text(text)}</dd></div>" for name, text in values.items()
     )
 
 
@@ -179,8 +179,8 @@ def _card(corpus: Corpus, row: Mapping[str, Any]) -> str:
     ratio = row["width"] / row["height"]
     facts = " · ".join(f"<span>{fact}</span>" for fact in _facts(row))
     return (
-        f'<li class="card {escape(row["status"])}" style="--ratio:{ratio:.4f}"><figure>{stage}<figcaption>'
-        f'<div><h2 title="{escape(row["key"])}">{_name(row)}</h2><p>{facts}</p></div>'
+        f'<li class="card {_text(row["status"])}" style="--ratio:{ratio:.4f}"><figure>{stage}<figcaption>'
+        f'<div><h2 title="{_text(row["key"])}">{_name(row)}</h2><p>{facts}</p></div>'
         f"{buttons}</figcaption></figure></li>"
     )
 
@@ -193,23 +193,28 @@ def _facts(row: Mapping[str, Any]) -> list[str]:
     return [size, f"{len(masks)} mask{'s' * (len(masks) != 1)}", f"mean predicted IoU {mean:.3f}"]
 
 
+def _text(text: str) -> str:
+    """A text of the corpus as the page may hold it: without markup, control characters written out."""
+    return escape(visible(text))
+
+
 def _name(row: Mapping[str, Any]) -> str:
     """The key, its folders in a span of their own; kept apart from the direction of the text around it."""
     folder, slash, name = row["key"].rpartition("/")
-    return f"<bdi><span>{escape(folder + slash)}</span>{escape(name)}</bdi>"
+    return f"<bdi><span>{_text(folder + slash)}</span>{_text(name)}</bdi>"
 
 
 def _stage(corpus: Corpus, row: Mapping[str, Any], pixels_HW3: npt.NDArray[np.uint8]) -> str:
     """The photograph, and the masks as JSON for the page's script."""
     height, width = pixels_HW3.shape[:2]
-    alt = escape(f"photograph {row['file_name']}")
+    alt = _text(f"photograph {row['file_name']}")
     picture = (
         f'<img src="data:image/jpeg;base64,{_jpeg(pixels_HW3)}" '
         f'width="{width}" height="{height}" alt="{alt}">'
     )
     if not row["annotations"]:
         return f'<div class="stage">{picture}</div>'
-    label = escape(f"Masks of {row['file_name']}; left and right arrow keys go from mask to mask")
+    label = _text(f"Masks of {row['file_name']}; left and right arrow keys go from mask to mask")
     return (
         f'<div class="stage" tabindex="0" role="group" aria-label="{label}">{picture}<output></output>'
         f'<script type="application/json">{_masks(corpus, row, (height, width))}</script></div>'
@@ -217,7 +222,7 @@ def _stage(corpus: Corpus, row: Mapping[str, Any], pixels_HW3: npt.NDArray[np.ui
 
 
 def _placeholder(reason: str) -> str:
-    return f'<div class="stage gone"><p>The photograph cannot be shown: {escape(reason)}.</p></div>'
+    return f'<div class="stage gone"><p>The photograph cannot be shown: {_text(reason)}.</p></div>'
 
 
 def _photograph(row: Mapping[str, Any]) -> npt.NDArray[np.uint8]:
@@ -282,8 +287,8 @@ def _scaled_counts(
 def _rejected(row: Mapping[str, Any]) -> str:
     error = row["error"]
     return (
-        f'<tr><th scope="row">{_name(row)}</th><td><code>{escape(error["class"])}</code></td>'
-        f"<td>{escape(error['message'])} <small>({escape(error['stage'])})</small></td></tr>"
+        f'<tr><th scope="row">{_name(row)}</th><td><code>{_text(error["class"])}</code></td>'
+        f"<td>{_text(error['message'])} <small>({_text(error['stage'])})</small></td></tr>"
     )
 
 

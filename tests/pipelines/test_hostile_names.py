@@ -56,6 +56,15 @@ def test_nothing_is_written_outside_the_corpus_nor_named_after_an_input(corpus):
     }  # fmt: skip
 
 
+def test_the_page_holds_no_control_characters(corpus, tmp_path):
+    """Nor marks that turn the direction of what follows."""
+    assert main(["gallery", str(corpus), "--out", str(tmp_path / "page.html")]) == 0
+    page = (tmp_path / "page.html").read_text("utf-8")
+    assert all(character.isprintable() or character == "\n" for character in page)
+    assert "\\x1b[31mred.png" in page
+    assert "line\\nbreak.png" in page
+
+
 def test_verify_finds_nothing(corpus, capfd):
     assert main(["verify", str(corpus)]) == 0
     assert f"{len(NAMES)} images" in capfd.readouterr().out
