@@ -35,6 +35,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from engine import rle
 from engine.records import DROP_REASONS, MaskRecord
+from pipelines.config import digest_of
 from pipelines.corpus import Corpus
 from pipelines.manifest import RunRecord, finish_corpus
 from pipelines.plan import Run, open_run
@@ -77,7 +78,8 @@ def build(folder: Path, given: argparse.Namespace) -> Path:
     pool = [blob(rng) for _ in range(given.distinct)]
     names = [f"{number:08d}.jpg" for number in range(given.rows)]
     inputs = pa.table({"key": names, "uri": [f"/photos/{name}" for name in names]})
-    record = RunRecord({"embed_images": False}, "c" * 64, "synthetic", "a" * 64, {})
+    config = {"embed_images": False}
+    record = RunRecord(config, digest_of(config), "synthetic", "a" * 64, {})
     run = open_run(folder / "corpus", inputs, record, given.shard_size)
     for shard in run.todo():
         fill(run, shard, pool, given.masks, rng)

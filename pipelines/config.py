@@ -11,8 +11,6 @@ corpus; how many workers, threads or images a batch they use is nobody's busines
 from __future__ import annotations
 
 import difflib
-import hashlib
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -22,6 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from engine.config import GeneratorConfig
 from pipelines.errors import ConfigError
+from pipelines.sealed import canonical, sha256_hex
 
 _END_OF_SCALAR = "...\n"  # what PyYAML ends a bare value with
 _NO_SUCH_VALUE = (ValueError, LookupError, AttributeError, RecursionError)
@@ -151,8 +150,16 @@ _DECIDES_NO_ROW: Any = {
 
 def digest(config: RunConfig) -> str:
     """Sha256, in hex, of the canonical JSON of what decides the rows."""
-    values = config.model_dump(mode="json", exclude=_DECIDES_NO_ROW)
-    return hashlib.sha256(json.dumps(values, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+    return digest_of(config.model_dump(mode="json"))
+
+
+def digest_of(config: Mapping[str, Any]) -> str:
+    """The same of a configuration as `run.json` has it: plain values."""
+    decides = {name: value for name, value in config.items() if _DECIDES_NO_ROW.get(name) is not True}
+    for name, left_out in _DECIDES_NO_ROW.items():
+        if isinstance(decides.get(name), Mapping):
+            decides[name] = {key: value for key, value in decides[name].items() if key not in left_out}
+    return sha256_hex(canonical(decides))
 
 
 def decides_rows(name: str) -> bool:

@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from pipelines import manifest, storage
+from pipelines.config import digest_of
 from pipelines.errors import CorpusError
 from pipelines.lease import LEASE
 from pipelines.manifest import RUN, RunRecord
@@ -101,6 +102,8 @@ class _Check:
             record = manifest.read_run(self.out)
             if path.read_bytes() != as_bytes(read_json(path)):
                 self.say(RUN, "not as it was written")
+            if digest_of(record.config) != record.config_digest:
+                self.say(RUN, "its config_digest is not that of its config")
         except (CorpusError, OSError, ValueError, RecursionError) as error:
             self.say(RUN, without_path(path, error))
             return None

@@ -7,6 +7,7 @@ from PIL import Image
 
 from engine import rle
 from engine.records import DROP_REASONS, GeneratedMasks, MaskRecord
+from pipelines.config import digest_of
 from pipelines.decode import decode_image
 from pipelines.errors import InputRejected
 from pipelines.manifest import RunRecord, finish_corpus, software_versions
@@ -31,9 +32,10 @@ def make_photos(folder: Path, count: int = 7) -> Path:
 
 
 def make_record(**changes) -> RunRecord:
+    plain = {"generator": {"points_per_side": 32}, "shard_size": SHARD_SIZE, "embed_images": False}
     values = {
-        "config": {"generator": {"points_per_side": 32}, "shard_size": SHARD_SIZE, "embed_images": False},
-        "config_digest": "c" * 64,
+        "config": plain,
+        "config_digest": digest_of(changes.get("config", plain)),
         "model_name": "nano",
         "weights_sha256": "a" * 64,
         "software": software_versions(),

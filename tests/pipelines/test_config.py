@@ -1,5 +1,6 @@
 """Configuration: what is refused first, then what is read, shipped, printed and hashed."""
 
+import json
 from typing import get_args
 
 import pytest
@@ -7,8 +8,18 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from model.config import MODELS
-from pipelines.config import ModelConfig, RunConfig, decides_rows, digest, find_config, load_config, to_yaml
+from pipelines.config import (
+    ModelConfig,
+    RunConfig,
+    decides_rows,
+    digest,
+    digest_of,
+    find_config,
+    load_config,
+    to_yaml,
+)
 from pipelines.errors import ConfigError
+from pipelines.sealed import canonical, sha256_hex
 
 SHIPPED = ("nano", "mobile_sam", "sam_vit_h", "sa1b")
 
@@ -232,6 +243,26 @@ def test_the_digest_overlooks_what_decides_no_row(override):
 def test_the_digest_tells_apart_what_does(override):
     assert digest(load_config(None, [override])) != digest(RunConfig())
     assert decides_rows(override.partition("=")[0])
+
+
+@pytest.mark.parametrize("overrides", [[], ["model.device=cpu", "workers=3", "generator.crop_n_layers=1"]])
+def test_the_digest_can_be_computed_from_what_is_recorded(overrides):
+    config = load_config(None, overrides)
+    values = config.model_dump(mode="json")
+    left_out = {name for name in dict(flat(values)) if not decides_rows(name)}
+    assert digest_of(json.loads(json.dumps(values))) == digest(config)
+    assert left_out >= {"model.device", "workers", "cluster.grace_seconds", "generator.points_per_batch"}
+    for name in left_out:
+        section, _, rest = name.partition(".")
+        del (values[section] if rest else values)[rest or section]
+    assert sha256_hex(canonical({name: value for name, value in values.items() if value != {}})) == digest(
+        config
+    )
+
+
+def flat(values, prefix=""):
+    for name, value in values.items():
+        yield from flat(value, f"{prefix}{name}.") if isinstance(value, dict) else [(prefix + name, value)]
 
 
 def test_the_digest_is_that_of_the_values_not_of_the_objects():

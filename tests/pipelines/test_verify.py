@@ -362,6 +362,21 @@ def test_one_worker_or_many_say_the_same(corpus):
     assert verify(corpus, workers=1) == verify(corpus, workers=8)
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        (b'"points_per_side": 32', b'"points_per_side": 33'),
+        (b'"embed_images": false', b'"embed_images": true'),
+    ],
+)
+def test_a_setting_that_decides_rows_is_held_by_its_digest(corpus, change):
+    (corpus / "corpus.json").unlink()  # and the checksums with it
+    path = corpus / "run.json"
+    assert not any(problem.startswith("run.json") for problem in verify(corpus).problems)
+    path.write_bytes(path.read_bytes().replace(*change))
+    assert "run.json: its config_digest is not that of its config" in verify(corpus).problems
+
+
 def test_many_problems_of_one_file_are_counted(tmp_path):
     corpus = make_corpus(make_photos(tmp_path / "photos", 3), tmp_path / "corpus")
     annotation = pq.read_table(corpus / SHARD_0).to_pylist()[0]["annotations"][0]
