@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup demo test chaos check format clean
+.PHONY: setup demo test chaos check audit format clean
 setup: .venv/installed
 
 # torch first: one package that asked for a looser torch would otherwise pull in gigabytes.
@@ -30,6 +30,13 @@ check: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+
+# Known vulnerabilities of what .venv holds, version by version; asks PyPI. +cpu is no version that it knows.
+audit: setup
+	$(PYTHON) -m venv .venv/audit
+	.venv/audit/bin/pip install --quiet pip-audit
+	$(BIN)/pip freeze --exclude-editable | sed 's/+cpu$$//' > .venv/audit/packages.txt
+	.venv/audit/bin/pip-audit --strict --disable-pip --no-deps --requirement .venv/audit/packages.txt
 
 format: setup
 	$(BIN)/ruff format .
