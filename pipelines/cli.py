@@ -145,7 +145,8 @@ def generate(
     ] = False,
 ) -> None:
     """Make a corpus of masks from photographs, or go on where the last run stopped."""
-    from pipelines.config import load_config, to_yaml
+    from pipelines.config import load_config
+    from pipelines.settings import to_yaml
 
     overrides = list(set_ or ())
     if workers is not None:
@@ -224,7 +225,7 @@ def gallery(
 @app.command()
 def train(config: Config = None, set_: Set = None) -> None:
     """Train the model on labelled masks; goes on from the last checkpoint in the output folder."""
-    from pipelines.config import load_settings
+    from pipelines.settings import load_settings
     from pipelines.train import train as run
     from pipelines.training_config import TrainConfig
 

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from pydantic import Field, NonNegativeFloat, PositiveFloat, field_validator
 
-from pipelines.config import Section
+from pipelines.settings import Section
 
 _DECIDES_NO_STEP = {
     "data",  # a folder may move

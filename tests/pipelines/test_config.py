@@ -14,12 +14,11 @@ from pipelines.config import (
     decides_rows,
     digest,
     digest_of,
-    find_config,
     load_config,
-    to_yaml,
 )
 from pipelines.errors import ConfigError
 from pipelines.sealed import canonical, sha256_hex
+from pipelines.settings import find_config, to_yaml
 
 SHIPPED = ("nano", "mobile_sam", "sam_vit_h", "sa1b")
 

@@ -17,10 +17,10 @@ from safetensors.torch import save_file
 from model import checkpoint, load_sam
 from pipelines import training_data
 from pipelines.cli import main
-from pipelines.config import load_settings
 from pipelines.errors import ConfigError, IncompleteRun
 from pipelines.evaluate import centre, evaluate, score_image
 from pipelines.labelled import read_labelled
+from pipelines.settings import load_settings
 from pipelines.train import train
 from pipelines.trainer import Trainer
 from pipelines.training_config import StageConfig, TrainConfig
