@@ -14,7 +14,7 @@ import sys
 from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -28,6 +28,9 @@ from pipelines.errors import (
 )
 from pipelines.interrupts import INTERRUPTED, orderly
 from pipelines.places import is_stores, place, redacted, store_code
+
+if TYPE_CHECKING:
+    from pipelines.plan import Mode
 
 # typer carries its own click or uses the installed one, by version; this is the base of usage errors in
 # either.
@@ -148,10 +151,8 @@ def generate(
     from pipelines.config import load_config
     from pipelines.settings import to_yaml
 
-    overrides = list(set_ or ())
-    if workers is not None:
-        overrides.append(f"workers={workers}")
-    settings = load_config(config, overrides)
+    overrides = [] if workers is None else [f"workers={workers}"]
+    settings = load_config(config, [*(set_ or ()), *overrides])
     if print_config:
         typer.echo(to_yaml(settings), nl=False)
         return
@@ -161,22 +162,12 @@ def generate(
         raise UsageError(f"expected at least one INPUT: {EXPECTED}")
     if out is None:
         raise UsageError("expected --out CORPUS, the folder to write")
-    _refuse_both("--overwrite", overwrite, "--extend", extend)
-    _refuse_both("--overwrite", overwrite, "--retry-rejects", retry_rejects)
-    _refuse_both("--ray", ray is not None, "--workers 0 (no Ray)", settings.workers == 0)
+    if ray is not None and settings.workers == 0:
+        raise UsageError("expected --ray or --workers 0 (no Ray), not both")
+    mode, retry = _mode(overwrite, extend, retry_rejects), retry_rejects or ()
     from pipelines.generate import generate as run
-    from pipelines.plan import Mode
 
-    mode: Mode = "overwrite" if overwrite else "extend" if extend else "resume"
-    run(
-        inputs,
-        out,
-        settings,
-        mode=mode,
-        ray=ray,
-        retry=retry_rejects or (),
-        cleared=context.obj.without_overwrite,
-    )
+    run(inputs, out, settings, mode=mode, ray=ray, retry=retry, cleared=context.obj.without_overwrite)
 
 
 @app.command()
@@ -347,9 +338,12 @@ def models_get(
     typer.echo(path)
 
 
-def _refuse_both(one: str, has_one: object, other: str, has_other: object) -> None:
-    if has_one and has_other:
-        raise UsageError(f"expected {one} or {other}, not both")
+def _mode(overwrite: bool, extend: bool, retry: list[str] | None) -> Mode:
+    if overwrite and extend:
+        raise UsageError("expected --overwrite or --extend, not both")
+    if overwrite and retry:
+        raise UsageError("expected --overwrite or --retry-rejects, not both")
+    return "overwrite" if overwrite else "extend" if extend else "resume"
 
 
 def _complain(message: str, code: int) -> int:
