@@ -84,14 +84,16 @@ class BreakerConfig(Section):
         le=1,
         description="Stop when more than this share of the run's images is refused; 1: never.",
     )
-    min_images: int = Field(100, ge=1, description="Images that a run does before its share is looked at.")
+    min_images: int = Field(
+        100, ge=1, description="Images that a run commits before its share is looked at, shard by shard."
+    )
     worker_deaths: int = Field(
         10,
         ge=1,
-        description="Stop when this many workers for each slot died in a row and no image came through.",
+        description="Stop when this many workers for each slot died in a row, over different images.",
     )
     unwritten_shards: int = Field(
-        3, ge=1, description="Stop when this many shards for each worker in a row could not be written."
+        3, ge=1, description="Stop when the corpus's storage failed for this many shards a worker in a row."
     )
 
 
