@@ -235,20 +235,28 @@ def evaluate(
     validation: Annotated[
         bool, typer.Option("--validation", help="Only the images that training sets aside.")
     ] = False,
-    masks_per_image: Annotated[int, typer.Option(metavar="N", min=1, help="Masks scored an image.")] = 20,
+    masks_per_image: Annotated[
+        int, typer.Option(metavar="N", min=1, help="Masks an image that are asked for.")
+    ] = 20,
+    config: Config = None,
+    set_: Set = None,
+    automatic: Annotated[
+        bool, typer.Option(help="Score the masks of a grid too, by --config's thresholds (default: nano's).")
+    ] = True,
     as_json: Annotated[bool, typer.Option("--json", help="One line of JSON in place of the table.")] = False,
 ) -> None:
-    """Score a model against labelled masks: one click, a box, and how well it knows its own IoU.
-
-    Not yet scored: three clicks, and average recall.
-    """
+    """Score a model against labelled masks: clicks, a box, its predicted IoU, and its automatic masks."""
     if data is None:
         raise UsageError("expected --data FOLDER, the labelled images to score against")
+    from engine import MaskGenerator
     from model import load_sam
+    from pipelines.config import load_config
     from pipelines.evaluate import evaluate as score
     from pipelines.labelled import VALIDATION_SHARE, read_labelled
+    from pipelines.recall import evaluate_automatic
     from pipelines.report import evaluation_table
 
+    settings = load_config(config or "nano", list(set_ or ()))
     labelled = read_labelled(data)
     images = [image for image in labelled if image.validates or not validation]
     if not images:
@@ -256,7 +264,10 @@ def evaluate(
             f"{data}: none of its {len(labelled)} images is set aside for validation, which one in "
             f"{VALIDATION_SHARE} is, by its name; leave out --validation to score them all"
         )
-    scores = score(load_sam(model, checkpoint), images, masks_per_image=masks_per_image)
+    sam = load_sam(model, checkpoint)
+    scores = score(sam, images, masks_per_image=masks_per_image)
+    if automatic:
+        scores |= evaluate_automatic(MaskGenerator(sam, settings.generator), images)
     if as_json:
         typer.echo(json.dumps(scores.scores | {"by_source": scores.by_source, "images": len(images)}))
         return

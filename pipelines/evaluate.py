@@ -4,7 +4,9 @@ One click: the point farthest from the mask's edge (the maximum of its distance 
 section 7.1. `oracle` takes the best of the three masks, `chosen` the one with the highest predicted IoU. The
 floor to beat is `disc`: the best of three discs about the click, which know places but no objects.
 
-Not scored: further clicks on what the first one missed, and the average recall of a whole grid of prompts.
+Further clicks go where the answer so far is most wrong: the point of the missing or of the surplus part that
+is farthest from its edge, as foreground or as background. They are given together, without the mask drawn so
+far; from the second click on the answer is the single mask.
 """
 
 from __future__ import annotations
@@ -27,6 +29,9 @@ from pipelines.labelled import LabelledImage
 DISC_RADII = (8 / 256, 20 / 256, 50 / 256)
 """Of the photograph's longer side."""
 
+CLICKS = (3, 5)
+"""After how many clicks the answer is scored, besides the first."""
+
 
 @dataclass(frozen=True)
 class Evaluation:
@@ -34,6 +39,12 @@ class Evaluation:
 
     scores: dict[str, float]
     by_source: dict[str, dict[str, float]]
+
+    def __or__(self, other: Evaluation) -> Evaluation:
+        """The scores of both."""
+        sources = sorted({*self.by_source, *other.by_source})
+        both = {name: self.by_source.get(name, {}) | other.by_source.get(name, {}) for name in sources}
+        return Evaluation(self.scores | other.scores, both)
 
 
 def evaluate(
@@ -76,27 +87,57 @@ def score_image(
     prompts = torch.arange(len(masks_PHW))
     three = sam.draw(by_point, prompts.repeat_interleave(3), torch.tensor([1, 2, 3]).repeat(len(prompts)))
     single = sam.draw(by_box, prompts, torch.zeros_like(prompts))
-    iou_P3 = _iou(_upright(three, shape, (height, width)).unflatten(0, (-1, 3)), true_PHW[:, None])
+    three_P3HW = _upright(three, shape, (height, width)).unflatten(0, (-1, 3))
+    iou_P3 = _iou(three_P3HW, true_PHW[:, None])
     iou_box_P = _iou(_upright(single, shape, (height, width)), true_PHW)
     disc_P = _iou(_discs(clicks_P2, height, width), true_PHW[:, None]).amax(1)
 
     predicted_P3 = by_point.iou_BPM[0, :, 1:].float().cpu()
-    chosen_P1 = predicted_P3.argmax(1, keepdim=True)
+    chosen_P = predicted_P3.argmax(1)
     columns = {
         "miou_1click_oracle": iou_P3.amax(1),
-        "miou_1click_chosen": iou_P3.gather(1, chosen_P1)[:, 0],
+        "miou_1click_chosen": iou_P3[prompts, chosen_P],
         "miou_box": iou_box_P,
         "iou_calibration_mae": (predicted_P3 - iou_P3).abs().mean(1),
         "disc": disc_P,
     }
+    drawn_PHW = three_P3HW[prompts, chosen_P]
+    for count in range(2, max(CLICKS) + 1):
+        found = [correction(drawn, true) for drawn, true in zip(drawn_PHW.numpy(), masks_PHW, strict=True)]
+        next_P2 = (torch.from_numpy(np.stack([point for point, _ in found])) + 0.5) * to_input - 0.5
+        points = torch.cat([points, next_P2[None, :, None].to(points)], dim=2)
+        labels = torch.cat([labels, torch.tensor([[[label] for _, label in found]]).to(labels)], dim=2)
+        drawn = sam.draw(sam.attend(encoded, points, labels), prompts, torch.zeros_like(prompts))
+        drawn_PHW = _upright(drawn, shape, (height, width))
+        if count in CLICKS:
+            columns[f"miou_{count}click"] = _iou(drawn_PHW, true_PHW)
     return [{name: float(column[p]) for name, column in columns.items()} for p in prompts]
+
+
+def correction(drawn_HW: NDArray[np.bool_], true_HW: NDArray[np.uint8]) -> tuple[NDArray[np.float64], int]:
+    """The next click, (x, y), and its label: 1 where something is missing, 0 where there is too much.
+
+    Where nothing is wrong, the middle of the mask once more.
+    """
+    missing = (true_HW.astype(bool) & ~drawn_HW).astype(np.uint8)
+    surplus = (drawn_HW & ~true_HW.astype(bool)).astype(np.uint8)
+    depth = [float(_to_edge(part).max()) for part in (missing, surplus)]
+    if not any(depth):
+        return centre(true_HW), 1
+    return (centre(missing), 1) if depth[0] >= depth[1] else (centre(surplus), 0)
 
 
 def centre(mask_HW: NDArray[np.uint8]) -> NDArray[np.float64]:
     """The pixel of the mask farthest from its edge, (x, y); the image's border is an edge."""
-    distance = cv2.distanceTransform(np.pad(mask_HW, 1), cv2.DIST_L2, cv2.DIST_MASK_PRECISE)[1:-1, 1:-1]
+    distance = _to_edge(mask_HW)
     y, x = np.unravel_index(int(distance.argmax()), distance.shape)
     return np.array([x, y], dtype=np.float64)
+
+
+def _to_edge(mask_HW: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """How far each pixel is from the nearest one outside the mask."""
+    distance = cv2.distanceTransform(np.pad(mask_HW, 1), cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
+    return np.asarray(distance[1:-1, 1:-1], np.float32)
 
 
 def _upright(logits_KHW: Tensor, input_shape: tuple[int, int], shape: tuple[int, int]) -> Tensor:

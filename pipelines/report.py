@@ -191,5 +191,5 @@ def evaluation_table(scores: Mapping[str, float], by_source: Mapping[str, Mappin
     for name in scores:
         table.add_column(name, justify="right")
     for source, row in {"all": scores, **by_source}.items():
-        table.add_row(source, *(f"{row[name]:.3f}" for name in scores))
+        table.add_row(source, *(f"{row[name]:.3f}" if name in row else "-" for name in scores))
     return table

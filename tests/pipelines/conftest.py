@@ -39,6 +39,39 @@ def tiny_weights(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def shapes(tmp_path_factory):
+    """Twenty pictures of two ellipses each, laid out as labelled data."""
+    import cv2
+    import numpy as np
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+    from pycocotools import mask as mask_utils
+
+    folder = tmp_path_factory.mktemp("shapes")
+    (folder / "images" / "drawn").mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    rows = []
+    for number in range(20):
+        picture = np.full((96, 128, 3), rng.integers(0, 255, 3), np.uint8)
+        masks = []
+        for _ in range(2):
+            mask = np.zeros((96, 128), np.uint8)
+            middle, axes = rng.integers(20, 76, 2), rng.integers(8, 20, 2)
+            cv2.ellipse(mask, middle.tolist(), axes.tolist(), 0, 0, 360, 1, -1)
+            picture[mask > 0] = rng.integers(0, 255, 3)
+            rle = mask_utils.encode(np.asfortranarray(mask))
+            masks.append({"size": rle["size"], "counts": rle["counts"].decode()})
+        name = f"images/drawn/{number}.png"
+        cv2.imwrite(str(folder / name), picture)
+        rows.append(
+            {"image_id": str(number), "file_name": name, "height": 96, "width": 128, "source": "drawn"}
+            | {"masks": masks}
+        )
+    pq.write_table(pa.Table.from_pylist(rows), folder / "drawn.parquet")
+    return folder
+
+
+@pytest.fixture(scope="session")
 def photos(tmp_path_factory) -> Path:
     """A folder of twelve small photographs, cut out of scikit-image's samples, in two folders."""
     from PIL import Image

@@ -1,6 +1,5 @@
 """Training and evaluation on a handful of drawn shapes: resuming, determinism, and what a bad folder says."""
 
-import json
 import sys
 from itertools import cycle
 from pathlib import Path
@@ -11,47 +10,18 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from pycocotools import mask as mask_utils
 from safetensors.torch import save_file
 
 from model import checkpoint, load_sam
 from pipelines import training_data
 from pipelines.cli import main
 from pipelines.errors import ConfigError, IncompleteRun
-from pipelines.evaluate import centre, evaluate, score_image
 from pipelines.labelled import read_labelled
 from pipelines.settings import load_settings
 from pipelines.train import train
 from pipelines.trainer import Trainer
 from pipelines.training_config import StageConfig, TrainConfig
 from pipelines.training_data import TeacherFeatures, TrainingBatches
-
-
-@pytest.fixture(scope="session")
-def shapes(tmp_path_factory):
-    """Twenty pictures of two ellipses each, laid out as labelled data."""
-    folder = tmp_path_factory.mktemp("shapes")
-    (folder / "images" / "drawn").mkdir(parents=True)
-    rng = np.random.default_rng(0)
-    rows = []
-    for number in range(20):
-        picture = np.full((96, 128, 3), rng.integers(0, 255, 3), np.uint8)
-        masks = []
-        for _ in range(2):
-            mask = np.zeros((96, 128), np.uint8)
-            middle, axes = rng.integers(20, 76, 2), rng.integers(8, 20, 2)
-            cv2.ellipse(mask, middle.tolist(), axes.tolist(), 0, 0, 360, 1, -1)
-            picture[mask > 0] = rng.integers(0, 255, 3)
-            rle = mask_utils.encode(np.asfortranarray(mask))
-            masks.append({"size": rle["size"], "counts": rle["counts"].decode()})
-        name = f"images/drawn/{number}.png"
-        cv2.imwrite(str(folder / name), picture)
-        rows.append(
-            {"image_id": str(number), "file_name": name, "height": 96, "width": 128, "source": "drawn"}
-            | {"masks": masks}
-        )
-    pq.write_table(pa.Table.from_pylist(rows), folder / "drawn.parquet")
-    return folder
 
 
 def configuration(shapes, out, **changes):
@@ -421,50 +391,6 @@ def test_a_teacher_that_does_not_know_every_image_is_refused(shapes, tmp_path):
     save_file({image.name: torch.zeros(6, 8) for image in read_labelled(shapes)}, path)
     with pytest.raises(ConfigError, match="expected C×h×w maps of one C"):
         train(config)
-
-
-def test_the_click_is_the_point_farthest_from_the_edge():
-    mask = np.zeros((20, 30), np.uint8)
-    mask[:7, 10:17] = 1  # touches the upper border, which is an edge too
-    assert centre(mask).tolist() == [13, 3]
-
-
-def test_a_disc_is_scored_as_a_disc(tiny_weights):
-    mask = np.zeros((1, 256, 256), np.uint8)
-    cv2.circle(mask[0], (128, 128), 20, 1, -1)
-    [row] = score_image(load_sam("nano", tiny_weights), np.zeros((256, 256, 3), np.uint8), mask, 128)
-    assert row["disc"] > 0.97
-    assert 0 <= row["miou_1click_chosen"] <= row["miou_1click_oracle"] <= 1
-
-
-def test_scores_are_means_over_masks(shapes, tiny_weights):
-    images = read_labelled(shapes)[:3]
-    result = evaluate(load_sam("nano", tiny_weights), images, masks_per_image=1)
-    assert result.by_source["drawn"] == result.scores
-    assert set(result.scores) >= {
-        "miou_1click_oracle",
-        "miou_1click_chosen",
-        "miou_box",
-        "iou_calibration_mae",
-    }
-
-
-def test_evaluate_command_prints_json_last(shapes, tiny_weights, capsys):
-    command = ["evaluate", "--data", str(shapes), "--checkpoint", str(tiny_weights)]
-    assert main([*command, "--masks-per-image", "1", "--json"]) == 0
-    scores = json.loads(capsys.readouterr().out.splitlines()[-1])
-    assert scores["images"] == 20
-    assert 0 <= scores["miou_1click_oracle"] <= 1
-    assert set(scores["by_source"]) == {"drawn"}
-
-
-def test_evaluate_on_no_validation_image_is_refused(shapes, tiny_weights, tmp_path, capsys):
-    training = [not image.validates for image in read_labelled(shapes)]
-    pq.write_table(pq.read_table(shapes / "drawn.parquet").filter(training), tmp_path / "drawn.parquet")
-    command = ["evaluate", "--data", str(tmp_path), "--checkpoint", str(tiny_weights)]
-    assert main([*command, "--validation"]) == 2
-    [line] = capsys.readouterr().err.strip().splitlines()
-    assert "images is set aside for validation" in line
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,126 @@
+"""What a model's scores are: clicks and discs by hand, automatic masks by cases worked out on paper."""
+
+import json
+
+import cv2
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from pycocotools import mask as mask_utils
+
+from model import load_sam
+from pipelines.cli import main
+from pipelines.evaluate import centre, correction, evaluate, score_image
+from pipelines.labelled import read_labelled
+from pipelines.recall import automatic_scores
+
+
+def square(left, top, side, size=200):
+    """A mask of one square."""
+    mask = np.zeros((size, size), np.uint8)
+    mask[top : top + side, left : left + side] = 1
+    return mask
+
+
+def coded(mask, score=1.0):
+    """As COCO writes it."""
+    return {**mask_utils.encode(np.asfortranarray(mask)), "score": score}
+
+
+def test_the_click_is_the_point_farthest_from_the_edge():
+    mask = np.zeros((20, 30), np.uint8)
+    mask[:7, 10:17] = 1  # touches the upper border, which is an edge too
+    assert centre(mask).tolist() == [13, 3]
+
+
+def test_a_disc_is_scored_as_a_disc(tiny_weights):
+    mask = np.zeros((1, 256, 256), np.uint8)
+    cv2.circle(mask[0], (128, 128), 20, 1, -1)
+    [row] = score_image(load_sam("nano", tiny_weights), np.zeros((256, 256, 3), np.uint8), mask, 128)
+    assert row["disc"] > 0.97
+    assert 0 <= row["miou_1click_chosen"] <= row["miou_1click_oracle"] <= 1
+
+
+def test_scores_are_means_over_masks(shapes, tiny_weights):
+    images = read_labelled(shapes)[:3]
+    result = evaluate(load_sam("nano", tiny_weights), images, masks_per_image=1)
+    assert result.by_source["drawn"] == result.scores
+    assert set(result.scores) >= {
+        "miou_1click_oracle",
+        "miou_1click_chosen",
+        "miou_box",
+        "iou_calibration_mae",
+    }
+
+
+def test_evaluate_command_prints_json_last(shapes, tiny_weights, capsys):
+    command = ["evaluate", "--data", str(shapes), "--checkpoint", str(tiny_weights), "--json"]
+    every = ["points_per_side=4", "pred_iou_thresh=0", "stability_score_thresh=0"]
+    grid = [word for value in every for word in ("--set", f"generator.{value}")]
+    assert main([*command, "--masks-per-image", "1", *grid]) == 0
+    scores = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert scores["images"] == 20
+    names = {"miou_1click_oracle", "miou_1click_chosen", "miou_3click", "miou_5click", "miou_box"}
+    for name in names | {"iou_calibration_mae", "ar_10", "ar_100", "ar_1000", "precision"}:
+        assert 0 <= scores[name] <= 1, name
+        assert scores["by_source"]["drawn"][name] == scores[name]
+    assert main([*command, "--masks-per-image", "1", "--no-automatic"]) == 0
+    assert "ar_100" not in json.loads(capsys.readouterr().out.splitlines()[-1])
+
+
+def test_evaluate_on_no_validation_image_is_refused(shapes, tiny_weights, tmp_path, capsys):
+    training = [not image.validates for image in read_labelled(shapes)]
+    pq.write_table(pq.read_table(shapes / "drawn.parquet").filter(training), tmp_path / "drawn.parquet")
+    command = ["evaluate", "--data", str(tmp_path), "--checkpoint", str(tiny_weights)]
+    assert main([*command, "--validation"]) == 2
+    [line] = capsys.readouterr().err.strip().splitlines()
+    assert "images is set aside for validation" in line
+
+
+def test_a_correction_goes_to_the_middle_of_what_is_most_wrong():
+    true = square(10, 10, 41)
+    drawn = square(10, 10, 41).astype(bool)
+    assert correction(drawn, true)[1] == 1
+    assert correction(drawn, true)[0].tolist() == centre(true).tolist(), "nothing is wrong"
+    drawn[10:51, 30:51] = False
+    (x, y), label = correction(drawn, true)
+    assert (x, label) == (40, 1)
+    assert 20 <= y <= 40
+    drawn |= square(100, 100, 61).astype(bool)
+    point, label = correction(drawn, true)
+    assert (point.tolist(), label) == ([130, 130], 0)
+
+
+def test_recall_and_precision_of_a_case_worked_out_by_hand():
+    drawn = [coded(square(0, 0, 40)), coded(square(100, 100, 100))]
+    # The first exactly; of the second 62 of 100 columns; and one that nobody drew.
+    part = square(100, 100, 100)
+    part[:, 162:] = 0
+    found = [coded(drawn_one, score) for drawn_one, score in ((square(0, 0, 40), 0.9), (part, 0.8))]
+    found.append(coded(square(60, 0, 30), 0.7))
+    scores = automatic_scores([(drawn, found)])
+    # 0.62 passes three of the ten thresholds 0.50, 0.55, … 0.95.
+    assert scores["ar_100"] == pytest.approx((10 + 3) / 20)
+    assert scores["ar_1000_medium"] == pytest.approx(1.0)
+    assert scores["ar_1000_large"] == pytest.approx(3 / 10)
+    assert "ar_1000_small" not in scores, "nothing small was drawn"
+    assert scores["precision"] == pytest.approx(2 / 3)
+    assert scores["masks_per_image"] == 3
+
+
+def test_only_the_masks_of_highest_predicted_iou_count_and_each_finds_one():
+    drawn = [coded(square(0, 0, 40)), coded(square(0, 0, 40))]
+    noise = [coded(square(50 + 10 * n, 50, 9), 0.9) for n in range(10)]
+    scores = automatic_scores([(drawn, [*noise, coded(square(0, 0, 40), 0.5)])])
+    assert scores["ar_10"] == 0
+    assert scores["ar_100"] == pytest.approx(0.5), "one mask, drawn twice"
+
+
+def test_an_image_in_which_nothing_is_found_counts():
+    drawn = [coded(square(0, 0, 40))]
+    scores = automatic_scores([(drawn, [coded(square(0, 0, 40))]), (drawn, [])])
+    assert scores["ar_100"] == pytest.approx(0.5)
+    assert scores["masks_per_image"] == 0.5
+    nothing = automatic_scores([(drawn, [])])
+    assert nothing["ar_100"] == 0
+    assert "precision" not in nothing
