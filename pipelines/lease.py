@@ -170,8 +170,10 @@ def _take(out: Path, say: Callable[[str], None]) -> Holder:
         try:
             if storage.link(out / LEASE, lambda file: _write(file, me.renewed())):
                 return me
-        except FileNotFoundError:  # the run that took it first has swept this one's temporary file away
-            continue
+        except FileNotFoundError:
+            if not out.is_dir():
+                raise
+            continue  # the run that took it first has swept this one's temporary file away
         found = read_lease(out)
         if found is not None and not found.is_gone:
             if found.is_local and found.left > 0:
