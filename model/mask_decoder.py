@@ -128,14 +128,15 @@ class MaskDecoder(nn.Module):
         channels stay last, where the norm and the products want them, and only finished logits change places.
         """
         first, norm, gelu, second, last_gelu = self.output_upscaling
-        halves = gelu(norm.last(each_in_four(first, cells_PLC)))
+        halves = gelu(cast(LayerNorm2d, norm).last(each_in_four(first, cells_PLC)))
         return last_gelu(each_in_four(second, halves))
 
 
-def each_in_four(up: nn.ConvTranspose2d, cells_PLC: Tensor) -> Tensor:
+def each_in_four(up: nn.Module, cells_PLC: Tensor) -> Tensor:
     """A 2×2 transposed convolution of stride 2, cell by cell: P×X×C → P×4X×C', row by row in each cell."""
-    weight_QC = up.weight.permute(2, 3, 1, 0).flatten(0, 2)
-    return F.linear(cells_PLC, weight_QC, up.bias.repeat(4)).unflatten(-1, (4, -1)).flatten(1, 2)
+    weight_CcHW, bias_c = cast(Tensor, up.weight), cast(Tensor, up.bias)
+    weight_QC = weight_CcHW.permute(2, 3, 1, 0).flatten(0, 2)
+    return F.linear(cells_PLC, weight_QC, bias_c.repeat(4)).unflatten(-1, (4, -1)).flatten(1, 2)
 
 
 class TwoWayTransformer(nn.Module):
