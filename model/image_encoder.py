@@ -5,6 +5,10 @@ key k is rel_h(q)[row of k] + rel_w(q)[column of k]; append the two vectors to t
 (row, column) to the key, and their product is the bias. So no score matrix of the 4,096 × 4,096 cells is ever
 stored. The values are padded with zeros to the same width: PyTorch's fused CPU kernel takes queries, keys and
 values of one width only and would otherwise give way to one that does store the scores.
+
+In a wide grid what is appended outweighs the head: 128 numbers beside 64 in the published sizes. There a CPU
+is given the bias as a mask, for a few rows of queries at a time: half the time, and a slice of the scores at
+most. Training keeps to the first way: the fused kernel has no gradient for a mask.
 """
 
 from __future__ import annotations
@@ -17,6 +21,9 @@ from torch import Tensor, nn
 
 from model.config import SamConfig
 from model.layers import LayerNorm2d, MLPBlock
+
+ROWS_AT_ONCE = 2
+"""Rows of queries whose bias is made together."""
 
 
 class ImageEncoderViT(nn.Module):
@@ -115,15 +122,33 @@ class Attention(nn.Module):
         q_grid = q.unflatten(2, (height, width))
         rel_h = torch.einsum("bnhwc,hkc->bnhwk", q_grid, relative_positions(self.rel_pos_h, height))
         rel_w = torch.einsum("bnhwc,wkc->bnhwk", q_grid, relative_positions(self.rel_pos_w, width))
-        q = torch.cat([q * self.scale, rel_h.flatten(2, 3), rel_w.flatten(2, 3)], dim=-1)
-        where = one_hot_cells(height, width, k.device).to(k.dtype).expand(*k.shape[:2], -1, -1)
-        k = torch.cat([k, where], dim=-1)
-        v = F.pad(v, (0, height + width))
-
-        out = F.scaled_dot_product_attention(q, k, v, scale=1.0)[..., : -(height + width)]
+        if x_BHWC.device.type == "cpu" and not torch.is_grad_enabled() and height + width > q.shape[-1]:
+            out = attend_by_rows(q, k, v, rel_h, rel_w)
+        else:
+            q = torch.cat([q * self.scale, rel_h.flatten(2, 3), rel_w.flatten(2, 3)], dim=-1)
+            where = one_hot_cells(height, width, k.device).to(k.dtype).expand(*k.shape[:2], -1, -1)
+            k = torch.cat([k, where], dim=-1)
+            v = F.pad(v, (0, height + width))
+            out = F.scaled_dot_product_attention(q, k, v, scale=1.0)[..., : -(height + width)]
         out = out.transpose(1, 2).reshape(batch, height, width, -1)
         projected: Tensor = self.proj(out)
         return projected
+
+
+def attend_by_rows(q: Tensor, k: Tensor, v: Tensor, rel_h: Tensor, rel_w: Tensor) -> Tensor:
+    """Attention of q, k, v (B×heads×H·W×D) with the bias rel_h (…H×W×H) + rel_w (…H×W×W): as v.
+
+    The bias of all queries would be as large as the scores; `ROWS_AT_ONCE` rows of the grid have theirs made.
+    """
+    rel_h, rel_w = rel_h.contiguous(), rel_w.contiguous()  # so that their sums are
+    width, out = rel_w.shape[3], []
+    for start in range(0, rel_h.shape[2], ROWS_AT_ONCE):
+        rows = slice(start, start + ROWS_AT_ONCE)
+        bias = rel_h[:, :, rows, :, :, None] + rel_w[:, :, rows, :, None]  # …, row and column of q, then of k
+        queries = q[:, :, start * width : (start + ROWS_AT_ONCE) * width]
+        mask = bias.flatten(4).flatten(2, 3)
+        out.append(F.scaled_dot_product_attention(queries, k, v, attn_mask=mask))
+    return torch.cat(out, dim=2)
 
 
 def relative_positions(table: Tensor, side: int) -> Tensor:
