@@ -292,6 +292,9 @@ def bench(
     ] = None,
     repeat: Annotated[int, typer.Option(metavar="N", min=1, help="Runs of ours; the median counts.")] = 3,
     threads: Annotated[int | None, typer.Option(metavar="N", min=1, help="CPU threads of both.")] = None,
+    random_weights: Annotated[
+        bool, typer.Option("--random-weights", help="Noise in place of weights that are not at hand.")
+    ] = False,
 ) -> None:
     """Time this machine, stage by stage: a table, and JSON on the last line."""
     if against not in (None, "released"):
@@ -299,8 +302,9 @@ def bench(
     from rich.console import Console
 
     from pipelines.bench import bench as run
-    from pipelines.bench import bench_tables, parse_size
+    from pipelines.bench import parse_size
     from pipelines.config import load_config
+    from pipelines.report import bench_tables
 
     settings = load_config(config, list(set_ or ()))
     result = run(
@@ -310,6 +314,7 @@ def bench(
         repeat=repeat,
         threads=threads,
         released=against is not None,
+        random_weights=random_weights,
     )
     console = Console(markup=False)
     for table in bench_tables(result):

@@ -193,3 +193,23 @@ def evaluation_table(scores: Mapping[str, float], by_source: Mapping[str, Mappin
     for source, row in {"all": scores, **by_source}.items():
         table.add_row(source, *(f"{row[name]:.3f}" if name in row else "-" for name in scores))
     return table
+
+
+def bench_tables(result: Mapping[str, Any]) -> Iterable[Table]:
+    """What was measured, for a person."""
+    stages = Table("stage", "seconds an image", title="photograph to Parquet", title_justify="left")
+    stages.columns[1].justify = "right"
+    for stage, seconds in result["stages"].items():
+        stages.add_row(stage, f"{seconds / result['images']:.4f}")
+    stages.add_section()
+    stages.add_row("elapsed", f"{result['seconds'] / result['images']:.4f}")
+    stages.add_row("images/s", f"{result['images_per_s']:.3f}")
+    stages.add_row("masks/s", f"{result['masks_per_s']:.1f}")
+    stages.add_row("peak memory, GiB", f"{result['peak_rss_bytes'] / 2**30:.2f}")
+    yield stages
+    if "speedup" in result:
+        sides = Table("array to RLE", "seconds", "masks", title_justify="left")
+        sides.add_row("maskmill", f"{result['generator_seconds']:.2f}", str(result["masks"]))
+        sides.add_row("released", f"{result['released_seconds']:.2f}", str(result["released_masks"]))
+        sides.add_row("ratio", f"{result['speedup']:.1f}×", f"{result['matched']:.1%} matched")
+        yield sides

@@ -47,6 +47,16 @@ def test_the_last_line_holds_what_scripts_rely_on(photographs, capsys):
     assert result["hardware"]["threads"] == 1
 
 
+def test_noise_shows_the_speed_of_shapes_that_have_no_weights(photographs, capsys):
+    noise = ["--random-weights", "--set", "generator.stability_score_thresh=0", "--against", "released"]
+    assert main(["bench", "--images", str(photographs), *noise, *QUICK]) == 0
+    result = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert result["drops"]["predicted_iou"] < 2 * 3 * 16, "some masks pass"
+    assert result["masks"] > 0
+    assert result["matched"] == 1
+    assert result["config"]["random_weights"] is True
+
+
 def test_photographs_are_brought_to_a_size(photographs, capsys):
     assert main(["bench", "--images", str(photographs), "--size", "64x80", *QUICK]) == 0
     result = json.loads(capsys.readouterr().out.splitlines()[-1])
