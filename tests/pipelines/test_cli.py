@@ -113,15 +113,23 @@ def test_exceptions_become_exit_codes(monkeypatch, capsys, raised, code, said):
 
 
 @pytest.mark.parametrize(
-    ("words", "hint"),
+    ("words", "cleared", "hint"),
     [
-        (["generate", "a b", "--out", "c", "--overwrite"], "maskmill generate 'a b' --out c\n"),
-        (["verify", "generate"], "interrupted\n"),
-        (["gallery", "generate", "--out", "page.html"], "interrupted\n"),
+        (["generate", "a b", "--out", "c"], False, "stay, go on with: maskmill generate 'a b' --out c\n"),
+        (
+            ["generate", "a", "--overwrite"],
+            False,
+            "not removed yet, go on with: maskmill generate a --overwrite\n",
+        ),
+        (["generate", "a", "--overwrite"], True, "committed shards stay, go on with: maskmill generate a\n"),
+        (["verify", "generate"], False, "interrupted\n"),
+        (["gallery", "generate", "--out", "page.html"], False, "interrupted\n"),
     ],
 )
-def test_only_generate_is_told_how_to_go_on(monkeypatch, capsys, words, hint):
-    def app(**_options):
+def test_only_generate_is_told_how_to_go_on(monkeypatch, capsys, words, cleared, hint):
+    def app(obj, **_options):
+        if cleared:
+            obj.without_overwrite()
         raise KeyboardInterrupt
 
     monkeypatch.setattr(cli, "app", app)
