@@ -36,7 +36,7 @@ PHOTOS = [Path(skimage.data.__file__).with_name(name) for name in NAMES]
 if "MASKMILL_PHOTOS" in os.environ:
     PHOTOS += sorted(Path(os.environ["MASKMILL_PHOTOS"]).glob("*.jpg"))
 LENIENT = {"pred_iou_thresh": 0.4, "stability_score_thresh": 0.6}
-"""The nano preset's: lets enough masks pass that the comparison means something."""
+"""Below the nano preset's: enough masks pass that the comparison means something."""
 
 
 @cache
