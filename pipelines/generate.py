@@ -141,7 +141,7 @@ def _run_shards(
     done = Tally()
     failures: list[ShardFailure] = []
     in_a_row: list[ShardFailure] = []
-    at_work = 1
+    at_work, committed = 1, 0
     stopped: IncompleteRun | None = None
 
     def show(in_hand: Sequence[Tally], workers: int) -> bool:
@@ -159,12 +159,13 @@ def _run_shards(
         for outcome in outcomes:
             if isinstance(outcome, ShardReceipt):
                 done.add(outcome.tally)
+                committed += 1
                 in_a_row.clear()
             else:
                 failures.append(outcome)
                 in_a_row.append(outcome)
                 check_unwritten(in_a_row, at_work, config.breaker)
-    if stopped:
+    if stopped and committed + len(failures) < len(work.shards):
         raise stopped
     return done, failures
 

@@ -10,9 +10,11 @@ process's own steady clock, so that no wrong clock can take a corpus from its ru
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import os
+import random
 import socket
 import threading
 import time
@@ -132,7 +134,7 @@ class Lease:
                     self._lost_to = str(found or "it has ended already, and its lease with it")
                     return
                 _put(self._out, self._holder)
-            except OSError as error:
+            except (OSError, MemoryError) as error:
                 log.warning("%s: cannot be renewed, trying again: %s", self._out / LEASE, error)
 
 
@@ -174,6 +176,11 @@ def _take(out: Path, say: Callable[[str], None]) -> Holder:
             if not out.is_dir():
                 raise
             continue  # the run that took it first has swept this one's temporary file away
+        except OSError as error:
+            if error.errno != errno.EBUSY:  # as a store says of two that write one name at once
+                raise
+            time.sleep(random.uniform(0.1, 1.0))
+            continue
         found = read_lease(out)
         if found is not None and not found.is_gone:
             if found.is_local and found.left > 0:

@@ -16,6 +16,10 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
 from engine.records import DROP_REASONS
 from pipelines import storage
 from pipelines.errors import CorpusError
@@ -199,16 +203,18 @@ def _totals(out: Path, shards: range, digest: str) -> dict[str, Any]:
     drops: Counter[str] = Counter()
     rejects: Counter[str] = Counter()
     masks = candidates = 0
+    planned = _planned_ids(out, shards)
     for shard in shards:
         path = shard_path(out, shard)
-        columns = ["status", "error.class", "candidates", "drops", "annotations.list.element.id"]
+        columns = ["image_id", "status", "error.class", "candidates", "drops", "annotations.list.element.id"]
         with open_parquet(path) as file:
-            if file.metadata.metadata.get(b"maskmill.run_digest") != digest.encode():
-                raise CorpusError(f"{path}: made by another run; remove it, then run the same command again")
             try:
                 table = file.read(columns)
             except UNREADABLE as error:
                 raise unreadable(path, error) from None
+            same = file.metadata.metadata.get(b"maskmill.run_digest") == digest.encode()
+            if not (same and np.array_equal(table["image_id"].to_numpy(), planned[shard])):
+                raise CorpusError(f"{path}: made by another run; remove it, then run the same command again")
         statuses.update(table["status"].to_pylist())
         rejects.update(error["class"] for error in table["error"].to_pylist() if error)
         candidates += sum(table["candidates"].to_pylist())
@@ -223,6 +229,21 @@ def _totals(out: Path, shards: range, digest: str) -> dict[str, Any]:
         "candidates": candidates,
         "drops": {reason: drops[reason] for reason in DROP_REASONS},
     }
+
+
+def _planned_ids(out: Path, shards: range) -> list[npt.NDArray[np.int64]]:
+    """The ids of each shard's images, in plan order."""
+    tables = []
+    for path in sorted((out / "plan").glob("part-*.parquet")):
+        with open_parquet(path) as file:
+            try:
+                tables.append(file.read(["image_id", "shard"]))
+            except UNREADABLE as error:
+                raise unreadable(path, error) from None
+    table = pa.concat_tables(tables)
+    return np.split(
+        table["image_id"].to_numpy(), np.searchsorted(table["shard"].to_numpy(), np.arange(1, len(shards)))
+    )
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:

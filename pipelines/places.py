@@ -163,6 +163,7 @@ def store_code(error: BaseException) -> str:
 def is_home_there(path: Path) -> bool:
     """Whether the bucket, or the Hub's repository, that an object lies in is there. Raises OSError."""
     store, name = store_of(path)
-    depth = 1 if scheme_of(str(path)) != "hf" else 3 if name.startswith(("datasets/", "spaces/")) else 2
+    kinds = ("datasets/", "spaces/", "models/", "kernels/", "buckets/")
+    depth = 1 if scheme_of(str(path)) != "hf" else 3 if name.startswith(kinds) else 2
     with as_os_errors():
         return bool(store.exists("/".join(name.split("/")[:depth]).partition("@")[0]))

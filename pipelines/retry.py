@@ -81,11 +81,13 @@ def replace_rows(
 
     def write(file: BinaryIO) -> None:
         write_parquet(file, merged, shard_metadata(run_digest, task.shard, spent))
+
+    def check() -> None:
         if (out / manifest.CORPUS).exists() or shard_sha256(out, task.shard) != task.replaces:
             raise _Changed
 
     try:
-        storage.replace(path, write)
+        storage.replace(path, write, check)
     except _Changed:
         return False
     return True

@@ -9,12 +9,14 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from pipelines.errors import CorpusError, CorpusUnavailable
+from pipelines.places import as_os_errors
 
 
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object; CorpusError, in one line, where the file is not one."""
     try:
-        content = json.loads(path.read_bytes())
+        with as_os_errors():
+            content = json.loads(path.read_bytes())
     except FileNotFoundError:
         raise CorpusError(f"{path}: missing") from None
     except OSError as error:

@@ -107,11 +107,12 @@ def open_parquet(path: Path) -> pq.ParquetFile:
 def unreadable(path: Path, error: Exception) -> CorpusError:
     """The error for a file of a corpus that raised `error`, one of `UNREADABLE`, while it was read.
 
-    CorpusUnavailable where the system refused, which has a number for its reasons; what pyarrow finds wrong
-    with a file's contents is an OSError without one.
+    CorpusUnavailable where the system or the store refused, by a number or by a kind of OSError; what pyarrow
+    finds wrong with a file's contents is a plain OSError without one.
     """
     message = " ".join(redacted(str(error)).split())[:300] or type(error).__name__
-    refused = isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno is not None)
+    refused = isinstance(error, OSError) and (type(error) is not OSError or error.errno is not None)
+    refused = refused or isinstance(error, MemoryError)
     return (CorpusUnavailable if refused else CorpusError)(f"{path}: cannot be read: {message}")
 
 

@@ -62,14 +62,20 @@ def link(path: Path, write: Callable[[BinaryIO], None]) -> bool:
     return True
 
 
-def replace(path: Path, write: Callable[[BinaryIO], None]) -> None:
-    """Make `path` out of what `write` writes; a reader sees the old file or the new one, never a mixture."""
+def replace(path: Path, write: Callable[[BinaryIO], None], check: Callable[[], None] = lambda: None) -> None:
+    """Make `path` out of what `write` writes; a reader sees the old file or the new one, never a mixture.
+
+    `check` is called when all is written and flushed, just before; what it raises leaves the old file there.
+    """
     if is_remote(path):
         store, name = _writable(path)
+        content = _content(write)
+        check()
         with as_os_errors():
-            store.pipe_file(name, _content(write), chunksize=PART_BYTES)
+            store.pipe_file(name, content, chunksize=PART_BYTES)
         return
     with _written(path, write) as temporary:
+        check()
         temporary.replace(path)
     _sync_folder(path.parent)
 

@@ -191,7 +191,8 @@ def test_other_inputs_are_refused(tmp_path, inputs, says):
 def test_the_same_run_again_changes_nothing(tmp_path):
     opened(tmp_path / "corpus", items("a", "b"))
     before = content(tmp_path)
-    again = opened(tmp_path / "corpus", items("b", "a"), config={"workers": 2}, software={})
+    config = make_record().config | {"workers": 2}
+    again = opened(tmp_path / "corpus", items("b", "a"), config=config, software={})
     assert content(tmp_path) == before
     assert again.record == make_record()
     assert again.todo() == [0]
@@ -275,10 +276,15 @@ def test_killed_at_any_moment_the_same_command_finishes(tmp_path, mode, moments)
         assert all(expected[name] == data for name, data in kept.items() if name.startswith("shards/shard"))
 
 
-def test_a_shard_of_another_run_does_not_close_the_corpus(tmp_path):
+@pytest.mark.parametrize("differs", ["configuration", "inputs"])
+def test_a_shard_of_another_run_does_not_close_the_corpus(differs, tmp_path):
     photos = make_photos(tmp_path / "photos", 4)
     mine = make_corpus(photos, tmp_path / "mine")
-    other = make_corpus(photos, tmp_path / "other", config_digest="d" * 64)
+    if differs == "configuration":
+        other = make_corpus(photos, tmp_path / "other", config_digest="d" * 64)
+    else:  # as many, of the same configuration: what a late worker of an overwritten run leaves
+        (photos / "3.png").rename(photos / "4.png")
+        other = make_corpus(photos, tmp_path / "other")
     for name in ("corpus.json", "shards/shard-000001.parquet"):
         (mine / name).unlink()
     (other / "shards/shard-000001.parquet").rename(mine / "shards/shard-000001.parquet")
@@ -389,7 +395,7 @@ def test_run_json(tmp_path):
 def test_the_run_digest_says_what_decides_the_rows():
     digest = make_record().digest
     assert len(digest) == 64
-    assert make_record(config={}, software={}).digest == digest
+    assert make_record(config=make_record().config | {"workers": 2}, software={}).digest == digest
     for changes in ({"config_digest": "f"}, {"model_name": "vit_b"}, {"weights_sha256": "b"}):
         assert make_record(**changes).digest != digest
 

@@ -160,10 +160,10 @@ def test_a_storage_that_fails_leaves_the_old_shard_whole(mended, made, tiny_sett
     before = shard_path(mended, 0).read_bytes()
     replace = storage.replace
 
-    def fail_in_shards(path, write):
+    def fail_in_shards(path, write, *check):
         if path.parent.name == SHARDS:
             raise OSError("the disk is full")
-        replace(path, write)
+        replace(path, write, *check)
 
     monkeypatch.setattr(worker, "FIRST_PAUSE_SECONDS", 0.001)
     with monkeypatch.context() as broken:

@@ -82,7 +82,7 @@ def test_addresses_that_are_refused(typed, says):
 def test_a_library_that_is_not_installed(monkeypatch, scheme, library):
     places._library_of.cache_clear()
     monkeypatch.setitem(sys.modules, library, None)
-    monkeypatch.setattr(sys.modules["fsspec.registry"], "_registry", {})
+    monkeypatch.delitem(sys.modules["fsspec.registry"]._registry, scheme, raising=False)
     with pytest.raises(UsageError, match=rf"pip install 'maskmill\[{scheme}\]'"):
         place(f"{scheme}://somewhere/photos")
 

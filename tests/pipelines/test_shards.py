@@ -5,6 +5,7 @@ import json
 import os
 import pickle
 import threading
+from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -215,3 +216,17 @@ def test_a_damaged_page_is_noticed_on_reading(tmp_path):
     path.write_bytes(data[:-20])
     with pytest.raises(CorpusError, match="cannot be read"):
         open_parquet(path)
+
+
+@pytest.mark.parametrize(
+    ("error", "kind"),
+    [
+        (OSError("Couldn't deserialize thrift"), CorpusError),  # pyarrow, of damage
+        (PermissionError("ExpiredToken"), CorpusUnavailable),  # s3fs, with no number
+        (TimeoutError("timed out"), CorpusUnavailable),
+        (OSError(5, "Input/output error"), CorpusUnavailable),
+        (MemoryError(), CorpusUnavailable),
+    ],
+)
+def test_a_store_that_refuses_is_told_from_damage(error, kind):
+    assert type(unreadable(Path("shard"), error)) is kind
