@@ -154,30 +154,6 @@ def test_a_starter_whose_temporary_file_is_swept_away_is_told_who_was_faster(out
         pass
 
 
-def test_a_process_of_this_machine_that_lives_and_sleeps_past_its_end_is_watched_too(out, quick, sleeper):
-    write_lease(out, **here(sleeper.pid), expires=moment(-1))
-    assert take(out)[0] >= lease.SECONDS / 2
-
-
-@pytest.mark.parametrize("call", ["link", "replace"])
-def test_a_starter_whose_temporary_file_is_swept_away_is_told_who_was_faster(out, quick, monkeypatch, call):
-    """The faster one sweeps its folder as it starts, and holds the lease by then."""
-    write = lease._write
-    if call == "replace":
-        write_lease(out, expires=moment(-1))
-
-    def swept(file, holder):
-        write(file, holder)
-        monkeypatch.setattr(lease, "_write", write)
-        write_lease(out, expires=moment(-1))
-        threading.Timer(0.2, write_lease, (out,)).start()
-        assert storage.sweep(out) == 1
-
-    monkeypatch.setattr(lease, "_write", swept)
-    with pytest.raises(IncompleteRun, match="at work on it: elsewhere, process 7"), held(out, print):
-        pass
-
-
 def test_a_store_that_two_ask_at_once_names_the_one_that_was_faster(out, sleeper, monkeypatch):
     def busy(path, write):
         write_lease(out, **here(sleeper.pid))
