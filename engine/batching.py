@@ -11,7 +11,7 @@ import logging
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from functools import partial
 from typing import TypeVar
 
@@ -30,9 +30,10 @@ MOST_LANES = 8
 def in_batches(total: int, batch: int, work: Callable[[slice], Result], lanes: int = 1) -> Iterator[Result]:
     """Yield work(slice) for consecutive slices of 0…total, in order; `lanes` of them are worked on at once.
 
-    A slice for which memory does not suffice is tried again in halves, and later slices stay that small.
-    `work` must leave nothing behind when it raises. Raises the out-of-memory error of a slice of one.
+    Where memory does not suffice, slices are tried one at a time, then in halves, and later ones stay that
+    small. `work` must leave nothing behind when it raises. Raises the out-of-memory error of a slice of one.
     """
+    lanes = max(1, min(lanes, -(-total // batch)))
     ahead = 1 if lanes == 1 else 2 * lanes  # so that no lane waits for whoever takes the results
     waiting: deque[tuple[slice, Callable[[], Result]]] = deque()
     start = 0
@@ -47,21 +48,26 @@ def in_batches(total: int, batch: int, work: Callable[[slice], Result], lanes: i
                 value = result()
             except (RuntimeError, MemoryError) as error:
                 size = part.stop - part.start
-                if size == 1 or not is_out_of_memory(error):
+                if not is_out_of_memory(error) or (size == 1 and lanes == 1):
                     raise
-                batch = min(batch, size // 2)
-                logger.warning("out of memory; going on with batches of %d", batch)
+                if lanes == 1:
+                    batch = min(batch, size // 2)
+                logger.warning("out of memory; going on with batches of %d, one at a time", batch)
             else:
                 yield value
                 continue
             # After the handler, when the traceback no longer holds the tensors.
-            for _, later in waiting:
-                with suppress(RuntimeError, MemoryError):
-                    later()
+            del result
             waiting.clear()
             start = part.start
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
+            if lanes > 1:
+                break
+    if start < total:
+        yield from in_batches(
+            total - start, batch, lambda part: work(slice(start + part.start, start + part.stop))
+        )
 
 
 @contextmanager

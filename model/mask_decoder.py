@@ -302,9 +302,8 @@ class Attention(nn.Module):
         v_BPNTD = self.split(self.v_proj(values_BPTC))
         out_NDC = self.out_proj.weight.T.unflatten(0, (self.num_heads, -1))
         folded = v_BPNTD @ out_NDC + self.out_proj.bias / self.num_heads  # B,P,N,T,C
-        taken = torch.baddbmm(
-            cells_BPLC.flatten(0, 1),
-            weights_BPNTL.flatten(0, 1).flatten(1, 2).mT,
-            folded.flatten(0, 1).flatten(1, 2),
-        )
+        weights_BPLS, folded_BPSC = weights_BPNTL.flatten(2, 3).mT, folded.flatten(2, 3)
+        if torch.is_autocast_enabled(cells_BPLC.device.type):  # which would round the cells to add them
+            return cells_BPLC + weights_BPLS @ folded_BPSC
+        taken = torch.baddbmm(cells_BPLC.flatten(0, 1), weights_BPLS.flatten(0, 1), folded_BPSC.flatten(0, 1))
         return taken.unflatten(0, cells_BPLC.shape[:2])

@@ -1,6 +1,7 @@
 """The generator on a model of a few thousand random weights: what it refuses, counts and survives."""
 
 import threading
+import time
 
 import numpy as np
 import pytest
@@ -234,6 +235,19 @@ def test_lanes_keep_the_order_and_what_fits(lanes):
     assert list(in_batches(0, 16, work, lanes)) == []
 
 
+def test_what_fits_alone_is_not_given_up_because_lanes_are_too_many():
+    running = threading.Semaphore(1)
+
+    def work(part: slice) -> int:
+        if not running.acquire(blocking=False):
+            raise MemoryError
+        time.sleep(0.01)
+        running.release()
+        return part.start
+
+    assert list(in_batches(8, 1, work, 4)) == list(range(8))
+
+
 def test_lanes_raise_what_their_work_raises_and_end():
     before = threading.active_count()
     with pytest.raises(ZeroDivisionError):
@@ -242,8 +256,9 @@ def test_lanes_raise_what_their_work_raises_and_end():
 
 
 def test_each_lane_has_one_core_and_the_caller_keeps_its_own(sam, image, monkeypatch):
-    alone = MaskGenerator(sam, OPEN.model_copy(update={"points_per_batch": 4})).generate(image)
     cores, attend, before = set(), Sam.attend, torch.get_num_threads()
+    torch.set_num_threads(1)
+    alone = MaskGenerator(sam, OPEN.model_copy(update={"points_per_batch": 4})).generate(image)
 
     def attend_and_count(self, *prompts):
         cores.add((threading.current_thread().name[:4], torch.get_num_threads()))
