@@ -76,6 +76,7 @@ def bench(
     """
     if released:
         check_comparable(config)
+    size = size or (None if inputs else DEFAULT_SIZE)
     with tempfile.TemporaryDirectory(prefix="maskmill-bench-") as folder:
         photographs = _photographs(inputs, config, size, Path(folder))
         job = Job(Path(folder) / "corpus", config, "bench", threads or config.threads_per_worker)

@@ -257,6 +257,10 @@ def evaluate(
     from pipelines.report import evaluation_table
 
     settings = load_config(config or "nano", list(set_ or ()))
+    if (config or any(value.startswith("model.") for value in set_ or ())) and settings.model.name != model:
+        raise UsageError(
+            f"--model {model}: the configuration is for {settings.model.name}; give --model that"
+        )
     labelled = read_labelled(data)
     images = [image for image in labelled if image.validates or not validation]
     if not images:
