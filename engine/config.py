@@ -61,7 +61,7 @@ class GeneratorConfig(BaseModel):
     resample_budget_bytes: int = Field(
         4 << 20,
         ge=1 << 16,
-        description="Scratch memory for resampling masks; a CPU wants it to fit its cache, a GPU 256 MiB.",
+        description="Scratch memory of each lane that resamples; a CPU wants its cache, a GPU 256 MiB.",
     )
 
     @model_validator(mode="after")

@@ -398,6 +398,10 @@ def test_a_teacher_that_does_not_know_every_image_is_refused(shapes, tmp_path):
     [
         (["evaluate"], "--data"),
         (["evaluate", "--data", "nowhere"], "nowhere"),
+        (
+            ["evaluate", "--data", "x", "--config", "sam_vit_h"],
+            "--model nano: the configuration is for vit_h",
+        ),
         (["train"], "--config"),
         (["train", "--config", "train_nano", "--set", "data=nowhere"], "nowhere"),
         (["train", "--config", "train_nano", "--set", "learning_rte=1"], "learning_rate"),
