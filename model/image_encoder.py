@@ -1,7 +1,7 @@
 """The image encoder: a plain ViT with windowed attention and decomposed relative positions.
 
-Attention runs through `scaled_dot_product_attention`, in general with no attention mask. The bias that query q adds to
-key k is rel_h(q)[row of k] + rel_w(q)[column of k]; append the two vectors to the query and one-hot
+Attention runs through `scaled_dot_product_attention`, in general with no attention mask. The bias that query
+q adds to key k is rel_h(q)[row of k] + rel_w(q)[column of k]; append the two vectors to the query and one-hot
 (row, column) to the key, and their product is the bias. So no score matrix of the 4,096 × 4,096 cells is ever
 stored. The values are padded with zeros to the same width: PyTorch's fused CPU kernel takes queries, keys and
 values of one width only and would otherwise give way to one that does store the scores.
