@@ -105,8 +105,10 @@ class MaskDecoder(nn.Module):
         tokens_PMC = decoded.mask_tokens_BPMC.flatten(0, 1)[prompts]
         heads = zip(self.output_hypernetworks_mlps, tokens_PMC.unbind(1), strict=True)
         weights_PCM = torch.stack([head(token_PC) for head, token_PC in heads], 2)
-        # A CPU's cache holds the sixteenfold map of one prompt, if that; a GPU wants them all.
-        at_once = 1 if cells_PLC.device.type == "cpu" else max(1, len(prompts))
+        # A CPU's cache holds the sixteenfold map of one prompt, if that; a GPU wants them all, and so does a
+        # gradient: each choice among the cells would come back as an array of all of them.
+        few = cells_PLC.device.type == "cpu" and not torch.is_grad_enabled()
+        at_once = 1 if few else max(1, len(prompts))
         logits_PXM = torch.cat(
             [
                 self._upscale(cells_PLC[chosen]) @ weights_pCM
