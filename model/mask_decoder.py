@@ -5,28 +5,26 @@ prompt and projects all of them again and again. Three rewritings, exact up to f
 
 1. Shared image tokens. Before the first update the cells are the same for every prompt: `ImageTokens` holds
    their projections, made once an image, and the tokens of all prompts attend to them in one product.
-2. The projection moves to the short side. A prompt has about 7 tokens, the image up to 4,096 cells:
-   q·(W k) = (Wᵀ q)·k, so the tokens are carried into the cells' space rather than the cells into the heads'.
-   It pays while tokens × heads is smaller than the attention's inner width (`Attention.short_side_pays`).
-   Likewise the value projection is applied after attending, and for cells attending to tokens the output
-   projection is folded into the tokens' values.
+2. Cells in factors. What a prompt changes in the cells is a mix of a few rows; they are kept as what all
+   prompts share and those rows, and never written out (`model.cells`).
 3. Lazy mask head. The predicted IoU comes from the IoU token alone, so `attend` scores the prompts and
    `draw` upscales only those that the caller still wants.
 
 Axis letters: B images, P prompts an image, T tokens a prompt, L image cells, C channels, N heads, D head
-width, K masks drawn. Mask prompts differ in their cells from the start and take the same path without the
-sharing.
+width, S heads × tokens, K masks drawn. A prompt that brings a mask has cells of its own from the start: here it
+is an image of its own, with one prompt.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from model.cells import Cells, Gather, Look, Norm, centre, exchanged, per_head, plus_product
 from model.config import SamConfig
 from model.layers import MLP, LayerNorm2d, MLPBlock
 
@@ -35,13 +33,39 @@ MASK_TOKENS = 4  # one for an unambiguous prompt, three for the nested readings 
 
 @dataclass(frozen=True)
 class ImageTokens:
-    """What all prompts of an image share."""
+    """What all prompts of an image share: how each attention sees its cells."""
 
-    cells_BLC: Tensor  # image embedding plus the "no mask" vector
-    positions_LC: Tensor
-    keys_BNLD: Tensor  # first token-to-image attention
+    keys_BNLD: Tensor  # before the first update
     values_BNLD: Tensor
-    queries_BNLD: Tensor  # first image-to-token attention
+    queries_BNDL: Tensor
+    first_norm: Norm
+    second_keys: Look
+    second_values: Gather
+    second_queries: Look
+    second_norm: Norm
+    final_keys: Look
+    final_values: Gather
+    upscaled_BLX: Tensor  # what the first transposed convolution makes of the shared part
+    upscaled_X: Tensor  # of β, with its bias
+    upscaling_XC: Tensor  # and does with rows
+
+    def image(self, index: int) -> ImageTokens:
+        """Those of the image at `index`, as a batch of one."""
+        one = slice(index, index + 1)
+        return replace(
+            self,
+            keys_BNLD=self.keys_BNLD[one],
+            values_BNLD=self.values_BNLD[one],
+            queries_BNDL=self.queries_BNDL[one],
+            first_norm=self.first_norm.images(one),
+            second_keys=self.second_keys.images(one),
+            second_values=self.second_values.images(one),
+            second_queries=self.second_queries.images(one),
+            second_norm=self.second_norm.images(one),
+            final_keys=self.final_keys.images(one),
+            final_values=self.final_values.images(one),
+            upscaled_BLX=self.upscaled_BLX[one],
+        )
 
 
 @dataclass(frozen=True)
@@ -50,7 +74,8 @@ class Decoded:
 
     iou_BPM: Tensor  # predicted IoU of the single-mask token, then of the three others
     mask_tokens_BPMC: Tensor
-    cells_BPLC: Tensor
+    cells: tuple[Cells, ...]  # of `at_once` prompts an image each
+    image: ImageTokens
 
 
 class MaskDecoder(nn.Module):
@@ -74,71 +99,134 @@ class MaskDecoder(nn.Module):
         )
         self.iou_prediction_head = MLP(width, config.iou_head_hidden_dim, MASK_TOKENS, 3)
 
-    def share(self, embedding_BCHW: Tensor, positions_LC: Tensor, no_mask_C: Tensor) -> ImageTokens:
-        """Project what every prompt without a mask will use: once an image."""
-        cells_BLC = embedding_BCHW.flatten(2).transpose(1, 2) + no_mask_C
-        block, _ = self.transformer.blocks()
-        keys_BNLD, values_BNLD = block.cross_attn_token_to_image.image_side(cells_BLC, positions_LC)
-        queries_BNLD = block.cross_attn_image_to_token.image_queries(cells_BLC, positions_LC)
-        return ImageTokens(cells_BLC, positions_LC, keys_BNLD, values_BNLD, queries_BNLD)
+    def share(self, cells_BLC: Tensor, positions_LC: Tensor) -> ImageTokens:
+        """How each attention sees an image's cells (its embedding plus the dense prompt): once an image."""
+        first, second = self.transformer.blocks()
+        to_image, to_tokens = first.cross_attn_token_to_image, first.cross_attn_image_to_token
+        placed_BLC = cells_BLC + positions_LC
+        keys_BNLD = to_image.split(to_image.k_proj(placed_BLC))
+        values_BNLD = to_image.split(to_image.v_proj(cells_BLC))
+        queries_BNDL = to_tokens.split(to_tokens.q_proj(placed_BLC)).mT.contiguous()
 
-    def attend(self, image: ImageTokens, sparse_BPTC: Tensor, cells_BPLC: Tensor | None = None) -> Decoded:
-        """Run the transformer and score the prompts.
+        base_BLC = centre(cells_BLC)
+        out_C = to_tokens.out_proj.bias
+        first_norm = Norm(
+            gamma_C=torch.ones_like(out_C),
+            row_C=out_C / to_tokens.num_heads,
+            square_BL=base_BLC.square().sum(-1),
+            linear_BL=2 * base_BLC @ out_C,
+            crossed_BNDL=(to_tokens.unprojected(2 * base_BLC),),
+        )
+        gamma_C, beta_C = first.norm4.weight, first.norm4.bias
+        seen_BLC, fixed_LC = gamma_C * base_BLC, beta_C + positions_LC
+        again, newer = second.cross_attn_token_to_image, second.cross_attn_image_to_token
+        second_keys = again.look(again.k_proj, seen_BLC, fixed_LC, gamma_C)
+        second_values = again.gather(seen_BLC, beta_C, gamma_C)
+        second_queries = newer.look(newer.q_proj, seen_BLC, fixed_LC, gamma_C)
 
-        `cells_BPLC` replaces the shared cells where each prompt brings a mask.
-        """
+        base_BLC = centre(seen_BLC)
+        older_BLC = centre(
+            gamma_C * base_BLC
+        )  # what rows of the first exchange meet, which are changed alike
+        row_C = beta_C + newer.out_proj.bias
+        second_norm = Norm(
+            gamma_C=gamma_C,
+            row_C=row_C / newer.num_heads,
+            square_BL=base_BLC.square().sum(-1) + 2 * older_BLC @ out_C,
+            linear_BL=2 * base_BLC @ row_C,
+            crossed_BNDL=(to_tokens.unprojected(2 * older_BLC), newer.unprojected(2 * base_BLC)),
+        )
+        gamma_C, beta_C = second.norm4.weight, second.norm4.bias
+        seen_BLC = gamma_C * base_BLC
+        final = self.transformer.final_attn_token_to_image
+        weight_XC, bias_X = quarters(self.output_upscaling[0])
+        return ImageTokens(
+            keys_BNLD,
+            values_BNLD,
+            queries_BNDL,
+            first_norm,
+            second_keys,
+            second_values,
+            second_queries,
+            second_norm,
+            final_keys=final.look(final.k_proj, seen_BLC, beta_C + positions_LC, gamma_C),
+            final_values=final.gather(seen_BLC, beta_C, gamma_C),
+            upscaled_BLX=seen_BLC @ weight_XC.T,
+            upscaled_X=weight_XC @ beta_C + bias_X,
+            upscaling_XC=weight_XC * gamma_C,
+        )
+
+    def attend(self, image: ImageTokens, sparse_BPTC: Tensor) -> Decoded:
+        """Run the transformer and score the prompts."""
         learned_MC = torch.cat([self.iou_token.weight, self.mask_tokens.weight])
         learned_BPMC = learned_MC.expand(*sparse_BPTC.shape[:2], -1, -1)
-        tokens_BPTC, cells_BPLC = self.transformer(
-            torch.cat([learned_BPMC, sparse_BPTC], 2), image, cells_BPLC
-        )
+        tokens_BPTC, cells = self.transformer(torch.cat([learned_BPMC, sparse_BPTC], 2), image)
         iou_BPM = self.iou_prediction_head(tokens_BPTC[:, :, 0])
-        return Decoded(iou_BPM, tokens_BPTC[:, :, 1 : 1 + MASK_TOKENS], cells_BPLC)
+        return Decoded(iou_BPM, tokens_BPTC[:, :, 1 : 1 + MASK_TOKENS], cells, image)
 
     def draw(self, decoded: Decoded, prompt_K: Tensor, token_K: Tensor) -> Tensor:
         """Logits K×h×w of the chosen masks; `prompt_K` counts through B×P, `token_K` names the mask token.
 
         Each distinct prompt is upscaled once, however many of its masks are wanted.
         """
-        prompts, row_K = torch.unique(prompt_K, return_inverse=True)
-        cells_PLC = decoded.cells_BPLC.flatten(0, 1)
-        tokens_PMC = decoded.mask_tokens_BPMC.flatten(0, 1)[prompts]
-        heads = zip(self.output_hypernetworks_mlps, tokens_PMC.unbind(1), strict=True)
-        weights_PCM = torch.stack([head(token_PC) for head, token_PC in heads], 2)
-        # A CPU's cache holds the sixteenfold map of one prompt, if that; a GPU wants them all, and so does a
-        # gradient: each choice among the cells would come back as an array of all of them.
-        few = cells_PLC.device.type == "cpu" and not torch.is_grad_enabled()
-        at_once = 1 if few else max(1, len(prompts))
-        logits_PXM = torch.cat(
-            [
-                self._upscale(cells_PLC[chosen]) @ weights_pCM
-                for chosen, weights_pCM in zip(
-                    prompts.split(at_once), weights_PCM.split(at_once), strict=True
-                )
-            ]
-        )
-        side = round(cells_PLC.shape[1] ** 0.5)
-        cells_K = logits_PXM[row_K, :, token_K].unflatten(
+        prompts_J, row_K = torch.unique(prompt_K, return_inverse=True)
+        tokens_JMC = decoded.mask_tokens_BPMC.flatten(0, 1)[prompts_J]
+        heads = zip(self.output_hypernetworks_mlps, tokens_JMC.unbind(1), strict=True)
+        weights_JCM = torch.stack([head(token_JC) for head, token_JC in heads], 2)
+        # A CPU's cache holds the sixteenfold map of one prompt, if that.
+        one_by_one = tokens_JMC.device.type == "cpu" and not torch.is_grad_enabled()
+        at_once = 1 if one_by_one else max(1, len(prompts_J))
+        parts = zip(prompts_J.split(at_once), weights_JCM.split(at_once), strict=True)
+        logits_JYM = torch.cat([self._upscale(decoded, some_J) @ weights for some_J, weights in parts])
+        side = round((logits_JYM.shape[1] / 16) ** 0.5)
+        cells_K = logits_JYM[row_K, :, token_K].unflatten(
             1, (side, side, 2, 2, 2, 2)
         )  # row, column; halves; quarters
         return cells_K.permute(0, 1, 3, 5, 2, 4, 6).reshape(-1, 4 * side, 4 * side)
 
-    def _upscale(self, cells_PLC: Tensor) -> Tensor:
-        """Each cell in sixteen: P×L×C → P×16L×C/8, the quarters of its quarters in a row.
+    def _upscale(self, decoded: Decoded, prompts_J: Tensor) -> Tensor:
+        """Each cell in sixteen: J×16L×C/8, the quarters of its quarters in a row.
 
         A transposed convolution whose kernel is as wide as its stride is a linear map of each cell. So the
-        channels stay last, where the norm and the products want them, and only finished logits change places.
+        first one meets the cells in their factors, and the channels stay last, where the norm and the
+        products want them; only finished logits change places. The prompts lie in one part of the cells.
         """
-        first, norm, gelu, second, last_gelu = self.output_upscaling
-        halves = gelu(cast(LayerNorm2d, norm).last(each_in_four(first, cells_PLC)))
-        return last_gelu(each_in_four(second, halves))
+        image, size = decoded.image, decoded.cells[0].share_BP1L.shape[1]
+        count = sum(part.share_BP1L.shape[1] for part in decoded.cells)  # prompts an image
+        image_J, place_J = prompts_J // count, prompts_J % count
+        cells = decoded.cells[int(place_J[0]) // size if len(decoded.cells) > 1 else 0]
+        where = (image_J, place_J % size)
+        halves_JLX = torch.addcmul(image.upscaled_X, cells.share_BP1L[where].mT, image.upscaled_BLX[image_J])
+        for one in cells.written:
+            rows_JSX = one.rows_BPSC[where] @ image.upscaling_XC.T
+            halves_JLX = plus_product(halves_JLX, one.weights_BPSL[where].mT, rows_JSX)
+        _, norm, gelu, second, last_gelu = self.output_upscaling
+        halves_JYc = halves_JLX.unflatten(-1, (4, -1)).flatten(1, 2)
+        halves_JYc = gelu(cast(LayerNorm2d, norm).last(halves_JYc))
+        quarters_JYX = F.linear(halves_JYc, *quarters(second))
+        return last_gelu(quarters_JYX.unflatten(-1, (4, -1)).flatten(1, 2))
 
 
-def each_in_four(up: nn.Module, cells_PLC: Tensor) -> Tensor:
-    """A 2×2 transposed convolution of stride 2, cell by cell: P×X×C → P×4X×C', row by row in each cell."""
+def quarters(up: nn.Module) -> tuple[Tensor, Tensor]:
+    """A 2×2 transposed convolution of stride 2 as a linear map of a cell to its four quarters, row by row."""
     weight_CcHW, bias_c = cast(Tensor, up.weight), cast(Tensor, up.bias)
-    weight_QC = weight_CcHW.permute(2, 3, 1, 0).flatten(0, 2)
-    return F.linear(cells_PLC, weight_QC, bias_c.repeat(4)).unflatten(-1, (4, -1)).flatten(1, 2)
+    return weight_CcHW.permute(2, 3, 1, 0).flatten(0, 2), bias_c.repeat(4)
+
+
+CACHE_BYTES = 2 << 20
+"""What a core's cache may be trusted to hold of one exchange's weights."""
+
+
+def prompts_at_once(image: ImageTokens, prompts_BPTC: Tensor) -> int:
+    """How many prompts' cells to work on together: a CPU as many as its cache holds, a GPU all of them.
+
+    So does training, where each part would send back a gradient of the whole.
+    """
+    prompts, tokens = prompts_BPTC.shape[1:3]
+    if image.keys_BNLD.device.type != "cpu" or torch.is_grad_enabled():
+        return prompts
+    heads, cells = image.keys_BNLD.shape[1:3]
+    return max(1, min(prompts, CACHE_BYTES // (heads * tokens * cells * prompts_BPTC.element_size())))
 
 
 class TwoWayTransformer(nn.Module):
@@ -154,24 +242,31 @@ class TwoWayTransformer(nn.Module):
         """The two blocks; the list exists for the parameters' names."""
         return cast("tuple[TwoWayBlock, TwoWayBlock]", tuple(self.layers))
 
-    def forward(
-        self, prompts_BPTC: Tensor, image: ImageTokens, cells_BPLC: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
-        """Prompt tokens and image → the tokens and, for each prompt, the cells after both blocks."""
+    def forward(self, prompts_BPTC: Tensor, image: ImageTokens) -> tuple[Tensor, tuple[Cells, ...]]:
+        """Prompt tokens and image → the tokens and the cells after both blocks."""
         first, second = self.blocks()
+        at_once = prompts_at_once(image, prompts_BPTC)
 
         # The first block's self-attention replaces the tokens: there is nothing yet to add to.
         tokens_BPTC = first.norm1(first.self_attn(prompts_BPTC, prompts_BPTC, prompts_BPTC))
-        tokens_BPTC, cells_BPLC = first.exchange(tokens_BPTC, prompts_BPTC, image, cells_BPLC)
+        attended = first.cross_attn_token_to_image.to_image(
+            tokens_BPTC + prompts_BPTC, image.keys_BNLD, image.values_BNLD
+        )
+        tokens_BPTC = first.think(tokens_BPTC, attended)
+        cells = first.taken_from(tokens_BPTC, prompts_BPTC, image.queries_BNDL, image.first_norm, at_once)
 
         queries = tokens_BPTC + prompts_BPTC
         tokens_BPTC = second.norm1(tokens_BPTC + second.self_attn(queries, queries, tokens_BPTC))
-        tokens_BPTC, cells_BPLC = second.exchange(tokens_BPTC, prompts_BPTC, image, cells_BPLC)
-
-        attended = self.final_attn_token_to_image.tokens_to_cells(
-            tokens_BPTC + prompts_BPTC, cells_BPLC + image.positions_LC, cells_BPLC
+        attended = second.cross_attn_token_to_image.to_cells(
+            tokens_BPTC + prompts_BPTC, cells, image.second_keys, image.second_values
         )
-        return self.norm_final_attn(tokens_BPTC + attended), cells_BPLC
+        tokens_BPTC = second.think(tokens_BPTC, attended)
+        cells = second.taken_again(tokens_BPTC, prompts_BPTC, cells, image.second_queries, image.second_norm)
+
+        attended = self.final_attn_token_to_image.to_cells(
+            tokens_BPTC + prompts_BPTC, cells, image.final_keys, image.final_values
+        )
+        return self.norm_final_attn(tokens_BPTC + attended), cells
 
 
 class TwoWayBlock(nn.Module):
@@ -188,29 +283,50 @@ class TwoWayBlock(nn.Module):
         self.norm4 = nn.LayerNorm(width)
         self.cross_attn_image_to_token = Attention(width, width // 2, num_heads)
 
-    def exchange(
-        self, tokens_BPTC: Tensor, prompts_BPTC: Tensor, image: ImageTokens, cells_BPLC: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
-        """Let tokens and cells attend to each other; without `cells_BPLC` the cells are the shared ones."""
-        to_image, to_tokens = self.cross_attn_token_to_image, self.cross_attn_image_to_token
-        queries = tokens_BPTC + prompts_BPTC
-        if cells_BPLC is None:
-            attended = to_image.tokens_to_shared_cells(queries, image.keys_BNLD, image.values_BNLD)
-        else:
-            keys_BPLC = cells_BPLC + image.positions_LC
-            attended = to_image.tokens_to_cells(queries, keys_BPLC, cells_BPLC)
-        tokens_BPTC = self.norm2(tokens_BPTC + attended)
-        tokens_BPTC = self.norm3(tokens_BPTC + self.mlp(tokens_BPTC))
+    def think(self, tokens_BPTC: Tensor, attended_BPTC: Tensor) -> Tensor:
+        """What the tokens make of what they took from the image."""
+        tokens_BPTC = self.norm2(tokens_BPTC + attended_BPTC)
+        thought: Tensor = self.norm3(tokens_BPTC + self.mlp(tokens_BPTC))
+        return thought
 
-        keys = tokens_BPTC + prompts_BPTC
-        if cells_BPLC is None:
-            weights = to_tokens.shared_cells_to_tokens(image.queries_BNLD, keys)
-            cells = image.cells_BLC[:, None].expand(-1, weights.shape[1], -1, -1)
-        else:
-            weights = to_tokens.cells_to_tokens(keys_BPLC, keys)
-            cells = cells_BPLC
-        updated = to_tokens.spread(weights, tokens_BPTC, cells)
-        return tokens_BPTC, self.norm4(updated)
+    def taken_from(
+        self, tokens_BPTC: Tensor, prompts_BPTC: Tensor, queries_BNDL: Tensor, norm: Norm, at_once: int
+    ) -> tuple[Cells, ...]:
+        """The image's own cells when they have attended to the tokens; `at_once` prompts in each part."""
+        attention = self.cross_attn_image_to_token
+        keys_BPNTD, values_BPNTD = attention.tokens(tokens_BPTC + prompts_BPTC, tokens_BPTC)
+        return tuple(
+            exchanged(
+                Cells.untouched(keys),
+                per_head(keys, queries_BNDL).softmax(-2),
+                values,
+                attention.out_heads(),
+                norm,
+                self.norm4.eps,
+            )
+            for keys, values in zip(keys_BPNTD.split(at_once, 1), values_BPNTD.split(at_once, 1), strict=True)
+        )
+
+    def taken_again(
+        self, tokens_BPTC: Tensor, prompts_BPTC: Tensor, cells: tuple[Cells, ...], queries: Look, norm: Norm
+    ) -> tuple[Cells, ...]:
+        """The prompts' cells when they have attended to the tokens once more."""
+        attention = self.cross_attn_image_to_token
+        keys_BPNTD, values_BPNTD = attention.tokens(tokens_BPTC + prompts_BPTC, tokens_BPTC)
+        at_once = cells[0].share_BP1L.shape[1]
+        return tuple(
+            exchanged(
+                before,
+                before.scores(keys, queries).unflatten(2, keys.shape[2:4]).softmax(-2),
+                values,
+                attention.out_heads(),
+                norm,
+                self.norm4.eps,
+            )
+            for before, keys, values in zip(
+                cells, keys_BPNTD.split(at_once, 1), values_BPNTD.split(at_once, 1), strict=True
+            )
+        )
 
 
 class Attention(nn.Module):
@@ -239,73 +355,55 @@ class Attention(nn.Module):
         out: Tensor = self.out_proj(heads.transpose(-2, -3).flatten(-2))
         return out
 
-    def short_side_pays(self, tokens: int) -> bool:
-        """Whether carrying the tokens into the cells' space costs less than projecting the cells."""
-        return tokens * self.num_heads < self.q_proj.out_features
+    # What an image's cells are to this attention, once an image: γ ∘ base, and what is added to it.
 
-    # Tokens look at the image.
+    def look(self, projection: nn.Linear, seen_BLC: Tensor, fixed_LC: Tensor, gamma_C: Tensor) -> Look:
+        """The cells as keys or queries."""
+        return Look(
+            self.split(seen_BLC @ projection.weight.T).mT.contiguous(),
+            self.split(projection(fixed_LC)).mT.contiguous(),
+            self._heads(projection.weight * gamma_C),
+        )
 
-    def image_side(self, cells_BLC: Tensor, positions_LC: Tensor) -> tuple[Tensor, Tensor]:
-        """Keys and values of the cells, B×N×L×D."""
-        return self.split(self.k_proj(cells_BLC + positions_LC)), self.split(self.v_proj(cells_BLC))
+    def gather(self, seen_BLC: Tensor, beta_C: Tensor, gamma_C: Tensor) -> Gather:
+        """The cells as values."""
+        return Gather(
+            self.split(seen_BLC @ self.v_proj.weight.T).contiguous(),
+            self.v_proj(beta_C).unflatten(0, (self.num_heads, 1, -1)),
+            self._heads(self.v_proj.weight * gamma_C).mT,
+        )
 
-    def tokens_to_shared_cells(self, queries_BPTC: Tensor, keys_BNLD: Tensor, values_BNLD: Tensor) -> Tensor:
-        """All tokens of all prompts attend to one image's cells in one product: B×P×T×C."""
+    def unprojected(self, x_BLC: Tensor) -> Tensor:
+        """x·(what comes through the output projection), head by head: B×N×D×L."""
+        return self.split(x_BLC @ self.out_proj.weight).mT.contiguous()
+
+    def out_heads(self) -> Tensor:
+        """The output projection, a matrix a head."""
+        return self._heads(self.out_proj.weight.T)
+
+    def _heads(self, weight: Tensor) -> Tensor:
+        return weight.unflatten(0, (self.num_heads, -1))
+
+    # Tokens and cells.
+
+    def tokens(self, keys_BPTC: Tensor, values_BPTC: Tensor) -> tuple[Tensor, Tensor]:
+        """Scaled keys and values of the tokens, for cells to attend to: B×P×N×T×D."""
+        keys_BPNTD = self.split(self.k_proj(keys_BPTC)) * self.scale
+        return keys_BPNTD, self.split(self.v_proj(values_BPTC))
+
+    def to_image(self, queries_BPTC: Tensor, keys_BNLD: Tensor, values_BNLD: Tensor) -> Tensor:
+        """All tokens of all prompts attend to the image's own cells in one product: B×P×T×C."""
         prompts = queries_BPTC.shape[1]
         q_BNQD = self.split(self.q_proj(queries_BPTC.flatten(1, 2)))
         out = self.merge(F.scaled_dot_product_attention(q_BNQD, keys_BNLD, values_BNLD))
         return out.unflatten(1, (prompts, -1))
 
-    def tokens_to_cells(self, queries_BPTC: Tensor, keys_BPLC: Tensor, values_BPLC: Tensor) -> Tensor:
-        """Each prompt's tokens attend to that prompt's own cells: B×P×T×C.
-
-        The key bias adds the same to every score of a row and drops out of the softmax; the weights of a row
-        add up to one, so the value bias may be added afterwards.
-        """
-        if not self.short_side_pays(queries_BPTC.shape[2]):
-            return self(queries_BPTC, keys_BPLC, values_BPLC)
+    def to_cells(self, queries_BPTC: Tensor, cells: tuple[Cells, ...], keys: Look, values: Gather) -> Tensor:
+        """Each prompt's tokens attend to its own cells: B×P×T×C."""
         q_BPNTD = self.split(self.q_proj(queries_BPTC)) * self.scale
-        carried = q_BPNTD @ self.k_proj.weight.unflatten(0, (self.num_heads, -1))  # B,P,N,T,C
-        scores = carried.flatten(2, 3) @ keys_BPLC.transpose(-1, -2)  # B,P,N·T,L
-        gathered = (scores.softmax(-1) @ values_BPLC).unflatten(2, (self.num_heads, -1))
-        v_NCD = self.v_proj.weight.unflatten(0, (self.num_heads, -1)).transpose(-1, -2)
-        bias_N1D = self.v_proj.bias.unflatten(0, (self.num_heads, 1, -1))
-        return self.merge(gathered @ v_NCD + bias_N1D)
-
-    # The image looks at the tokens. Weights are B×P×N×T×L: the softmax runs along T, L lies contiguous.
-
-    def image_queries(self, cells_BLC: Tensor, positions_LC: Tensor) -> Tensor:
-        """Queries of the cells, B×N×L×D."""
-        return self.split(self.q_proj(cells_BLC + positions_LC))
-
-    def shared_cells_to_tokens(self, queries_BNLD: Tensor, keys_BPTC: Tensor) -> Tensor:
-        """How much each cell of the shared image attends to each token: B×P×N×T×L."""
-        k_BPNTD = self.split(self.k_proj(keys_BPTC)) * self.scale
-        return (k_BPNTD @ queries_BNLD[:, None].transpose(-1, -2)).softmax(-2)
-
-    def cells_to_tokens(self, queries_BPLC: Tensor, keys_BPTC: Tensor) -> Tensor:
-        """How much each cell of each prompt attends to each token: B×P×N×T×L.
-
-        Here the query bias stays: it adds b_q·k to every score of token k.
-        """
-        k_BPNTD = self.split(self.k_proj(keys_BPTC)) * self.scale
-        if not self.short_side_pays(keys_BPTC.shape[2]):
-            return (k_BPNTD @ self.split(self.q_proj(queries_BPLC)).transpose(-1, -2)).softmax(-2)
-        carried = k_BPNTD @ self.q_proj.weight.unflatten(0, (self.num_heads, -1))  # B,P,N,T,C
-        bias = k_BPNTD @ self.q_proj.bias.unflatten(0, (self.num_heads, -1, 1))  # B,P,N,T,1
-        scores = carried.flatten(2, 3) @ queries_BPLC.transpose(-1, -2)
-        return (scores.unflatten(2, (self.num_heads, -1)) + bias).softmax(-2)
-
-    def spread(self, weights_BPNTL: Tensor, values_BPTC: Tensor, cells_BPLC: Tensor) -> Tensor:
-        """Cells plus what they take from the tokens, B×P×L×C; output projection folded into the values.
-
-        A cell's weights add up to one in each head, so every head's values carry their share of the bias.
-        """
-        v_BPNTD = self.split(self.v_proj(values_BPTC))
-        out_NDC = self.out_proj.weight.T.unflatten(0, (self.num_heads, -1))
-        folded = v_BPNTD @ out_NDC + self.out_proj.bias / self.num_heads  # B,P,N,T,C
-        weights_BPLS, folded_BPSC = weights_BPNTL.flatten(2, 3).mT, folded.flatten(2, 3)
-        if torch.is_autocast_enabled(cells_BPLC.device.type):  # which would round the cells to add them
-            return cells_BPLC + weights_BPLS @ folded_BPSC
-        taken = torch.baddbmm(cells_BPLC.flatten(0, 1), weights_BPLS.flatten(0, 1), folded_BPSC.flatten(0, 1))
-        return taken.unflatten(0, cells_BPLC.shape[:2])
+        at_once = cells[0].share_BP1L.shape[1]
+        gathered = [
+            part.gathered(part.scores(q, keys).softmax(-1), values)
+            for part, q in zip(cells, q_BPNTD.split(at_once, 1), strict=True)
+        ]
+        return self.merge(torch.cat(gathered, 1))

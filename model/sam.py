@@ -35,15 +35,7 @@ class EncodedImages:
 
     def __getitem__(self, index: int) -> EncodedImages:
         """The image at `index`, as a batch of one."""
-        one = slice(index, index + 1)
-        shared = replace(
-            self.shared,
-            cells_BLC=self.shared.cells_BLC[one],
-            keys_BNLD=self.shared.keys_BNLD[one],
-            values_BNLD=self.shared.values_BNLD[one],
-            queries_BNLD=self.shared.queries_BNLD[one],
-        )
-        return EncodedImages(self.embedding_BCHW[one], shared)
+        return EncodedImages(self.embedding_BCHW[index : index + 1], self.shared.image(index))
 
 
 class Sam(nn.Module):
@@ -86,9 +78,12 @@ class Sam(nn.Module):
     def encode_padded(self, pixels_BCHW: Tensor) -> EncodedImages:
         """Encode squares that are normalised and padded already (training encodes smaller squares, too)."""
         embedding_BCHW = self.image_encoder(pixels_BCHW)
-        positions_LC = self.prompt_encoder.image_positions(embedding_BCHW.shape[-1])
-        no_mask_C = self.prompt_encoder.no_mask_embed.weight[0]
-        return EncodedImages(embedding_BCHW, self.mask_decoder.share(embedding_BCHW, positions_LC, no_mask_C))
+        no_mask_C11 = self.prompt_encoder.no_mask_embed.weight[0][:, None, None]
+        return EncodedImages(embedding_BCHW, self._share(embedding_BCHW + no_mask_C11))
+
+    def _share(self, cells_BCHW: Tensor) -> ImageTokens:
+        positions_LC = self.prompt_encoder.image_positions(cells_BCHW.shape[-1])
+        return self.mask_decoder.share(cells_BCHW.flatten(2).mT, positions_LC)
 
     def attend(
         self,
@@ -117,8 +112,17 @@ class Sam(nn.Module):
             raise ValueError(f"mask prompts must be B×P×1×{side}×{side}, got {tuple(masks_BP1HW.shape)}")
         if sparse_BPTC is None:
             sparse_BPTC = masks_BP1HW.new_zeros(*masks_BP1HW.shape[:2], 0, self.config.out_chans)
+        # Each prompt's cells differ from the start: as many images of one prompt.
+        batch = masks_BP1HW.shape[:2]
         cells_BPCHW = images.embedding_BCHW[:, None] + self.prompt_encoder.dense(masks_BP1HW)
-        return self.mask_decoder.attend(images.shared, sparse_BPTC, cells_BPCHW.flatten(3).transpose(2, 3))
+        decoded = self.mask_decoder.attend(
+            self._share(cells_BPCHW.flatten(0, 1)), sparse_BPTC.flatten(0, 1)[:, None]
+        )
+        return replace(
+            decoded,
+            iou_BPM=decoded.iou_BPM.unflatten(0, batch)[:, :, 0],
+            mask_tokens_BPMC=decoded.mask_tokens_BPMC.unflatten(0, batch)[:, :, 0],
+        )
 
     def draw(self, decoded: Decoded, prompt_K: Tensor, token_K: Tensor) -> Tensor:
         """Low-resolution logits K×h×w, four pixels to an image cell, of the masks chosen.

@@ -179,6 +179,29 @@ def test_prompts_and_masks(models: tuple[Sam, Any], kind: str) -> None:
             assert (decoded.iou_BPM[image, :, tokens_wanted] - their_iou).abs().max() <= TOLERANCE
 
 
+@pytest.mark.parametrize("kind", ["point", "box and points", "mask and point"])
+def test_gradients(models: tuple[Sam, Any], kind: str) -> None:
+    with torch.inference_mode(False):
+        ours, theirs = pair(models[0].config)
+        made = prompts(ours.config, 1, **PROMPTS[kind])
+        pixels = torch.randn(1, 3, 128, 128)
+        decoded = ours.attend(ours.encode_padded(pixels), **made)
+        masks, iou = draw_all(ours, decoded)[0], decoded.iou_BPM[0]
+        sparse, dense = released_prompt(theirs, made, 0)
+        embedding = theirs.image_encoder(pixels)
+        positions = theirs.prompt_encoder.get_dense_pe()
+        their_masks, their_iou = theirs.mask_decoder.predict_masks(embedding, positions, sparse, dense)
+        weight = torch.randn_like(masks) / masks[0].numel()
+        for drawn, scored in ((masks, iou), (their_masks, their_iou)):
+            ((drawn * weight).sum() + scored.square().sum()).backward()
+        mine = {name: one.grad for name, one in ours.named_parameters()}
+        norm = max(one.grad.norm() for one in theirs.parameters() if one.grad is not None)
+        assert norm > 0.01
+        for name, one in theirs.named_parameters():
+            if one.grad is not None:
+                assert (mine[name] - one.grad).norm() <= 1e-4 * norm, name
+
+
 def test_drawing_some_masks_is_drawing_all_and_choosing(models: tuple[Sam, Any]) -> None:
     ours, _ = models
     images = ours.encode_padded(torch.randn(2, 3, 128, 128))

@@ -1,0 +1,107 @@
+"""Cells in factors against cells written out: the published exchange, literally, in float64."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import model.mask_decoder
+from model.cells import Cells, exchanged
+from model.config import SamConfig
+from model.mask_decoder import TwoWayBlock
+from model.sam import Sam
+from tests.model.oracles import randomise
+
+SMALL = SamConfig(
+    img_size=64,
+    embed_dim=32,
+    depth=1,
+    num_heads=2,
+    global_attn_indexes=(),
+    out_chans=48,
+    decoder_mlp_dim=40,
+    decoder_num_heads=4,
+    iou_head_hidden_dim=56,
+)
+BATCH, PROMPTS, TOKENS, CELLS = 2, 3, 6, 16
+
+
+def written_out(block: TwoWayBlock, cells_BPLC: Tensor, positions_LC: Tensor, tokens_BPTC: Tensor) -> Tensor:
+    """Cells attend to tokens (which are their own keys here), a residual, a norm: nothing shared."""
+    attention = block.cross_attn_image_to_token
+    return block.norm4(cells_BPLC + attention(cells_BPLC + positions_LC, tokens_BPTC, tokens_BPTC))
+
+
+@torch.no_grad()
+def test_two_exchanges_and_what_is_seen_of_them() -> None:
+    torch.manual_seed(0)
+    decoder = Sam(SMALL).double().mask_decoder
+    randomise(decoder)
+    first, second = decoder.transformer.blocks()
+    cells_BLC = torch.randn(BATCH, CELLS, 48).double()
+    positions_LC = torch.randn(CELLS, 48).double()
+    tokens = torch.randn(2, BATCH, PROMPTS, TOKENS, 48).double()
+    image = decoder.share(cells_BLC, positions_LC)
+
+    zeros = torch.zeros_like(tokens[0])
+    (cells,) = first.taken_from(tokens[0], zeros, image.queries_BNDL, image.first_norm, PROMPTS)
+    expected = written_out(first, cells_BLC[:, None], positions_LC, tokens[0])
+    looking = second.cross_attn_token_to_image
+    seen = looking.to_cells(tokens[1], (cells,), image.second_keys, image.second_values)
+    torch.testing.assert_close(seen, looking(tokens[1], expected + positions_LC, expected))
+
+    (cells,) = second.taken_again(tokens[1], zeros, (cells,), image.second_queries, image.second_norm)
+    expected = written_out(second, expected, positions_LC, tokens[1])
+    looking = decoder.transformer.final_attn_token_to_image
+    seen = looking.to_cells(tokens[0], (cells,), image.final_keys, image.final_values)
+    torch.testing.assert_close(seen, looking(tokens[0], expected + positions_LC, expected))
+
+
+@torch.no_grad()
+def test_a_cell_that_what_it_takes_cancels_is_normalised_like_any_other() -> None:
+    # One head, one token: every cell takes the same row, and that is minus what all the cells are.
+    torch.manual_seed(0)
+    decoder = Sam(SMALL).mask_decoder
+    first, _ = decoder.transformer.blocks()
+    nn.init.zeros_(first.cross_attn_image_to_token.out_proj.bias)
+    cell_C = 100 * torch.randn(48)
+    image = decoder.share(cell_C.expand(1, CELLS, 48), torch.zeros(CELLS, 48))
+    heads = first.cross_attn_image_to_token.num_heads
+    values_1PNTD = torch.linalg.lstsq(
+        first.cross_attn_image_to_token.out_proj.weight, -cell_C[:, None]
+    ).solution
+    values_1PNTD = values_1PNTD.reshape(1, 1, heads, 1, -1)
+    ones = torch.ones(1, 1, heads, 1, CELLS)
+    out_NDC = first.cross_attn_image_to_token.out_heads()
+    cells = exchanged(Cells.untouched(ones), ones, values_1PNTD, out_NDC, image.first_norm, first.norm4.eps)
+    assert cells.share_BP1L.isfinite().all()
+    assert (cells.share_BP1L > 0).all()
+
+
+@pytest.mark.parametrize("at_once", [1, 2])
+@torch.inference_mode()
+def test_a_few_prompts_at_a_time_give_what_all_at_once_give(
+    monkeypatch: pytest.MonkeyPatch, at_once: int
+) -> None:
+    torch.manual_seed(0)
+    sam = Sam(SMALL).eval()
+    randomise(sam)
+    images = sam.encode_padded(torch.randn(BATCH, 3, 64, 64))
+    points, labels = 64 * torch.rand(BATCH, 5, 2, 2), torch.ones(BATCH, 5, 2, dtype=torch.int64)
+    prompt_K, token_K = torch.tensor([9, 0, 4, 4, 7]), torch.tensor([0, 1, 2, 3, 1])
+
+    def asked() -> tuple[int, Tensor, Tensor]:
+        decoded = sam.attend(images, points, labels)
+        return len(decoded.cells), decoded.iou_BPM, sam.draw(decoded, prompt_K, token_K)
+
+    parts, iou, masks = asked()
+    assert parts == 1
+    one_prompt = (
+        4 * SMALL.decoder_num_heads * 8 * CELLS
+    )  # fp32, heads × (five learned, two points, one for no box)
+    monkeypatch.setattr(model.mask_decoder, "CACHE_BYTES", at_once * one_prompt)
+    parts, few_iou, few_masks = asked()
+    assert parts == -(-5 // at_once)
+    torch.testing.assert_close(few_iou, iou)
+    torch.testing.assert_close(few_masks, masks)
