@@ -11,8 +11,8 @@ prompt and projects all of them again and again. Three rewritings, exact up to f
    `draw` upscales only those that the caller still wants.
 
 Axis letters: B images, P prompts an image, T tokens a prompt, L image cells, C channels, N heads, D head
-width, S heads × tokens, K masks drawn. A prompt that brings a mask has cells of its own from the start: here it
-is an image of its own, with one prompt.
+width, S heads × tokens, K masks drawn. A prompt that brings a mask has cells of its own from the start: it
+is here an image of its own, with one prompt.
 """
 
 from __future__ import annotations
@@ -196,7 +196,9 @@ class MaskDecoder(nn.Module):
         image_J, place_J = prompts_J // count, prompts_J % count
         cells = decoded.cells[int(place_J[0]) // size if len(decoded.cells) > 1 else 0]
         where = (image_J, place_J % size)
-        halves_JLX = torch.addcmul(image.upscaled_X, cells.share_BP1L[where].mT, image.upscaled_BLX[image_J])
+        # Not by [image_J], whose gradient adds up what several prompts send to an image in any order.
+        shared_JLX = image.upscaled_BLX.index_select(0, image_J)
+        halves_JLX = torch.addcmul(image.upscaled_X, cells.share_BP1L[where].mT, shared_JLX)
         for one in cells.written:
             rows_JSX = one.rows_BPSC[where] @ image.upscaling_XC.T
             halves_JLX = plus_product(halves_JLX, one.weights_BPSL[where].mT, rows_JSX)
