@@ -29,10 +29,9 @@ from engine.ledger import Ledger
 from engine.nms import non_maximal_suppression
 from engine.records import GeneratedMasks, MaskRecord, Rle
 from engine.regions import BoxMask, clean_up
-from engine.resample import Patch, Resampler
+from engine.resample import Box, Patch, Resampler
+from engine.resample_compiled import CompiledResampler
 from model.sam import EncodedImages, Sam
-
-Box = tuple[int, int, int, int]
 
 
 @dataclass(slots=True)
@@ -242,7 +241,7 @@ class MaskGenerator:
             segmentation = rle.encode_box(mask.mask_hw, mask.x0, mask.y0, page.size)
         return Outline(candidate, segmentation, box, area, touched), ledger
 
-    def _resampler(self, size: tuple[int, int]) -> Resampler:
+    def _resampler(self, size: tuple[int, int]) -> Resampler | CompiledResampler:
         sam = self.sam.config
         return _cached_resampler(
             sam.low_res_size, sam.img_size, size, self.config.resample_budget_bytes, self.sam.device
@@ -264,8 +263,10 @@ def checked_image(image_HW3: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
 @lru_cache(maxsize=8)
 def _cached_resampler(
     low_size: int, img_size: int, size: tuple[int, int], budget_bytes: int, device: torch.device
-) -> Resampler:
+) -> Resampler | CompiledResampler:
     resized = input_size(*size, img_size)
+    if device.type == "cpu":
+        return CompiledResampler(low_size, img_size, resized, size)
     return Resampler(low_size, img_size, resized, size, budget_bytes=budget_bytes, device=device)
 
 

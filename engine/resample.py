@@ -8,8 +8,9 @@ and one whose sources all lie above the tight threshold is mask throughout: only
 along the mask's edge, are interpolated, many at a time as one batched matrix product. Nothing of the image's
 size is ever held as floating point.
 
-Interpolating a cut-out with `F.interpolate` instead would shift the sampling positions, and interpolating the
-whole box costs the object's area where this costs its outline.
+Interpolating a cut-out with `F.interpolate` instead would shift the sampling positions, and interpolating
+the whole box costs the object's area where this costs its outline. On a CPU `engine.resample_compiled` does
+the same faster; this is for devices that want few large operations.
 """
 
 from __future__ import annotations
@@ -35,6 +36,8 @@ NOWHERE = 1 << 40
 """A coordinate beyond every image."""
 
 Indexes = npt.NDArray[np.int64]
+Box = tuple[int, int, int, int]
+"""XYXY in pixels, both ends inside."""
 
 
 @dataclass(frozen=True)
@@ -132,14 +135,14 @@ class Resampler:
         counts, boxes = counts_N3.cpu().numpy(), box_N4.cpu().numpy()
         return Measures(counts[:, 0], counts[:, 1], counts[:, 2], boxes)
 
-    def cut(self, logits_hw: Tensor, box: tuple[int, int, int, int]) -> Patch:
+    def cut(self, logits_hw: Tensor, box: Box) -> Patch:
         """Copy what `paint` needs of one mask's logits, given the mask's tight box."""
         x0, y0, x1, y1 = box
         top, bottom = int(self.y.taps[y0, 0]), int(self.y.taps[y1, 1])
         left, right = int(self.x.taps[x0, 0]), int(self.x.taps[x1, 1])
         return Patch(finite(logits_hw[top:bottom, left:right]).clone(), top, left)
 
-    def paint(self, patch: Patch, box: tuple[int, int, int, int]) -> BoxMask:
+    def paint(self, patch: Patch, box: Box) -> BoxMask:
         """The mask inside its tight box at the image's size, column-major in memory."""
         height, width = patch.values_hw.shape
         logits_1hw = patch.values_hw.new_full((1, self.low_size, self.low_size), -FINITE)
@@ -194,18 +197,27 @@ class Resampler:
         return counts_N[:, None].repeat(1, 3), torch.stack([x0, y0, x1, y1], 1)
 
 
-def make_axis(
-    low_size: int, img_size: int, input_size: int, output_size: int, device: torch.device | str
-) -> Axis:
-    """Compose one axis of the chain: `low_size` → `img_size`, cut to `input_size` → `output_size`."""
+def compose(
+    low_size: int, img_size: int, input_size: int, output_size: int
+) -> tuple[Indexes, npt.NDArray[np.float64]]:
+    """One axis of the chain, `low_size` → `img_size`, cut to `input_size` → `output_size`.
+
+    Four sources of each output pixel and their weights: at most three differ, and they are neighbours.
+    """
     first_low_p, last_low_p, low_weight_p = _bilinear(low_size, img_size)
     first_in_n, last_in_n, in_weight_n = _bilinear(input_size, output_size)
     source_n4, weight_n4 = [], []
     for in_n, in_share_n in ((first_in_n, 1 - in_weight_n), (last_in_n, in_weight_n)):
         source_n4 += [first_low_p[in_n], last_low_p[in_n]]
         weight_n4 += [in_share_n * (1 - low_weight_p[in_n]), in_share_n * low_weight_p[in_n]]
-    sources, weights = np.stack(source_n4, 1), np.stack(weight_n4, 1)
+    return np.stack(source_n4, 1), np.stack(weight_n4, 1)
 
+
+def make_axis(
+    low_size: int, img_size: int, input_size: int, output_size: int, device: torch.device | str
+) -> Axis:
+    """Cut the composed axis into tiles."""
+    sources, weights = compose(low_size, img_size, input_size, output_size)
     tiles = -(-output_size // TILE)
     pixel = np.arange(output_size)
     taps = np.stack([sources.min(1), sources.max(1) + 1], 1)

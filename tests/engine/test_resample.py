@@ -5,10 +5,12 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import engine.resample_compiled
 from engine import rle
 from engine.geometry import input_size
 from engine.regions import BoxMask
 from engine.resample import Resampler
+from engine.resample_compiled import CompiledResampler
 
 SHAPES = [(5, 3), (64, 64), (65, 63), (301, 33), (77, 130), (128, 1), (1, 200), (451, 300)]
 
@@ -20,8 +22,11 @@ def published_chain(logits_Nhw, img_size, size):
     return F.interpolate(square[..., :height, :width], size, mode="bilinear", align_corners=False)[0]
 
 
-def resampler(logits_Nhw, img_size, size, **options):
-    return Resampler(logits_Nhw.shape[-1], img_size, input_size(*size, img_size), size, **options)
+BOTH = pytest.mark.parametrize("kind", [Resampler, CompiledResampler])
+
+
+def resampler(kind, logits_Nhw, img_size, size, **options):
+    return kind(logits_Nhw.shape[-1], img_size, input_size(*size, img_size), size, **options)
 
 
 def smooth_logits(count, side, seed):
@@ -41,13 +46,14 @@ def on_image(part: BoxMask, size) -> np.ndarray:
     return mask_HW
 
 
+@BOTH
 @pytest.mark.parametrize("size", SHAPES)
 @pytest.mark.parametrize(("low", "img_size"), [(16, 64), (64, 256)])
-def test_measures_and_masks_are_those_of_the_published_chain(size, low, img_size):
+def test_measures_and_masks_are_those_of_the_published_chain(kind, size, low, img_size):
     logits_Nhw = smooth_logits(6, low, seed=size[0])
     chain_NHW = published_chain(logits_Nhw, img_size, size)
     near = (chain_NHW.abs() < 1e-4).sum().item() + 1  # rounding may tip what lies on the threshold
-    ours = resampler(logits_Nhw, img_size, size)
+    ours = resampler(kind, logits_Nhw, img_size, size)
     measures = ours.measure(logits_Nhw, 1.0)
     for counted_N, threshold in ((measures.tight_N, 1), (measures.area_N, 0), (measures.loose_N, -1)):
         expected_N = (chain_NHW > threshold).sum((1, 2)).numpy()
@@ -66,7 +72,7 @@ def test_values_on_a_line_stay_on_the_line(height, width, low, seed):
     slope = torch.randn(2, generator=torch.Generator().manual_seed(seed))
     cells = torch.arange(low, dtype=torch.float32)
     plane_1hw = (slope[0] * cells[:, None] + slope[1] * cells)[None]
-    ours = resampler(plane_1hw, 4 * low, (height, width))
+    ours = resampler(Resampler, plane_1hw, 4 * low, (height, width))
     ones_1yx = torch.ones(1, len(ours.y.length_t), len(ours.x.length_t), dtype=torch.bool)
     for axis in (ours.y, ours.x):
         sums_tO = axis.weights_tOs.sum(2)
@@ -78,13 +84,14 @@ def test_values_on_a_line_stay_on_the_line(height, width, low, seed):
     assert torch.allclose(values[0, : corner.shape[0], : corner.shape[1]], corner, atol=1e-3)
 
 
-def test_empty_full_and_infinite_masks():
+@BOTH
+def test_empty_full_and_infinite_masks(kind):
     logits_Nhw = torch.zeros(6, 16, 16)
     for n, value in enumerate((-torch.inf, torch.inf, torch.nan, 0.0, 5.0)):
         logits_Nhw[n] = value
     logits_Nhw[5] = -torch.inf
     logits_Nhw[5, 4:8, 4:8] = torch.inf  # ∞ beside −∞
-    ours = resampler(logits_Nhw, 64, (100, 70))
+    ours = resampler(kind, logits_Nhw, 64, (100, 70))
     measures = ours.measure(logits_Nhw, 1.0)
     assert measures.area_N[:5].tolist() == [0, 7000, 0, 0, 7000]
     assert measures.tight_N[:5].tolist() == [0, 7000, 0, 0, 7000]
@@ -99,20 +106,59 @@ def test_empty_full_and_infinite_masks():
 @pytest.mark.parametrize("offset", [0.0, 0.5, 2.0])
 def test_a_small_budget_and_half_precision_change_nothing(offset):
     logits_Nhw = smooth_logits(5, 32, seed=1).half()
-    whole = resampler(logits_Nhw, 128, (70, 150)).measure(logits_Nhw, offset)
-    pieces = resampler(logits_Nhw, 128, (70, 150), budget_bytes=1).measure(logits_Nhw, offset)
+    whole = resampler(Resampler, logits_Nhw, 128, (70, 150)).measure(logits_Nhw, offset)
+    pieces = resampler(Resampler, logits_Nhw, 128, (70, 150), budget_bytes=1).measure(logits_Nhw, offset)
     for name in ("tight_N", "area_N", "loose_N", "box_N4"):
         assert np.array_equal(getattr(whole, name), getattr(pieces, name))
+    compiled = resampler(CompiledResampler, logits_Nhw, 128, (70, 150)).measure(logits_Nhw, offset)
+    for name in ("tight_N", "area_N", "loose_N", "box_N4"):
+        assert np.abs(getattr(whole, name) - getattr(compiled, name)).max() <= 1
     if offset == 0:
         assert np.array_equal(whole.tight_N, whole.loose_N)
+        assert np.array_equal(compiled.tight_N, compiled.loose_N)
 
 
-def test_a_mask_wider_than_int16():
+@BOTH
+def test_a_mask_wider_than_int16(kind):
     # The released stability score sums rows in 16 bits and is negative here.
     size = (3, 40_000)
     logits_Nhw = torch.full((1, 16, 16), 4.0)
-    ours = resampler(logits_Nhw, 64, size)
+    ours = resampler(kind, logits_Nhw, 64, size)
     measures = ours.measure(logits_Nhw, 1.0)
     assert measures.tight_N.tolist() == measures.loose_N.tolist() == [120_000]
     part = ours.paint(ours.cut(logits_Nhw[0], (0, 0, 39_999, 2)), (0, 0, 39_999, 2))
     assert rle.area(rle.encode_box(part.mask_hw, part.x0, part.y0, size)) == 120_000
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.integers(1, 200),
+    st.integers(1, 200),
+    st.sampled_from([4, 8, 16, 32]),
+    st.floats(0, 3),
+    st.integers(0, 99),
+)
+def test_masks_of_any_shape_are_painted_as_they_were_counted(height, width, low, offset, seed):
+    logits_Nhw = smooth_logits(4, low, seed)
+    ours = resampler(CompiledResampler, logits_Nhw, 4 * low, (height, width))
+    measures = ours.measure(logits_Nhw, offset)
+    assert (measures.tight_N <= measures.area_N).all()
+    assert (measures.area_N <= measures.loose_N).all()
+    for n in range(4):
+        if measures.area_N[n] == 0:
+            assert box_of(measures, n) == (0, 0, 0, 0)
+            continue
+        part = ours.paint(ours.cut(logits_Nhw[n], box_of(measures, n)), box_of(measures, n))
+        assert part.mask_hw.sum() == measures.area_N[n]
+        assert part.box() == box_of(measures, n)
+        assert part.mask_hw.T.flags.c_contiguous
+
+
+def test_without_a_folder_to_keep_it_in_it_is_compiled_all_the_same(monkeypatch):
+    def strict(function, nogil, cache=False):
+        if cache:
+            raise RuntimeError("cannot cache function: no locator available")
+        return function
+
+    monkeypatch.setattr(engine.resample_compiled.numba, "njit", strict)
+    assert engine.resample_compiled.compiled(lambda x: x + 1)(1) == 2
