@@ -25,6 +25,7 @@ It is linear algebra, exact up to rounding, and ordinary autograd goes through i
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
@@ -98,6 +99,14 @@ class Cells:
     def untouched(cls, like: Tensor) -> Cells:
         """The image's own cells, the same for every prompt."""
         return cls(like.new_ones(1, 1, 1, 1), ())
+
+    def chosen(self, choose: Callable[[Tensor], Tensor]) -> Cells:
+        """Those that `choose` takes of what is B×P×…."""
+        written = (
+            Written(choose(one.weights_BPSL), choose(one.rows_BPSC), choose(one.values_BPNTD))
+            for one in self.written
+        )
+        return Cells(choose(self.share_BP1L), tuple(written))
 
     def scores(self, x_BPNTD: Tensor, look: Look) -> Tensor:
         """x·(W cells) in every head: B×P×S×L."""

@@ -69,13 +69,33 @@ class ImageTokens:
 
 
 @dataclass(frozen=True)
+class Part:
+    """Some of each image's prompts after both blocks: scored, and not looked at for masks yet."""
+
+    iou_BPM: Tensor
+    tokens_BPMC: Tensor  # the mask tokens, before their last look at the image
+    prompts_BPMC: Tensor  # as they were before the first
+    cells: Cells
+
+    def chosen(self, image: int, prompts_J: Tensor) -> Part:
+        """Distinct prompts of one of the images, in their order."""
+        one = slice(image, image + 1)
+        every = len(prompts_J) == self.iou_BPM.shape[1]
+
+        def choose(x_BP: Tensor) -> Tensor:
+            return x_BP[one] if every else x_BP[one].index_select(1, prompts_J)
+
+        tokens_1JMC, prompts_1JMC = choose(self.tokens_BPMC), choose(self.prompts_BPMC)
+        return Part(choose(self.iou_BPM), tokens_1JMC, prompts_1JMC, self.cells.chosen(choose))
+
+
+@dataclass(frozen=True)
 class Decoded:
-    """Prompts after the transformer: scored, not drawn."""
+    """Prompts that are scored, not drawn."""
 
     iou_BPM: Tensor  # predicted IoU of the single-mask token, then of the three others
-    mask_tokens_BPMC: Tensor
-    cells: tuple[Cells, ...]  # of `at_once` prompts an image each
     image: ImageTokens
+    parts: tuple[Part, ...]  # of as many prompts each, but for the last
 
 
 class MaskDecoder(nn.Module):
@@ -125,9 +145,7 @@ class MaskDecoder(nn.Module):
         second_queries = newer.look(newer.q_proj, seen_BLC, fixed_LC, gamma_C)
 
         base_BLC = centre(seen_BLC)
-        older_BLC = centre(
-            gamma_C * base_BLC
-        )  # what rows of the first exchange meet, which are changed alike
+        older_BLC = centre(gamma_C * base_BLC)  # what rows of the first exchange meet: they change alike
         row_C = beta_C + newer.out_proj.bias
         second_norm = Norm(
             gamma_C=gamma_C,
@@ -160,9 +178,17 @@ class MaskDecoder(nn.Module):
         """Run the transformer and score the prompts."""
         learned_MC = torch.cat([self.iou_token.weight, self.mask_tokens.weight])
         learned_BPMC = learned_MC.expand(*sparse_BPTC.shape[:2], -1, -1)
-        tokens_BPTC, cells = self.transformer(torch.cat([learned_BPMC, sparse_BPTC], 2), image)
-        iou_BPM = self.iou_prediction_head(tokens_BPTC[:, :, 0])
-        return Decoded(iou_BPM, tokens_BPTC[:, :, 1 : 1 + MASK_TOKENS], cells, image)
+        prompts_BPTC = torch.cat([learned_BPMC, sparse_BPTC], 2)
+        parts = prompts_BPTC.split(prompts_at_once(image, prompts_BPTC), 1)
+        scored = tuple(self._score(image, prompts_BpTC) for prompts_BpTC in parts)
+        return Decoded(torch.cat([part.iou_BPM for part in scored], 1), image, scored)
+
+    def _score(self, image: ImageTokens, prompts_BPTC: Tensor) -> Part:
+        tokens_BPTC, cells = self.transformer(prompts_BPTC, image)
+        iou_BP1C = self.transformer.last_look(tokens_BPTC[:, :, :1], prompts_BPTC[:, :, :1], cells, image)
+        masks = slice(1, 1 + MASK_TOKENS)
+        iou_BPM = self.iou_prediction_head(iou_BP1C[:, :, 0])
+        return Part(iou_BPM, tokens_BPTC[:, :, masks], prompts_BPTC[:, :, masks], cells)
 
     def draw(self, decoded: Decoded, prompt_K: Tensor, token_K: Tensor) -> Tensor:
         """Logits K×h×w of the chosen masks; `prompt_K` counts through B×P, `token_K` names the mask token.
@@ -170,43 +196,55 @@ class MaskDecoder(nn.Module):
         Each distinct prompt is upscaled once, however many of its masks are wanted.
         """
         prompts_J, row_K = torch.unique(prompt_K, return_inverse=True)
-        tokens_JMC = decoded.mask_tokens_BPMC.flatten(0, 1)[prompts_J]
-        heads = zip(self.output_hypernetworks_mlps, tokens_JMC.unbind(1), strict=True)
-        weights_JCM = torch.stack([head(token_JC) for head, token_JC in heads], 2)
-        # A CPU's cache holds the sixteenfold map of one prompt, if that.
-        one_by_one = tokens_JMC.device.type == "cpu" and not torch.is_grad_enabled()
-        at_once = 1 if one_by_one else max(1, len(prompts_J))
-        parts = zip(prompts_J.split(at_once), weights_JCM.split(at_once), strict=True)
-        logits_JYM = torch.cat([self._upscale(decoded, some_J) @ weights for some_J, weights in parts])
-        side = round((logits_JYM.shape[1] / 16) ** 0.5)
-        cells_K = logits_JYM[row_K, :, token_K].unflatten(
+        parts = decoded.parts
+        images, size = parts[0].iou_BPM.shape[:2]
+        prompts = sum(part.iou_BPM.shape[1] for part in parts)  # an image
+        image_J, place_J = prompts_J // prompts, prompts_J % prompts
+        groups, counts = torch.unique_consecutive(image_J * len(parts) + place_J // size, return_counts=True)
+        tokens = [decoded.image.image(index) for index in range(images)]
+        side = round(decoded.image.upscaled_BLX.shape[1] ** 0.5)
+        drawn = [decoded.iou_BPM.new_empty(0, 16 * side * side, MASK_TOKENS)]
+        for group, places_J in zip(groups.tolist(), (place_J % size).split(counts.tolist()), strict=True):
+            index, part = divmod(group, len(parts))
+            drawn.append(self._draw(tokens[index], parts[part].chosen(index, places_J)))
+        cells_K = torch.cat(drawn)[row_K, :, token_K].unflatten(
             1, (side, side, 2, 2, 2, 2)
         )  # row, column; halves; quarters
         return cells_K.permute(0, 1, 3, 5, 2, 4, 6).reshape(-1, 4 * side, 4 * side)
 
-    def _upscale(self, decoded: Decoded, prompts_J: Tensor) -> Tensor:
-        """Each cell in sixteen: J×16L×C/8, the quarters of its quarters in a row.
+    def _draw(self, image: ImageTokens, part: Part) -> Tensor:
+        """All masks of P prompts of one image: P×16L×M, the quarters of each cell's quarters in a row."""
+        tokens_1PMC = self.transformer.last_look(part.tokens_BPMC, part.prompts_BPMC, part.cells, image)
+        heads = zip(self.output_hypernetworks_mlps, tokens_1PMC[0].unbind(1), strict=True)
+        weights_PCM = torch.stack([head(token_PC) for head, token_PC in heads], 2)
+        if weights_PCM.device.type != "cpu" or torch.is_grad_enabled():
+            return self._upscale(image, part.cells) @ weights_PCM
+        # A CPU's cache holds the sixteenfold map of one prompt, if that.
+        ones = (part.cells.chosen(lambda x: x[:, at : at + 1]) for at in range(len(weights_PCM)))  # noqa: B023
+        return torch.cat(
+            [
+                self._upscale(image, cells) @ weights_CM
+                for cells, weights_CM in zip(ones, weights_PCM, strict=True)
+            ]
+        )
+
+    def _upscale(self, image: ImageTokens, cells: Cells) -> Tensor:
+        """Each cell in sixteen: P×16L×C/8.
 
         A transposed convolution whose kernel is as wide as its stride is a linear map of each cell. So the
         first one meets the cells in their factors, and the channels stay last, where the norm and the
-        products want them; only finished logits change places. The prompts lie in one part of the cells.
+        products want them; only finished logits change places.
         """
-        image, size = decoded.image, decoded.cells[0].share_BP1L.shape[1]
-        count = sum(part.share_BP1L.shape[1] for part in decoded.cells)  # prompts an image
-        image_J, place_J = prompts_J // count, prompts_J % count
-        cells = decoded.cells[int(place_J[0]) // size if len(decoded.cells) > 1 else 0]
-        where = (image_J, place_J % size)
-        # Not by [image_J], whose gradient adds up what several prompts send to an image in any order.
-        shared_JLX = image.upscaled_BLX.index_select(0, image_J)
-        halves_JLX = torch.addcmul(image.upscaled_X, cells.share_BP1L[where].mT, shared_JLX)
+        halves_1PLX = torch.addcmul(image.upscaled_X, cells.share_BP1L.mT, image.upscaled_BLX[:, None])
         for one in cells.written:
-            rows_JSX = one.rows_BPSC[where] @ image.upscaling_XC.T
-            halves_JLX = plus_product(halves_JLX, one.weights_BPSL[where].mT, rows_JSX)
+            rows_1PSX = one.rows_BPSC @ image.upscaling_XC.T
+            halves_1PLX = plus_product(halves_1PLX, one.weights_BPSL.mT, rows_1PSX)
         _, norm, gelu, second, last_gelu = self.output_upscaling
-        halves_JYc = halves_JLX.unflatten(-1, (4, -1)).flatten(1, 2)
-        halves_JYc = gelu(cast(LayerNorm2d, norm).last(halves_JYc))
-        quarters_JYX = F.linear(halves_JYc, *quarters(second))
-        return last_gelu(quarters_JYX.unflatten(-1, (4, -1)).flatten(1, 2))
+        halves_PYc = halves_1PLX[0].unflatten(-1, (4, -1)).flatten(1, 2)
+        halves_PYc = gelu(cast(LayerNorm2d, norm).last(halves_PYc))
+        quarters_PYX = F.linear(halves_PYc, *quarters(second))
+        upscaled_PYc: Tensor = last_gelu(quarters_PYX.unflatten(-1, (4, -1)).flatten(1, 2))
+        return upscaled_PYc
 
 
 def quarters(up: nn.Module) -> tuple[Tensor, Tensor]:
@@ -244,10 +282,9 @@ class TwoWayTransformer(nn.Module):
         """The two blocks; the list exists for the parameters' names."""
         return cast("tuple[TwoWayBlock, TwoWayBlock]", tuple(self.layers))
 
-    def forward(self, prompts_BPTC: Tensor, image: ImageTokens) -> tuple[Tensor, tuple[Cells, ...]]:
+    def forward(self, prompts_BPTC: Tensor, image: ImageTokens) -> tuple[Tensor, Cells]:
         """Prompt tokens and image → the tokens and the cells after both blocks."""
         first, second = self.blocks()
-        at_once = prompts_at_once(image, prompts_BPTC)
 
         # The first block's self-attention replaces the tokens: there is nothing yet to add to.
         tokens_BPTC = first.norm1(first.self_attn(prompts_BPTC, prompts_BPTC, prompts_BPTC))
@@ -255,7 +292,9 @@ class TwoWayTransformer(nn.Module):
             tokens_BPTC + prompts_BPTC, image.keys_BNLD, image.values_BNLD
         )
         tokens_BPTC = first.think(tokens_BPTC, attended)
-        cells = first.taken_from(tokens_BPTC, prompts_BPTC, image.queries_BNDL, image.first_norm, at_once)
+        keys, values = first.cross_attn_image_to_token.tokens(tokens_BPTC + prompts_BPTC, tokens_BPTC)
+        scores_BPNTL = per_head(keys, image.queries_BNDL)
+        cells = first.give(Cells.untouched(keys), scores_BPNTL, values, image.first_norm)
 
         queries = tokens_BPTC + prompts_BPTC
         tokens_BPTC = second.norm1(tokens_BPTC + second.self_attn(queries, queries, tokens_BPTC))
@@ -263,12 +302,19 @@ class TwoWayTransformer(nn.Module):
             tokens_BPTC + prompts_BPTC, cells, image.second_keys, image.second_values
         )
         tokens_BPTC = second.think(tokens_BPTC, attended)
-        cells = second.taken_again(tokens_BPTC, prompts_BPTC, cells, image.second_queries, image.second_norm)
+        keys, values = second.cross_attn_image_to_token.tokens(tokens_BPTC + prompts_BPTC, tokens_BPTC)
+        scores_BPNTL = cells.scores(keys, image.second_queries).unflatten(2, keys.shape[2:4])
+        return tokens_BPTC, second.give(cells, scores_BPNTL, values, image.second_norm)
 
+    def last_look(
+        self, tokens_BPTC: Tensor, prompts_BPTC: Tensor, cells: Cells, image: ImageTokens
+    ) -> Tensor:
+        """Some of the tokens look at the image once more; each for itself, so only those that are needed."""
         attended = self.final_attn_token_to_image.to_cells(
             tokens_BPTC + prompts_BPTC, cells, image.final_keys, image.final_values
         )
-        return self.norm_final_attn(tokens_BPTC + attended), cells
+        looked: Tensor = self.norm_final_attn(tokens_BPTC + attended)
+        return looked
 
 
 class TwoWayBlock(nn.Module):
@@ -291,44 +337,10 @@ class TwoWayBlock(nn.Module):
         thought: Tensor = self.norm3(tokens_BPTC + self.mlp(tokens_BPTC))
         return thought
 
-    def taken_from(
-        self, tokens_BPTC: Tensor, prompts_BPTC: Tensor, queries_BNDL: Tensor, norm: Norm, at_once: int
-    ) -> tuple[Cells, ...]:
-        """The image's own cells when they have attended to the tokens; `at_once` prompts in each part."""
-        attention = self.cross_attn_image_to_token
-        keys_BPNTD, values_BPNTD = attention.tokens(tokens_BPTC + prompts_BPTC, tokens_BPTC)
-        return tuple(
-            exchanged(
-                Cells.untouched(keys),
-                per_head(keys, queries_BNDL).softmax(-2),
-                values,
-                attention.out_heads(),
-                norm,
-                self.norm4.eps,
-            )
-            for keys, values in zip(keys_BPNTD.split(at_once, 1), values_BPNTD.split(at_once, 1), strict=True)
-        )
-
-    def taken_again(
-        self, tokens_BPTC: Tensor, prompts_BPTC: Tensor, cells: tuple[Cells, ...], queries: Look, norm: Norm
-    ) -> tuple[Cells, ...]:
-        """The prompts' cells when they have attended to the tokens once more."""
-        attention = self.cross_attn_image_to_token
-        keys_BPNTD, values_BPNTD = attention.tokens(tokens_BPTC + prompts_BPTC, tokens_BPTC)
-        at_once = cells[0].share_BP1L.shape[1]
-        return tuple(
-            exchanged(
-                before,
-                before.scores(keys, queries).unflatten(2, keys.shape[2:4]).softmax(-2),
-                values,
-                attention.out_heads(),
-                norm,
-                self.norm4.eps,
-            )
-            for before, keys, values in zip(
-                cells, keys_BPNTD.split(at_once, 1), values_BPNTD.split(at_once, 1), strict=True
-            )
-        )
+    def give(self, cells: Cells, scores_BPNTL: Tensor, values_BPNTD: Tensor, norm: Norm) -> Cells:
+        """The cells when they have taken the tokens' values by their scores, and were normalised."""
+        out_NDC = self.cross_attn_image_to_token.out_heads()
+        return exchanged(cells, scores_BPNTL.softmax(-2), values_BPNTD, out_NDC, norm, self.norm4.eps)
 
 
 class Attention(nn.Module):
@@ -400,12 +412,7 @@ class Attention(nn.Module):
         out = self.merge(F.scaled_dot_product_attention(q_BNQD, keys_BNLD, values_BNLD))
         return out.unflatten(1, (prompts, -1))
 
-    def to_cells(self, queries_BPTC: Tensor, cells: tuple[Cells, ...], keys: Look, values: Gather) -> Tensor:
+    def to_cells(self, queries_BPTC: Tensor, cells: Cells, keys: Look, values: Gather) -> Tensor:
         """Each prompt's tokens attend to its own cells: B×P×T×C."""
         q_BPNTD = self.split(self.q_proj(queries_BPTC)) * self.scale
-        at_once = cells[0].share_BP1L.shape[1]
-        gathered = [
-            part.gathered(part.scores(q, keys).softmax(-1), values)
-            for part, q in zip(cells, q_BPNTD.split(at_once, 1), strict=True)
-        ]
-        return self.merge(torch.cat(gathered, 1))
+        return self.merge(cells.gathered(cells.scores(q_BPNTD, keys).softmax(-1), values))

@@ -118,11 +118,7 @@ class Sam(nn.Module):
         decoded = self.mask_decoder.attend(
             self._share(cells_BPCHW.flatten(0, 1)), sparse_BPTC.flatten(0, 1)[:, None]
         )
-        return replace(
-            decoded,
-            iou_BPM=decoded.iou_BPM.unflatten(0, batch)[:, :, 0],
-            mask_tokens_BPMC=decoded.mask_tokens_BPMC.unflatten(0, batch)[:, :, 0],
-        )
+        return replace(decoded, iou_BPM=decoded.iou_BPM[:, 0].unflatten(0, batch))
 
     def draw(self, decoded: Decoded, prompt_K: Tensor, token_K: Tensor) -> Tensor:
         """Low-resolution logits K×h×w, four pixels to an image cell, of the masks chosen.

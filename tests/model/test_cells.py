@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 import model.mask_decoder
-from model.cells import Cells, exchanged
+from model.cells import Cells, exchanged, per_head
 from model.config import SamConfig
 from model.mask_decoder import TwoWayBlock
 from model.sam import Sam
@@ -44,17 +44,20 @@ def test_two_exchanges_and_what_is_seen_of_them() -> None:
     tokens = torch.randn(2, BATCH, PROMPTS, TOKENS, 48).double()
     image = decoder.share(cells_BLC, positions_LC)
 
-    zeros = torch.zeros_like(tokens[0])
-    (cells,) = first.taken_from(tokens[0], zeros, image.queries_BNDL, image.first_norm, PROMPTS)
+    taking = first.cross_attn_image_to_token
+    keys, values = taking.tokens(tokens[0], tokens[0])
+    cells = first.give(Cells.untouched(keys), per_head(keys, image.queries_BNDL), values, image.first_norm)
     expected = written_out(first, cells_BLC[:, None], positions_LC, tokens[0])
     looking = second.cross_attn_token_to_image
-    seen = looking.to_cells(tokens[1], (cells,), image.second_keys, image.second_values)
+    seen = looking.to_cells(tokens[1], cells, image.second_keys, image.second_values)
     torch.testing.assert_close(seen, looking(tokens[1], expected + positions_LC, expected))
 
-    (cells,) = second.taken_again(tokens[1], zeros, (cells,), image.second_queries, image.second_norm)
+    keys, values = second.cross_attn_image_to_token.tokens(tokens[1], tokens[1])
+    scores_BPNTL = cells.scores(keys, image.second_queries).unflatten(2, keys.shape[2:4])
+    cells = second.give(cells, scores_BPNTL, values, image.second_norm)
     expected = written_out(second, expected, positions_LC, tokens[1])
     looking = decoder.transformer.final_attn_token_to_image
-    seen = looking.to_cells(tokens[0], (cells,), image.final_keys, image.final_values)
+    seen = looking.to_cells(tokens[0], cells, image.final_keys, image.final_values)
     torch.testing.assert_close(seen, looking(tokens[0], expected + positions_LC, expected))
 
 
@@ -93,7 +96,7 @@ def test_a_few_prompts_at_a_time_give_what_all_at_once_give(
 
     def asked() -> tuple[int, Tensor, Tensor]:
         decoded = sam.attend(images, points, labels)
-        return len(decoded.cells), decoded.iou_BPM, sam.draw(decoded, prompt_K, token_K)
+        return len(decoded.parts), decoded.iou_BPM, sam.draw(decoded, prompt_K, token_K)
 
     parts, iou, masks = asked()
     assert parts == 1
