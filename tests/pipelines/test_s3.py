@@ -6,12 +6,9 @@ ended when the store was well again.
 """
 
 import sys
-import tarfile
 import threading
 
 import fsspec.registry  # noqa: F401  (shadowed in its package by a name of its own)
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 
 from pipelines import places, storage, worker
@@ -20,6 +17,7 @@ from pipelines.corpus import Corpus
 from pipelines.errors import UsageError
 from pipelines.places import as_os_errors, path_of, place, redacted, uri_of
 from pipelines.reader import read_input
+from pipelines.shards import committed_shards
 from pipelines.sources import list_inputs
 from tests.pipelines import stores
 from tests.pipelines.stores import WHOLE, words
@@ -332,12 +330,8 @@ def test_archives_in_a_bucket_are_read_by_range(s3, server, photos, tmp_path, mo
     """The plan's uris lead to the bytes in one request each, and to no others."""
     monkeypatch.setenv("MASKMILL_CACHE", str(tmp_path / "cache"))
     files = sorted((photos / "coffee").iterdir())
-    with tarfile.open(tmp_path / "a.tar", "w") as tar:
-        for path in files:
-            tar.add(path, path.name)
-    pq.write_table(pa.table({"image": [path.read_bytes() for path in files]}), tmp_path / "a.parquet")
-    for name in ("a.tar", "a.parquet"):
-        s3.upload_file(str(tmp_path / name), "photos", f"archives #1/{name}")
+    for name, content in stores.packed(photos, tmp_path).items():
+        s3.put_object(Bucket="photos", Key=f"archives #1/{name}", Body=content)
     inputs = list_inputs(["s3://photos/archives #1/*.tar", "s3://photos/archives #1/a.parquet"], ENDINGS)
     keys = [f"s3://photos/archives #1/a.parquet#{row}" for row in range(3)]
     assert inputs["key"].to_pylist() == [
@@ -427,6 +421,32 @@ def test_faults(s3, server, collection, tiny_settings, monkeypatch, capsys, what
     assert main(["verify", out]) == 0
     keys = [row["key"] for row in Corpus(out)]
     assert keys == ["coffee/0.png", "coffee/1.png", "rocket/0.png", "rocket/1.png"]
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.tar", "a.parquet"])
+@pytest.mark.parametrize("code", ["400", "401", "403"])
+def test_a_refusal_in_mid_run_is_no_damage(
+    s3, server, photos, tiny_settings, tmp_path, monkeypatch, capsys, name, code
+):
+    """A permission that was lost, a token that has run out."""
+    monkeypatch.setenv("MASKMILL_CACHE", str(tmp_path / "cache"))
+    content = stores.packed(photos, tmp_path)[name]
+    s3.put_object(Bucket="photos", Key=f"refused{code}/{name}", Body=content)
+    typed = words(f"s3://photos/refused{code}/{name}", tmp_path / "corpus", tiny_settings)
+    with stores.Proxy(server, lambda *_request: None) as proxy:
+        stores.use(monkeypatch, proxy.address)
+        refuse = always(code, "GET", name)
+        with stores.at_the_first_image(
+            monkeypatch, name, lambda: monkeypatch.setattr(proxy, "fault", refuse)
+        ):
+            assert main(typed) == 4
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert "shards are left undone" in said
+    assert committed_shards(tmp_path / "corpus") == set()
+    stores.use(monkeypatch, server)
+    assert main(typed) == 0
+    assert {row["status"] for row in Corpus(tmp_path / "corpus")} == {"ok"}
 
 
 def test_foreign_errors_become_storage_errors():
