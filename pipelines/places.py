@@ -174,9 +174,19 @@ def store_code(error: BaseException) -> str:
 
 
 def is_home_there(path: Path) -> bool:
-    """Whether the bucket, or the Hub's repository, that an object lies in is there. Raises OSError."""
+    """Whether the bucket, or the Hub's repository and revision, that an object lies in is there now.
+
+    Raises OSError.
+    """
     store, name = store_of(path)
-    kinds = ("datasets/", "spaces/", "models/", "kernels/", "buckets/")
-    depth = 1 if scheme_of(str(path)) != "hf" else 3 if name.startswith(kinds) else 2
     with as_os_errors():
-        return bool(store.exists("/".join(name.split("/")[:depth]).partition("@")[0]))
+        if scheme_of(str(path)) != "hf":
+            return bool(store.exists(name.partition("/")[0]))
+        hub = type(store)(
+            **store.storage_options, skip_instance_cache=True
+        )  # an older one answers from memory
+        try:
+            hub.resolve_path(name)
+        except FileNotFoundError:
+            return False
+        return True

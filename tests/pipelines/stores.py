@@ -53,11 +53,13 @@ def at_the_first_image(monkeypatch, name, call):
     module, attribute = (parquet_source, "_unpacked") if name.endswith(".parquet") else (worker, "read_input")
     really = getattr(module, attribute)
 
-    def first(*arguments):
-        call()
-        return really(*arguments)
-
     with monkeypatch.context() as patched:
+
+        def first(*arguments):
+            patched.setattr(module, attribute, really)
+            call()
+            return really(*arguments)
+
         patched.setattr(module, attribute, first)
         yield
 

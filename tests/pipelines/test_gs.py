@@ -140,6 +140,33 @@ def test_a_refusal_in_mid_run_is_no_damage(
     assert {row["status"] for row in Corpus(tmp_path / "corpus")} == {"ok"}
 
 
+@pytest.mark.parametrize("name", ["a.png", "a.tar", "a.parquet"])
+def test_what_vanishes_in_mid_run_with_all_that_is_in_it_is_the_stores_fault(
+    gs, photos, tiny_settings, tmp_path, monkeypatch, name
+):
+    """A bucket, a tar file or a table."""
+    monkeypatch.setenv("MASKMILL_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(worker, "FIRST_PAUSE_SECONDS", 0.01)
+    bucket = gs.create_bucket(f"brief-{name[2:]}")
+    content = stores.packed(photos, tmp_path)[name]
+
+    def vanish():
+        bucket.delete_blob(name)
+        if name == "a.png":
+            bucket.delete()
+
+    bucket.blob(name).upload_from_string(content)
+    typed = words(f"gs://{bucket.name}/{name}", tmp_path / "corpus", [*tiny_settings, "shard_size=3"])
+    with stores.at_the_first_image(monkeypatch, name, vanish):
+        assert main(typed) == 4
+    assert committed_shards(tmp_path / "corpus") == set()
+    if name == "a.png":
+        gs.create_bucket(bucket)
+    bucket.blob(name).upload_from_string(content)
+    assert main(typed) == 0
+    assert {row["status"] for row in Corpus(tmp_path / "corpus")} == {"ok"}
+
+
 # Committing
 
 

@@ -118,6 +118,31 @@ def test_a_refusal_in_mid_run_is_no_damage(
     assert {row["status"] for row in Corpus(tmp_path / "corpus")} == {"ok"}
 
 
+@pytest.mark.parametrize(
+    ("name", "gone"),
+    [
+        ("a.png", "RepoNotFound"),
+        ("a.png", "RevisionNotFound"),
+        ("a.tar", "RepoNotFound"),
+        ("a.parquet", "RepoNotFound"),
+    ],
+)
+def test_what_vanishes_in_mid_run_with_all_that_is_in_it_is_the_stores_fault(
+    server, photos, tiny_settings, tmp_path, monkeypatch, capsys, name, gone
+):
+    """The library remembers that it was there."""
+    server.files[f"{gone}/{name}"] = stores.packed(photos, tmp_path)[name]
+    revision = "@branch" if gone == "RevisionNotFound" else ""
+    typed = words(f"{ROOT}{revision}/{gone}/{name}", tmp_path / "corpus", tiny_settings)
+    with stores.at_the_first_image(monkeypatch, name, lambda: setattr(server, "gone", gone)):
+        assert main(typed) == 4
+    assert "shards are left undone" in capsys.readouterr().err
+    assert committed_shards(tmp_path / "corpus") == set()
+    server.gone = None
+    assert main(typed) == 0
+    assert {row["status"] for row in Corpus(tmp_path / "corpus")} == {"ok"}
+
+
 def test_a_hub_that_refuses_is_one_line(server, tiny_settings, tmp_path, capsys):
     server.answers_with = 403
     assert main(words(ROOT, tmp_path / "corpus", tiny_settings)) == 2

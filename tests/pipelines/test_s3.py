@@ -449,6 +449,31 @@ def test_a_refusal_in_mid_run_is_no_damage(
     assert {row["status"] for row in Corpus(tmp_path / "corpus")} == {"ok"}
 
 
+@pytest.mark.parametrize("name", ["a.png", "a.tar", "a.parquet"])
+def test_what_vanishes_in_mid_run_with_all_that_is_in_it_is_the_stores_fault(
+    s3, photos, tiny_settings, tmp_path, monkeypatch, name
+):
+    """A bucket, a tar file or a table."""
+    monkeypatch.setenv("MASKMILL_CACHE", str(tmp_path / "cache"))
+    bucket, content = f"brief-{name[2:]}", stores.packed(photos, tmp_path)[name]
+
+    def vanish():
+        s3.delete_object(Bucket=bucket, Key=name)
+        if name == "a.png":
+            s3.delete_bucket(Bucket=bucket)
+
+    s3.create_bucket(Bucket=bucket)
+    s3.put_object(Bucket=bucket, Key=name, Body=content)
+    typed = words(f"s3://{bucket}/{name}", tmp_path / "corpus", [*tiny_settings, "shard_size=3"])
+    with stores.at_the_first_image(monkeypatch, name, vanish):
+        assert main(typed) == 4
+    assert committed_shards(tmp_path / "corpus") == set()
+    s3.create_bucket(Bucket=bucket)
+    s3.put_object(Bucket=bucket, Key=name, Body=content)
+    assert main(typed) == 0
+    assert {row["status"] for row in Corpus(tmp_path / "corpus")} == {"ok"}
+
+
 def test_foreign_errors_become_storage_errors():
     import botocore.exceptions
 
