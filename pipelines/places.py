@@ -138,13 +138,16 @@ def redacted(text: str) -> str:
 
 @contextlib.contextmanager
 def as_os_errors() -> Iterator[None]:
-    """Raise what a store's library raises in the block as an OSError of one line, without credentials."""
+    """Raise what a store's library raises in the block as an OSError of one line, without credentials; a
+    PermissionError where the store knows its caller and refuses.
+    """
     try:
         yield
     except Exception as error:
         if isinstance(error, FileNotFoundError) or not is_stores(error):
             raise
-        raise OSError(errno.EIO, " ".join(redacted(f"{type(error).__name__}: {error}").split())) from None
+        number = errno.EACCES if _is_refusal(error) else errno.EIO
+        raise OSError(number, " ".join(redacted(f"{type(error).__name__}: {error}").split())) from None
 
 
 def is_stores(error: BaseException) -> bool:
@@ -160,6 +163,11 @@ def is_stores(error: BaseException) -> bool:
         return False
     modules = (frame.f_globals.get("__name__", "") for frame, _ in traceback.walk_tb(error.__traceback__))
     return any(module.partition(".")[0] in _LIBRARIES for module in modules)
+
+
+def _is_refusal(error: BaseException) -> bool:
+    plain = isinstance(error, OSError) and str(error).startswith("Forbidden: ")  # gcsfs, of 403
+    return plain or isinstance(error, PermissionError) or store_code(error) in ("401", "403")
 
 
 def store_code(error: BaseException) -> str:

@@ -33,6 +33,7 @@ _SUFFIX = ".tmp"
 PART_BYTES = 512 << 20
 """A file below this is one request, of which a killed process leaves nothing; S3 would take 5 GiB in one."""
 
+_REFUSALS = (errno.EACCES, errno.EPERM, errno.EROFS, errno.EEXIST, errno.ENOTDIR)
 _TAKEN = {"PreconditionFailed", "412"}
 _BUSY = {"ConditionalRequestConflict", "OperationAborted", "409"}
 _NO_CONDITIONS = {"NotImplemented", "501"}
@@ -81,18 +82,23 @@ def replace(path: Path, write: Callable[[BinaryIO], None], check: Callable[[], N
 
 
 @contextlib.contextmanager
-def failing_as(kind: type[MaskmillError], path: Path) -> Iterator[None]:
-    """Make an OSError of the block, which works at or below `path`, the one-line error of a kind."""
+def failing_as(
+    kind: type[MaskmillError], path: Path, refused: type[MaskmillError] | None = None
+) -> Iterator[None]:
+    """Make an OSError of the block, which works at or below `path`, the one-line error of a kind: `refused`,
+    where one is given, if the place is none that this user can write to.
+    """
     try:
         with as_os_errors():
             yield
-    except CorpusUnavailable as error:
-        raise kind(str(error)) from None
-    except (FileExistsError, NotADirectoryError):
-        raise kind(f"{path}: cannot be written: a file is in the place of a folder") from None
     except OSError as error:
+        chosen = refused if refused is not None and error.errno in _REFUSALS else kind
+        if isinstance(error, CorpusUnavailable):
+            raise chosen(str(error)) from None
         reason = redacted(error.strerror or str(error) or type(error).__name__)
-        raise kind(f"{path}: cannot be written: {reason}") from None
+        if isinstance(error, FileExistsError | NotADirectoryError):
+            reason = "a file is in the place of a folder"
+        raise chosen(f"{path}: cannot be written: {reason}") from None
 
 
 def remove(*paths: Path) -> None:

@@ -5,7 +5,7 @@ from collections import Counter
 
 import pytest
 
-from pipelines import worker
+from pipelines import patience, worker
 from pipelines.breaker import check_unwritten, too_many_refused
 from pipelines.cli import main
 from pipelines.config import BreakerConfig
@@ -93,7 +93,7 @@ def test_a_storage_that_takes_nothing_ends_the_run_before_all_is_computed(
         raise OSError("the disk is full")
 
     tried = []
-    monkeypatch.setattr(worker, "FIRST_PAUSE_SECONDS", 0.001)
+    monkeypatch.setattr(patience, "FIRST_PAUSE_SECONDS", 0.001)
     monkeypatch.setattr(worker, "commit_table", fail)
     assert main(words(photos, tmp_path / "corpus", tiny_settings, "--workers", "0")) == 4
     said = capsys.readouterr().err

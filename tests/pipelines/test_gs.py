@@ -8,7 +8,7 @@ import threading
 
 import pytest
 
-from pipelines import storage, worker
+from pipelines import patience, storage
 from pipelines.cli import main
 from pipelines.corpus import Corpus
 from pipelines.errors import InputRejected, UsageError
@@ -125,7 +125,7 @@ def test_a_refusal_in_mid_run_is_no_damage(
 ):
     """A permission that was lost, a token that has run out."""
     monkeypatch.setenv("MASKMILL_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(worker, "FIRST_PAUSE_SECONDS", 0.01)
+    monkeypatch.setattr(patience, "FIRST_PAUSE_SECONDS", 0.01)
     upload(gs, f"refused{code}/{name}", stores.packed(photos, tmp_path)[name])
     typed = words(f"gs://photos/refused{code}/{name}", tmp_path / "corpus", tiny_settings)
     refuse = lambda _number, _method, path: code if "alt=media" in path else None  # noqa: E731
@@ -146,7 +146,7 @@ def test_what_vanishes_in_mid_run_with_all_that_is_in_it_is_the_stores_fault(
 ):
     """A bucket, a tar file or a table."""
     monkeypatch.setenv("MASKMILL_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(worker, "FIRST_PAUSE_SECONDS", 0.01)
+    monkeypatch.setattr(patience, "FIRST_PAUSE_SECONDS", 0.01)
     bucket = gs.create_bucket(f"brief-{name[2:]}")
     content = stores.packed(photos, tmp_path)[name]
 

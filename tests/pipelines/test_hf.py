@@ -7,7 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipelines import worker
+from pipelines import patience
 from pipelines.cli import main
 from pipelines.corpus import Corpus
 from pipelines.errors import InputRejected, UsageError
@@ -31,7 +31,7 @@ def server(photos, tmp_path, monkeypatch):
     pq.write_table(pa.table({"image": [{"bytes": row, "path": None} for row in rows]}), table)
     files |= {"data/train.parquet": table.getvalue(), "README.md": b"x", ".gitattributes": b"x"}
     monkeypatch.setenv("MASKMILL_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(worker, "FIRST_PAUSE_SECONDS", 0.01)
+    monkeypatch.setattr(patience, "FIRST_PAUSE_SECONDS", 0.01)
     files |= {"odd/a b#1%.png": b"odd", "odd/empty.png": b"", "trip/list.txt": b"1.png\n"}
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     with hub(files) as server:

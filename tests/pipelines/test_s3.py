@@ -11,7 +11,7 @@ import threading
 import fsspec.registry  # noqa: F401  (shadowed in its package by a name of its own)
 import pytest
 
-from pipelines import places, storage, worker
+from pipelines import patience, places, storage
 from pipelines.cli import main
 from pipelines.corpus import Corpus
 from pipelines.errors import UsageError
@@ -35,7 +35,7 @@ def server():
 def s3(server, monkeypatch):
     """The environment of the server; the answer is a plain client of it."""
     stores.use(monkeypatch, server)
-    monkeypatch.setattr(worker, "FIRST_PAUSE_SECONDS", 0.01)
+    monkeypatch.setattr(patience, "FIRST_PAUSE_SECONDS", 0.01)
     return stores.client_of(server)
 
 
@@ -472,6 +472,39 @@ def test_what_vanishes_in_mid_run_with_all_that_is_in_it_is_the_stores_fault(
     s3.put_object(Bucket=bucket, Key=name, Body=content)
     assert main(typed) == 0
     assert {row["status"] for row in Corpus(tmp_path / "corpus")} == {"ok"}
+
+
+@pytest.mark.parametrize(
+    ("fault", "match", "code"),
+    [
+        ("503", "/again/run.json", 4),
+        ("reset", "/again/lease.json", 4),
+        ("500", "/again/plan/", 4),
+        ("403", "/again/lease.json", 2),
+    ],
+)
+def test_a_store_that_fails_while_a_corpus_is_opened_again(
+    s3, server, collection, tiny_settings, monkeypatch, capsys, fault, match, code
+):
+    """What a store says of who may write is no failure of its own."""
+    typed = words(collection, "s3://corpora/again", tiny_settings)
+    assert main(typed) == 0
+    capsys.readouterr()
+    with stores.Proxy(server, every(1, fault, match)) as proxy:
+        stores.use(monkeypatch, proxy.address)
+        assert main(typed) == code
+        assert len(proxy.faults) >= (4 if code == 4 else 1)
+    assert capsys.readouterr().err.count("\n") == 1
+    stores.use(monkeypatch, server)
+    assert main(typed) == 0
+
+
+def test_a_lease_whose_answer_is_lost_is_the_own_one(s3, server, collection, tiny_settings, monkeypatch):
+    out = "s3://corpora/lost-lease"
+    with stores.Proxy(server, once_each("lost", "PUT", "lease.json")) as proxy:
+        stores.use(monkeypatch, proxy.address)
+        assert main(words(collection, out, tiny_settings)) == 0
+        assert proxy.faults
 
 
 def test_foreign_errors_become_storage_errors():
