@@ -211,11 +211,34 @@ def test_where_nothing_can_be_written(s3, server, collection, tiny_settings, mon
     assert said.count("\n") == 1
 
 
+class Overtaken(Exception):  # noqa: N818
+    """Raised by a check: the object is another one."""
+
+
+def test_an_object_that_changes_between_the_last_look_and_the_replacing_stays(s3):
+    """The other writer comes after the look, which found nothing: only the condition can tell."""
+    looks, path = [], place("s3://corpora/replaced")
+    s3.put_object(Bucket="corpora", Key="replaced", Body=b"old")
+
+    def check():
+        looks.append(path.read_bytes())
+        if looks[-1] != b"old":
+            raise Overtaken
+        s3.put_object(Bucket="corpora", Key="replaced", Body=b"another's")
+
+    with pytest.raises(Overtaken):
+        storage.replace(path, lambda file: file.write(b"mine"), check)
+    assert looks == [b"old", b"another's"]
+    assert path.read_bytes() == b"another's"
+    storage.replace(path, lambda file: file.write(b"mine"), lambda: None)
+    assert path.read_bytes() == b"mine"
+
+
 class WithoutConditions(stores.Proxy):
-    """A store that knows no `If-None-Match`, and says so."""
+    """A store that knows no `If-None-Match` and no `If-Match`, and says so."""
 
     def pass_on(self, method, path, headers, body):
-        if "If-None-Match" in headers:
+        if "If-None-Match" in headers or "If-Match" in headers:
             self.faults.append(f"501 {method} {path}")
             return 501, {}, stores.FAULTS["501"]
         return super().pass_on(method, path, headers, body)
@@ -233,6 +256,30 @@ def test_a_store_without_conditions(s3, server, monkeypatch, part_bytes):
         assert len(proxy.faults) == 1
     assert s3.get_object(Bucket="corpora", Key=f"plain/{part_bytes}")["Body"].read() == content
     assert uploads(s3) == []
+
+
+def test_a_store_without_conditions_replaces_what_was_checked_plainly(s3, server, monkeypatch):
+    looks, path = [], place("s3://corpora/plainly")
+    s3.put_object(Bucket="corpora", Key="plainly", Body=b"old")
+    with WithoutConditions(server, lambda *_request: None) as proxy:
+        stores.use(monkeypatch, proxy.address)
+        storage.replace(path, lambda file: file.write(b"new"), lambda: looks.append(1))
+        assert proxy.faults
+    assert looks == [1]
+    assert s3.get_object(Bucket="corpora", Key="plainly")["Body"].read() == b"new"
+
+
+def test_refused_images_are_run_again_in_a_bucket(s3, collection, tiny_settings, tmp_path):
+    out, listed = "s3://corpora/retried", tmp_path / "all.txt"
+    listed.write_text("s3://photos/trip/coffee/0.png\ns3://photos/late.png\ns3://photos/trip/rocket/0.png\n")
+    assert main(words(listed, out, tiny_settings)) == 0
+    classes = [row["error"] and row["error"]["class"] for row in Corpus(out)]
+    assert sorted(classes, key=str) == ["Missing", None, None]
+    late = s3.get_object(Bucket="photos", Key="trip/rocket/1.png")["Body"].read()
+    s3.put_object(Bucket="photos", Key="late.png", Body=late)
+    assert main([*words(listed, out, tiny_settings), "--retry-rejects", "Missing"]) == 0
+    assert {row["status"] for row in Corpus(out)} == {"ok"}
+    assert main(["verify", out]) == 0
 
 
 @pytest.mark.slow
