@@ -263,6 +263,7 @@ FAULTS = {
     "400": b"<Error><Code>ExpiredToken</Code><Message>The token is invalid.</Message></Error>",
     "401": b"<Error><Code>Unauthorized</Code><Message>Who is this?</Message></Error>",
     "403": b"<Error><Code>AccessDenied</Code><Message>Access Denied</Message></Error>",
+    "409": b"<Error><Code>ConditionalRequestConflict</Code><Message>Try again.</Message></Error>",
     "500": b"<Error><Code>InternalError</Code><Message>We encountered an internal error.</Message></Error>",
     "501": b"<Error><Code>NotImplemented</Code><Message>A header that is not implemented.</Message></Error>",
     "503": b"<Error><Code>ServiceUnavailable</Code><Message>Please try again.</Message></Error>",

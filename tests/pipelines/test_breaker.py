@@ -128,6 +128,17 @@ def test_a_run_of_refused_images_stops_with_4_goes_on_when_asked_again_and_ends_
     assert main(["verify", str(out)]) == 0
 
 
+def test_a_run_whose_last_shard_makes_the_refused_too_many_is_done(tiny_settings, tmp_path):
+    """There is nothing left that stopping could save."""
+    collection, out = tmp_path / "photos", tmp_path / "corpus"
+    collection.mkdir()
+    for number in range(4):
+        (collection / f"{number}.png").write_text("not an image")
+    typed = words(collection, out, [*tiny_settings, "breaker.min_images=4"], "--workers", "0")
+    assert main(typed) == 0
+    assert main(["verify", str(out)]) == 0
+
+
 def test_a_shard_far_larger_than_what_is_judged_is_committed_before_the_run_is_stopped(
     tiny_settings, tmp_path, capsys
 ):

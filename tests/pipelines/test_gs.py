@@ -10,13 +10,18 @@ import pytest
 
 from pipelines import patience, storage
 from pipelines.cli import main
+from pipelines.config import load_config
 from pipelines.corpus import Corpus
-from pipelines.errors import InputRejected, UsageError
+from pipelines.errors import CorpusUnavailable, InputRejected, UsageError
+from pipelines.manifest import finish_corpus, read_run
 from pipelines.places import place, uri_of
 from pipelines.reader import read_input
 from pipelines.shards import committed_shards
 from pipelines.sources import list_inputs
+from pipelines.tasks import Job
+from pipelines.worker import check_sees_corpus
 from tests.pipelines import stores
+from tests.pipelines.corpora import make_corpus, make_photos
 from tests.pipelines.stores import WHOLE, words
 
 ENDINGS = (".png",)
@@ -229,6 +234,25 @@ def test_a_writer_that_raises_leaves_no_object(gs):
         with pytest.raises(RuntimeError, match="bug"):
             make(place("gs://corpora/half/file"), write)
     assert names(gs, "half/") == []
+
+
+@pytest.mark.parametrize("code", ["401", "403"])
+def test_a_corpus_that_its_store_does_not_give_is_neither_damaged_nor_another_ones(
+    gs, server, tmp_path, tiny_settings, monkeypatch, code
+):
+    """Neither `run.json` nor a shard, when a worker or a driver reads it."""
+    monkeypatch.setattr(patience, "FIRST_PAUSE_SECONDS", 0.01)
+    made = make_corpus(make_photos(tmp_path / "photos"), tmp_path / "corpus")
+    for path in made.rglob("*.*"):
+        name = f"given/{path.relative_to(made).as_posix()}"
+        gs.bucket("corpora").blob(name).upload_from_filename(str(path))
+    out = place("gs://corpora/given")
+    job = Job(out, load_config(None, tiny_settings), read_run(out).digest)
+    check_sees_corpus(job)
+    monkeypatch.setattr(server, "fault", lambda _number, _method, path: code if "alt=media" in path else None)
+    for read in (lambda: check_sees_corpus(job), lambda: finish_corpus(out, range(3))):
+        with pytest.raises(CorpusUnavailable, match="cannot be read"):
+            read()
 
 
 # Whole runs

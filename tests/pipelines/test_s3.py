@@ -5,6 +5,7 @@ stores do. With `-s` the table of faults is printed: what was done, how the run 
 ended when the store was well again.
 """
 
+import errno
 import sys
 import threading
 
@@ -544,6 +545,21 @@ def test_a_store_that_fails_while_a_corpus_is_opened_again(
     assert capsys.readouterr().err.count("\n") == 1
     stores.use(monkeypatch, server)
     assert main(typed) == 0
+
+
+def test_two_that_ask_for_one_name_at_once_are_told_to_ask_again(
+    s3, server, collection, tiny_settings, monkeypatch
+):
+    """S3 turns one of them away without saying whether the name is taken now."""
+    out = "s3://corpora/conflict"
+    with stores.Proxy(server, once_each("409", "PUT", "conflict/lease.json")) as proxy:
+        stores.use(monkeypatch, proxy.address)
+        with pytest.raises(OSError, match="another writer is at it") as caught:
+            storage.link(place(f"{out}/lease.json"), lambda file: file.write(b"x"))
+        assert caught.value.errno == errno.EBUSY
+        proxy.fault = once_each("409", "PUT", "conflict/lease.json")
+        assert main(words(collection, out, tiny_settings)) == 0
+        assert len(proxy.faults) == 2
 
 
 def test_a_lease_whose_answer_is_lost_is_the_own_one(s3, server, collection, tiny_settings, monkeypatch):
