@@ -236,10 +236,10 @@ def test_an_object_that_changes_between_the_last_look_and_the_replacing_stays(s3
 
 
 class WithoutConditions(stores.Proxy):
-    """A store that knows no `If-None-Match` and no `If-Match`, and says so."""
+    """A store that knows neither `If-None-Match` nor, of what is put, `If-Match`, and says so."""
 
     def pass_on(self, method, path, headers, body):
-        if "If-None-Match" in headers or "If-Match" in headers:
+        if "If-None-Match" in headers or (method == "PUT" and "If-Match" in headers):
             self.faults.append(f"501 {method} {path}")
             return 501, {}, stores.FAULTS["501"]
         return super().pass_on(method, path, headers, body)
