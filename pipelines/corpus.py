@@ -25,7 +25,7 @@ from pipelines import manifest
 from pipelines.errors import CorpusError
 from pipelines.places import place
 from pipelines.schema import FORMAT_VERSION, ROW_SCHEMA, STATUSES
-from pipelines.shards import UNREADABLE, committed_shards, open_parquet, shard_path, unreadable
+from pipelines.shards import committed_shards, open_parquet, reading, shard_path
 
 BATCH_ROWS = 16
 _ALWAYS = ("key", "file_name", "uri", "candidates", "drops", "annotations")
@@ -114,12 +114,11 @@ class Corpus:
                     )
                 batches = file.iter_batches(BATCH_ROWS)
                 while True:
-                    try:
-                        rows = next(batches).to_pylist()
-                    except StopIteration:
+                    with reading(path):
+                        batch = next(batches, None)
+                        rows = [] if batch is None else batch.to_pylist()
+                    if batch is None:
                         break
-                    except UNREADABLE as error:
-                        raise unreadable(path, error) from None
                     for row in rows:
                         if problem := _damage(row):
                             raise CorpusError(f"{path}: damaged: {row['key']}: {problem}")

@@ -5,7 +5,10 @@ hangs or is lost is fenced and a new one takes its slot. Its shards are suspects
 is tried alone, on a worker that holds nothing else. A death that comes with its node's, or with a
 pre-emption, proves nothing against a shard. Workers that die over one image after the other without any
 coming through, anywhere, end the run: the fault is not the images'. That one image ends its worker twice more
-says nothing new, and is not counted.
+says nothing new, and is not counted. A folder of bad images looks the same, though, as long as only suspects
+are tried. So before the last death that is allowed comes a control: an image that came through earlier, or,
+where none has, work that nobody suspects. If it comes through, the trial of the suspects goes on; the run
+ends if its worker dies too.
 """
 
 from __future__ import annotations
@@ -14,7 +17,7 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 from pipelines.errors import IncompleteRun
@@ -125,6 +128,7 @@ class Dispatcher:
         self._slots: list[Slot] = []
         self._failed_starts = 0  # in a row, like the deaths: since an image came through anywhere
         self._deaths = 0
+        self._control: ShardTask | None = None  # one image, as a probe, of a shard that came through whole
         self._give_up_at: float | None = None  # after an interruption
 
     def run(self, on_progress: OnProgress) -> Iterator[Outcome]:
@@ -168,12 +172,17 @@ class Dispatcher:
             self._slots.append(Slot(worker, hello, loading))
 
     def _feed(self) -> Iterator[ShardFailure]:
-        """Hand out shards: a suspect goes to an idle slot, which holds nothing else until it is done."""
+        """Hand out shards: a suspect goes to an idle slot, which holds nothing else until it is done, and so
+        does a control.
+        """
         ready = [slot for slot in self._slots if slot.ready and slot.suspect is None]
-        if self._suspects and ready:
+        control = self._control if self._doubts() else None
+        if ready and (control or (self._suspects and not self._doubts())):
             slot = min(ready, key=lambda slot: len(slot.work))  # kept from new work until it is idle
             ready.remove(slot)
-            if not slot.work:
+            if not slot.work and control:
+                self._give(slot, control)
+            elif not slot.work:
                 slot.suspect = self._suspects.popleft()
                 self._give(slot, slot.suspect.next_task())
         for _ in range(self._limits.shards_in_flight):
@@ -184,6 +193,11 @@ class Dispatcher:
                         yield task
                     else:
                         self._give(slot, task)
+
+    def _doubts(self) -> bool:
+        """Whether one more death ends the run, and something that is no suspect can be tried before that."""
+        trusted = self._control or self._queue or any(slot.work and not slot.suspect for slot in self._slots)
+        return bool(trusted) and 0 < self._deaths == self._deaths_allowed - 1
 
     def _give(self, slot: Slot, task: ShardTask) -> None:
         slot.work[self._crew.call(slot.worker, "run", task)] = task
@@ -229,13 +243,18 @@ class Dispatcher:
         if isinstance(outcome, ShardReceipt):
             if any(image.image_id not in task.deadly for image in task.images):
                 self._came_through()
+            if task.images and not outcome.tally.statuses["rejected"]:
+                self._control = replace(task, images=task.images[:1], probe=True)
             if suspect is not None and task.probe:
                 suspect.survived()
                 if self._give_up_at is None:
                     slot.suspect = suspect
                     self._give(slot, suspect.next_task())
                 return
-        yield outcome
+        elif task is self._control:
+            self._control = None  # its storage fails: it tells nothing about the workers
+        if suspect is not None or not task.probe:  # a control is nobody's shard
+            yield outcome
 
     def _came_through(self) -> None:
         self._failed_starts = self._deaths = 0
@@ -250,14 +269,14 @@ class Dispatcher:
             self._trip(self._failed_starts, FAILED_STARTS * self._workers, "died while starting", lost)
             return
         proof = self._crew.node_lives(slot.node) and not lost.preempted
-        news = slot.suspect is None or not slot.suspect.is_tried_again
+        counts = slot.suspect is None or not (slot.suspect.is_tried_again or self._doubts())
         if slot.suspect is None:
-            self._suspects.extend(Suspect(task) for task in slot.work.values())
+            self._suspects.extend(Suspect(task) for task in slot.work.values() if not task.probe)
         elif gave_up := slot.suspect.died(proof):
             yield ShardFailure(slot.suspect.task.shard, gave_up)
         else:
             self._suspects.append(slot.suspect)
-        if proof and news:
+        if proof and counts:
             self._deaths += 1
             done = "died over their images, and none came through in between"
             self._trip(self._deaths, self._deaths_allowed, done, lost)

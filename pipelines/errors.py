@@ -4,13 +4,13 @@
     ├── UsageError           2   wrong use: an input that is not there, two inputs with one key
     │   └── ConfigError      2   wrong configuration
     ├── CorpusError          2   a corpus that cannot be read, or is not the one this run would write
-    │   └── CorpusUnavailable    its storage does not give it, for now; within a run tried again, then 4
+    │   └── CorpusUnavailable    its storage does not give it, for now; by a run tried again, then 4
     ├── VerificationFailed   3   `maskmill verify` found something
     ├── IncompleteRun        4   shards are left undone
     └── InputRejected        –   one image that cannot be used: it becomes a `rejected` row and stops nothing
 
 What is not in the tree is either infrastructure (storage and memory, `pipelines.worker.is_infrastructure`:
-tried again, then a shard left undone) or a bug (exit code 1).
+tried again (`pipelines.patience`), then a shard left undone) or a bug (exit code 1).
 """
 
 
@@ -45,8 +45,12 @@ class CorpusUnavailable(CorpusError, OSError):  # noqa: N818  (of the moment, no
     """A file of the corpus that could not be read though nothing is known against it: the storage failed, or
     memory ran out.
 
-    An OSError too, so that whoever tries storage again that fails tries this again.
+    An OSError too, so that whoever tries storage again that fails tries this again; with its number.
     """
+
+    def __init__(self, message: str, number: int | None = None) -> None:
+        super().__init__(message)
+        self.errno = number
 
 
 class VerificationFailed(MaskmillError):  # noqa: N818  (a finding, not an error of the program)

@@ -9,9 +9,11 @@ The same command does whatever is left to do: all of it, the rest after a kill, 
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,15 +22,16 @@ from rich.console import Console
 from pipelines import manifest, recorded, storage
 from pipelines.breaker import check_unwritten, too_many_refused
 from pipelines.config import RunConfig, digest
-from pipelines.errors import IncompleteRun, UsageError
+from pipelines.errors import IncompleteRun
 from pipelines.lease import Lease, held
+from pipelines.patience import opening, retrying
 from pipelines.plan import PLAN, Mode, Run, open_run, refuse_foreign
 from pipelines.report import LiveLine, summary_table
 from pipelines.retry import refused_images, shard_sha256
 from pipelines.shards import SHARDS
 from pipelines.sources import list_inputs
 from pipelines.tasks import Job, OnProgress, ShardFailure, ShardReceipt, ShardTask, Tally
-from pipelines.worker import make_generator, one_line, retrying, run_shard, weights_sha256
+from pipelines.worker import make_generator, one_line, run_shard, weights_sha256
 
 
 def generate(
@@ -45,22 +48,22 @@ def generate(
 
     `ray` is a cluster's address; None starts a Ray for the run, and `workers: 0` does without. `retry` names
     the classes of refused images that are to be run again. `cleared` is called as `open_run` says. Raises
-    UsageError and CorpusError before any work; IncompleteRun at once where another run is at it, when what is
-    in hand is finished where the breaker trips, else after all that could be done.
+    UsageError and CorpusError before any work; IncompleteRun at once where another run is at it, or the
+    storage of a corpus that is there keeps failing, when what is in hand is finished where the breaker trips,
+    else after all that could be done.
     """
     console = Console(soft_wrap=True, markup=False, highlight=False)
     out, config = out.absolute(), _with_absolute_checkpoint(config)
     listed = list_inputs(inputs, config.input.extensions, config.input.image_column, console.print)
     record = _record(config)
-    with storage.failing_as(UsageError, out):
-        refuse_foreign(out)
-    with held(out, console.print) as lease, _swept(out, lease):
-        with storage.failing_as(UsageError, out):
-            run = open_run(out, listed, record, config.shard_size, mode, cleared)
-            del listed  # the run reads its plan from the disk
-            work = _work_of(run, retry, console)
+    is_there = opening(lambda: refuse_foreign(out), out, is_there=True)  # or that cannot be told
+    with held(out, console.print, is_there=is_there) as lease, _swept(out, lease):
+        open_it = partial(open_run, out, listed, record, config.shard_size, mode, cleared)
+        run = opening(open_it, out, is_there=is_there)
+        del listed, open_it  # the run reads its plan from the disk
+        work = opening(lambda: _work_of(run, retry, console), out, is_there=True)
         if not work.shards:
-            if not (out / manifest.CORPUS).exists():
+            if not work.is_closed:
                 _finish(run)
             console.print(f"{out}: complete, nothing to do")
             return Tally()
@@ -69,11 +72,14 @@ def generate(
 
 @dataclass(frozen=True, slots=True)
 class _Work:
-    """What this call has to do: shards that are not there, and refused images of shards that are."""
+    """What this call has to do: shards that are not there, and refused images of shards that are; whether
+    the corpus is closed already.
+    """
 
     run: Run
     todo: Sequence[int]
     again: Mapping[int, frozenset[int]]
+    is_closed: bool
 
     @property
     def shards(self) -> list[int]:
@@ -99,23 +105,25 @@ class _Work:
 
 
 def _work_of(run: Run, retry: Collection[str], console: Console) -> _Work:
-    """What is left to do. Where refused images are run again, `corpus.json` goes before any shard changes."""
+    """What is left to do. Where refused images are run again, `corpus.json` goes before any shard changes.
+
+    Tells of it when all is known, since storage that fails has it asked again.
+    """
     todo = run.todo()
     there = sorted(set(run.plan.shards) - set(todo))
+    again, classes = refused_images(run.out, there, retry) if retry else ({}, Counter())
+    if again:
+        recorded.reopen(run.out, again)
+    is_closed = (run.out / manifest.CORPUS).exists()
     if there and todo:
         images = run.plan.size(there)
         console.print(f"{run.out}: {len(there)} of {len(run.plan.shards)} shards are there ({images} images)")
-    if not retry:
-        return _Work(run, todo, {})
-    again, classes = refused_images(run.out, there, retry)
-    if again:
-        recorded.reopen(run.out, again)
-    else:
+    if retry and not again:
         found = ", ".join(f"{name} ({count})" for name, count in sorted(classes.items())) or "none"
         console.print(
             f"{run.out}: no image is refused as {' or '.join(retry)}; the classes there are: {found}"
         )
-    return _Work(run, todo, again)
+    return _Work(run, todo, again, is_closed)
 
 
 def _do(work: _Work, config: RunConfig, ray: str | None, lease: Lease, console: Console) -> Tally:
@@ -207,7 +215,7 @@ def _swept(out: Path, lease: Lease) -> Iterator[None]:
 
 def _finish(run: Run) -> dict[str, Any]:
     with storage.failing_as(IncompleteRun, run.out):
-        return manifest.finish_corpus(run.out, run.plan.shards)
+        return retrying(lambda: manifest.finish_corpus(run.out, run.plan.shards))
 
 
 def _with_absolute_checkpoint(config: RunConfig) -> RunConfig:

@@ -27,7 +27,8 @@ from pathlib import Path
 from typing import BinaryIO
 
 from pipelines import storage
-from pipelines.errors import IncompleteRun, UsageError
+from pipelines.errors import IncompleteRun
+from pipelines.patience import opening
 from pipelines.places import as_os_errors
 
 LEASE = "lease.json"
@@ -139,14 +140,14 @@ class Lease:
 
 
 @contextmanager
-def held(out: Path, say: Callable[[str], None]) -> Iterator[Lease]:
+def held(out: Path, say: Callable[[str], None], *, is_there: bool = False) -> Iterator[Lease]:
     """Hold the lease of the corpus `out` for the block.
 
     Another machine's lease is watched (see `_watch`), of which `say` is told. Raises IncompleteRun, naming
-    the holder, where that one is at work; UsageError where `out` cannot be written.
+    the holder, where that one is at work; where `out` cannot be written, what `opening` raises.
     """
-    with storage.failing_as(UsageError, out):
-        lease = Lease(out, _take(out, say))
+    me = _this_process()
+    lease = Lease(out, opening(lambda: _take(out, me, say), out, is_there=is_there))
     try:
         yield lease
     finally:
@@ -166,8 +167,7 @@ def read_lease(out: Path) -> Holder | None:
         return None
 
 
-def _take(out: Path, say: Callable[[str], None]) -> Holder:
-    me = _this_process()
+def _take(out: Path, me: Holder, say: Callable[[str], None]) -> Holder:
     for _ in range(TRIES):
         try:
             if storage.link(out / LEASE, lambda file: _write(file, me.renewed())):
@@ -182,6 +182,8 @@ def _take(out: Path, say: Callable[[str], None]) -> Holder:
             time.sleep(random.uniform(0.1, 1.0))
             continue
         found = read_lease(out)
+        if found is not None and found.token == me.token:
+            return me  # it was put, and the answer was lost
         if found is not None and not found.is_gone:
             if found.is_local and found.left > 0:
                 raise _refusal(out, found)

@@ -27,7 +27,7 @@ from pipelines.recorded import BEFORE, recorded, refuse_changed
 from pipelines.recorded import CORPUS as CORPUS
 from pipelines.schema import FORMAT_NAME, FORMAT_VERSION, STATUSES
 from pipelines.sealed import canonical, fingerprint, read_json, sealed, sha256_hex, write_json
-from pipelines.shards import UNREADABLE, committed_shards, open_parquet, shard_path, unreadable
+from pipelines.shards import committed_shards, open_parquet, reading, shard_path
 
 RUN = "run.json"
 CONVENTIONS: dict[str, str] = {
@@ -208,10 +208,8 @@ def _totals(out: Path, shards: range, digest: str) -> dict[str, Any]:
         path = shard_path(out, shard)
         columns = ["image_id", "status", "error.class", "candidates", "drops", "annotations.list.element.id"]
         with open_parquet(path) as file:
-            try:
+            with reading(path):
                 table = file.read(columns)
-            except UNREADABLE as error:
-                raise unreadable(path, error) from None
             same = file.metadata.metadata.get(b"maskmill.run_digest") == digest.encode()
             if not (same and np.array_equal(table["image_id"].to_numpy(), planned[shard])):
                 raise CorpusError(f"{path}: made by another run; remove it, then run the same command again")
@@ -235,11 +233,8 @@ def _planned_ids(out: Path, shards: range) -> list[npt.NDArray[np.int64]]:
     """The ids of each shard's images, in plan order."""
     tables = []
     for path in sorted((out / "plan").glob("part-*.parquet")):
-        with open_parquet(path) as file:
-            try:
-                tables.append(file.read(["image_id", "shard"]))
-            except UNREADABLE as error:
-                raise unreadable(path, error) from None
+        with open_parquet(path) as file, reading(path):
+            tables.append(file.read(["image_id", "shard"]))
     table = pa.concat_tables(tables)
     return np.split(
         table["image_id"].to_numpy(), np.searchsorted(table["shard"].to_numpy(), np.arange(1, len(shards)))

@@ -117,17 +117,20 @@ _groups = _RowGroups()
 
 def _unpacked(file: pq.ParquetFile, group: int, column: str) -> pa.ChunkedArray | InputRejected:
     """The images of a row group, or what is wrong with it, which each of its rows is then refused for."""
+    if column not in file.schema_arrow.names:
+        raise OSError(f"there is no column {column!r} any more")
     images: list[pa.Array] = []
     size = 0
     try:
-        # A row at a time: a dictionary makes any number of rows out of one value.
-        for batch in file.iter_batches(1, row_groups=[group], columns=[column]):
-            images.append(batch[column])
-            size += batch.nbytes
-            if size > MAX_GROUP_BYTES:
-                return InputRejected(
-                    "read", "TooLarge", f"its row group unpacks to over {MAX_GROUP_BYTES} bytes"
-                )
+        with as_os_errors():
+            # A row at a time: a dictionary makes any number of rows out of one value.
+            for batch in file.iter_batches(1, row_groups=[group], columns=[column]):
+                images.append(batch[column])
+                size += batch.nbytes
+                if size > MAX_GROUP_BYTES:
+                    return InputRejected(
+                        "read", "TooLarge", f"its row group unpacks to over {MAX_GROUP_BYTES} bytes"
+                    )
     except (OSError, pa.ArrowException) as error:
         if not _is_damage(error):
             raise

@@ -15,6 +15,7 @@ import errno
 import logging
 import os
 import re
+import traceback
 from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
@@ -34,6 +35,7 @@ _LIBRARIES = {
     "aiobotocore", "aiohttp", "botocore", "fsspec", "gcsfs", "google", "httpcore", "httpcore2", "httpx",
     "httpx2", "huggingface_hub", "requests", "s3fs", "urllib3",
 }  # fmt: skip
+_PLAIN = (OSError, ValueError, RuntimeError)
 _USER = re.compile(r"(://)(?:[^/\s]+|[^/\s@]*:[^\s@]*)@")  # a password may have a `/`
 _SIGNED = re.compile(
     r"([?&](?:X-(?:Amz|Goog)-[\w-]+|AWSAccessKeyId|Signature|Key-Pair-Id|Policy|access_token|token|sig)=)[^&\s'\"]+",
@@ -88,7 +90,8 @@ def _library_of(scheme: str) -> Any:
 
     # Else gcsfs asks Google's control plane, by gRPC and before each request, what kind of bucket it is.
     os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
-    logging.getLogger("gcsfs").setLevel(logging.CRITICAL)  # it logs what it raises, with its traceback
+    for logs_what_it_raises in ("gcsfs", "fsspec.prefetcher"):  # with its traceback
+        logging.getLogger(logs_what_it_raises).setLevel(logging.CRITICAL)
     return get_filesystem_class(scheme)
 
 
@@ -135,18 +138,36 @@ def redacted(text: str) -> str:
 
 @contextlib.contextmanager
 def as_os_errors() -> Iterator[None]:
-    """Raise what a store's library raises in the block as an OSError of one line, without credentials."""
+    """Raise what a store's library raises in the block as an OSError of one line, without credentials; a
+    PermissionError where the store knows its caller and refuses.
+    """
     try:
         yield
     except Exception as error:
         if isinstance(error, FileNotFoundError) or not is_stores(error):
             raise
-        raise OSError(errno.EIO, " ".join(redacted(f"{type(error).__name__}: {error}").split())) from None
+        number = errno.EACCES if _is_refusal(error) else errno.EIO
+        raise OSError(number, " ".join(redacted(f"{type(error).__name__}: {error}").split())) from None
 
 
 def is_stores(error: BaseException) -> bool:
-    """Whether this is an error of a kind that a store's library has made for itself."""
-    return any(kind.__module__.partition(".")[0] in _LIBRARIES for kind in type(error).__mro__)
+    """Whether a store's library raised this: an error of a kind of its own, or a plain one of Python's that
+    came out of its code.
+
+    gcsfs says 403 by an OSError without a number, as pyarrow does of damage, and 400 by a ValueError. Where
+    it came from is told by the traceback, which pyarrow keeps when it reads through a store's file.
+    """
+    if any(kind.__module__.partition(".")[0] in _LIBRARIES for kind in type(error).__mro__):
+        return True
+    if not isinstance(error, _PLAIN) or getattr(error, "errno", None) is not None:
+        return False
+    modules = (frame.f_globals.get("__name__", "") for frame, _ in traceback.walk_tb(error.__traceback__))
+    return any(module.partition(".")[0] in _LIBRARIES for module in modules)
+
+
+def _is_refusal(error: BaseException) -> bool:
+    plain = isinstance(error, OSError) and str(error).startswith("Forbidden: ")  # gcsfs, of 403
+    return plain or isinstance(error, PermissionError) or store_code(error) in ("401", "403")
 
 
 def store_code(error: BaseException) -> str:
@@ -161,9 +182,19 @@ def store_code(error: BaseException) -> str:
 
 
 def is_home_there(path: Path) -> bool:
-    """Whether the bucket, or the Hub's repository, that an object lies in is there. Raises OSError."""
+    """Whether the bucket, or the Hub's repository and revision, that an object lies in is there now.
+
+    Raises OSError.
+    """
     store, name = store_of(path)
-    kinds = ("datasets/", "spaces/", "models/", "kernels/", "buckets/")
-    depth = 1 if scheme_of(str(path)) != "hf" else 3 if name.startswith(kinds) else 2
     with as_os_errors():
-        return bool(store.exists("/".join(name.split("/")[:depth]).partition("@")[0]))
+        if scheme_of(str(path)) != "hf":
+            return bool(store.exists(name.partition("/")[0]))
+        hub = type(store)(
+            **store.storage_options, skip_instance_cache=True
+        )  # an older one answers from memory
+        try:
+            hub.resolve_path(name)
+        except FileNotFoundError:
+            return False
+        return True

@@ -32,16 +32,14 @@ from pipelines.archives import INPUT_SCHEMA
 from pipelines.errors import CorpusError, CorpusUnavailable, UsageError
 from pipelines.lease import LEASE
 from pipelines.manifest import RunRecord
-from pipelines.places import as_os_errors
 from pipelines.plan_changes import new_inputs
 from pipelines.schema import FORMAT_VERSION, PLAN_SCHEMA
 from pipelines.shards import (
     SHARDS,
-    UNREADABLE,
     committed_shards,
     open_parquet,
+    reading,
     shard_path,
-    unreadable,
     write_parquet,
 )
 from pipelines.sources import in_order
@@ -269,13 +267,9 @@ def read_part(path: Path) -> Iterator[pa.Table]:
 
 def read_group(path: Path, group: int, columns: Sequence[str] | None = None) -> pa.Table:
     """A row group of a part of the plan; CorpusError where it cannot be read or has nulls."""
-    with open_parquet(path) as file:
-        try:
-            with as_os_errors():
-                table = file.read_row_group(group, columns and list(columns))
-            table.validate(full=True)
-        except UNREADABLE as error:
-            raise unreadable(path, error) from None
+    with open_parquet(path) as file, reading(path):
+        table = file.read_row_group(group, columns and list(columns))
+        table.validate(full=True)
     if any(column.null_count for column in table.columns):
         raise CorpusError(f"{path}: expected the columns {', '.join(PLAN_SCHEMA.names)}, without nulls")
     return table
@@ -283,10 +277,8 @@ def read_group(path: Path, group: int, columns: Sequence[str] | None = None) -> 
 
 def _group_count(path: Path) -> int:
     with open_parquet(path) as file:
-        try:
+        with reading(path):
             schema = file.schema_arrow
-        except UNREADABLE as error:
-            raise unreadable(path, error) from None
         if not schema.equals(PLAN_SCHEMA):
             raise CorpusError(f"{path}: expected the columns {', '.join(PLAN_SCHEMA.names)}, without nulls")
         return int(file.num_row_groups)
@@ -308,12 +300,12 @@ def _refuse_other_run(out: Path, record: RunRecord) -> None:
         )
 
 
-def refuse_foreign(out: Path) -> None:
-    """Raise CorpusError where the folder has something in it and is not a corpus."""
+def refuse_foreign(out: Path) -> bool:
+    """Whether a corpus is there; CorpusError where the folder has something in it and is not one."""
     if out.exists() and not out.is_dir():
         raise CorpusError(f"{out}: expected a folder for the corpus, this is a file; choose another --out")
     if not out.exists() or _is_blank(out):
-        return
+        return False
     try:
         manifest.read_run(out)
     except CorpusUnavailable:
@@ -323,6 +315,7 @@ def refuse_foreign(out: Path) -> None:
             f"{out}: the folder is neither empty nor a corpus of this format ({error}); "
             "choose another --out, or empty it yourself"
         ) from None
+    return True
 
 
 def _is_blank(out: Path) -> bool:

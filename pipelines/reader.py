@@ -86,14 +86,18 @@ def _read_part(path: Path, part: str, max_bytes: int) -> bytes:
     fields = {name: values[0] for name, values in parse_qs(part, keep_blank_values=True).items()}
     try:
         if "row" in fields:
-            data = read_row(path, int(fields["row"]), fields["column"])
-            _hold(len(data), max_bytes)
-            return data
-        offset, size = int(fields["offset"]), int(fields["size"])
-    except pa.ArrowException as error:  # some are ValueErrors too
-        raise OSError(errno.EIO, str(error), str(path)) from None
+            row, column = int(fields["row"]), fields["column"]
+        else:
+            offset, size = int(fields["offset"]), int(fields["size"])
     except (KeyError, ValueError):
         raise InputRejected("read", "Unreadable", f"#{part} names no part of an archive") from None
+    if "row" in fields:
+        try:
+            data = read_row(path, row, column)
+        except pa.ArrowException as error:
+            raise OSError(errno.EIO, str(error), str(path)) from None
+        _hold(len(data), max_bytes)
+        return data
     _hold(size, max_bytes)
     data = _read_range(path, offset, size)
     if len(data) != size:

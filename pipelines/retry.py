@@ -20,7 +20,7 @@ import pyarrow as pa
 from pipelines import manifest, storage
 from pipelines.places import as_os_errors
 from pipelines.sealed import fingerprint
-from pipelines.shards import UNREADABLE, open_parquet, shard_metadata, shard_path, unreadable, write_parquet
+from pipelines.shards import open_parquet, reading, shard_metadata, shard_path, unreadable, write_parquet
 from pipelines.tasks import ShardTask
 
 
@@ -35,12 +35,8 @@ def refused_images(
     counts: Counter[str] = Counter()
     for shard in shards:
         path = shard_path(out, shard)
-        with open_parquet(path) as file:
-            try:
-                with as_os_errors():
-                    table = file.read(["image_id", "error.class"])
-            except UNREADABLE as error:
-                raise unreadable(path, error) from None
+        with open_parquet(path) as file, reading(path):
+            table = file.read(["image_id", "error.class"])
         errors = zip(table["image_id"].to_pylist(), table["error"].to_pylist(), strict=True)
         refused = {image_id: error["class"] for image_id, error in errors if error}
         counts.update(refused.values())
@@ -70,12 +66,12 @@ def replace_rows(
     """
     path = shard_path(out, task.shard)
     with open_parquet(path) as file:
+        with reading(path):
+            table = file.read().replace_schema_metadata(None)
         try:
-            with as_os_errors():
-                table = file.read().replace_schema_metadata(None)
             said = json.loads(file.metadata.metadata[b"maskmill.seconds"])
             spent = Counter(said) + Counter(dict(seconds))
-        except (*UNREADABLE, KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError) as error:
             raise unreadable(path, error) from None
     merged = pa.concat_tables(_in_place(table, fresh))
 

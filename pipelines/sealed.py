@@ -20,7 +20,7 @@ def read_json(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise CorpusError(f"{path}: missing") from None
     except OSError as error:
-        raise CorpusUnavailable(f"{path}: cannot be read: {error}") from None
+        raise CorpusUnavailable(f"{path}: cannot be read: {error}", error.errno) from None
     except (ValueError, RecursionError) as error:
         raise CorpusError(f"{path}: cannot be read: {error}") from None
     if not isinstance(content, dict):

@@ -6,6 +6,7 @@ in bytes, not rows, since a row is a few kilobytes of masks or, with its image e
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -96,10 +97,17 @@ def write_parquet(
 
 def open_parquet(path: Path) -> pq.ParquetFile:
     """A Parquet file of a corpus, to be read with its page checksums held; CorpusError where it cannot be."""
+    with reading(path):
+        source = path.open("rb") if is_remote(path) else pa.OSFile(os.fsencode(path))
+        return pq.ParquetFile(source, page_checksum_verification=True)
+
+
+@contextlib.contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Raise what the block finds of a file of a corpus while it reads it as `unreadable` has it."""
     try:
         with as_os_errors():
-            source = path.open("rb") if is_remote(path) else pa.OSFile(os.fsencode(path))
-            return pq.ParquetFile(source, page_checksum_verification=True)
+            yield
     except UNREADABLE as error:
         raise unreadable(path, error) from None
 
@@ -111,9 +119,10 @@ def unreadable(path: Path, error: Exception) -> CorpusError:
     finds wrong with a file's contents is a plain OSError without one.
     """
     message = " ".join(redacted(str(error)).split())[:300] or type(error).__name__
-    refused = isinstance(error, OSError) and (type(error) is not OSError or error.errno is not None)
-    refused = refused or isinstance(error, MemoryError)
-    return (CorpusUnavailable if refused else CorpusError)(f"{path}: cannot be read: {message}")
+    message = f"{path}: cannot be read: {message}"
+    if isinstance(error, OSError) and (type(error) is not OSError or error.errno is not None):
+        return CorpusUnavailable(message, error.errno)
+    return (CorpusUnavailable if isinstance(error, MemoryError) else CorpusError)(message)
 
 
 def _row_groups(table: pa.Table, limit: int) -> Iterator[pa.Table]:

@@ -9,9 +9,10 @@ file.
 An object store has neither names to link nor folders to flush: there a file is written to memory and put in
 one request, on the condition that its name is free (S3: `If-None-Match: *`; Google: `ifGenerationMatch=0`). A
 large one goes in parts, which become an object in one request too, on the same condition; where one of them
-fails the others are thrown away. A store that does not know the condition was asked whether the name is free,
-and more cannot be had of it. Nothing is ever streamed to a final name: a writer that raises would leave a
-stump there.
+fails the others are thrown away. An object that is checked before it is replaced is replaced in S3 on the
+condition that it is the one that was checked (`If-Match`). A store that does not know the condition was asked
+whether the name is free, and more cannot be had of it. Nothing is ever streamed to a final name: a writer
+that raises would leave a stump there.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ _SUFFIX = ".tmp"
 PART_BYTES = 512 << 20
 """A file below this is one request, of which a killed process leaves nothing; S3 would take 5 GiB in one."""
 
+_REFUSALS = (errno.EACCES, errno.EPERM, errno.EROFS, errno.EEXIST, errno.ENOTDIR)
 _TAKEN = {"PreconditionFailed", "412"}
 _BUSY = {"ConditionalRequestConflict", "OperationAborted", "409"}
 _NO_CONDITIONS = {"NotImplemented", "501"}
@@ -62,37 +64,40 @@ def link(path: Path, write: Callable[[BinaryIO], None]) -> bool:
     return True
 
 
-def replace(path: Path, write: Callable[[BinaryIO], None], check: Callable[[], None] = lambda: None) -> None:
+def replace(path: Path, write: Callable[[BinaryIO], None], check: Callable[[], None] | None = None) -> None:
     """Make `path` out of what `write` writes; a reader sees the old file or the new one, never a mixture.
 
-    `check` is called when all is written and flushed, just before; what it raises leaves the old file there.
+    `check` looks at the old file when all is written and flushed, just before; what it raises leaves that
+    file there. In S3 the new one then takes the place of the very object that was looked at, or of none.
     """
     if is_remote(path):
-        store, name = _writable(path)
-        content = _content(write)
-        check()
-        with as_os_errors():
-            store.pipe_file(name, content, chunksize=PART_BYTES)
+        _put(path, write, check)
         return
     with _written(path, write) as temporary:
-        check()
+        if check is not None:
+            check()
         temporary.replace(path)
     _sync_folder(path.parent)
 
 
 @contextlib.contextmanager
-def failing_as(kind: type[MaskmillError], path: Path) -> Iterator[None]:
-    """Make an OSError of the block, which works at or below `path`, the one-line error of a kind."""
+def failing_as(
+    kind: type[MaskmillError], path: Path, refused: type[MaskmillError] | None = None
+) -> Iterator[None]:
+    """Make an OSError of the block, which works at or below `path`, the one-line error of a kind: `refused`,
+    where one is given, if the place is none that this user can write to.
+    """
     try:
         with as_os_errors():
             yield
-    except CorpusUnavailable as error:
-        raise kind(str(error)) from None
-    except (FileExistsError, NotADirectoryError):
-        raise kind(f"{path}: cannot be written: a file is in the place of a folder") from None
     except OSError as error:
+        chosen = refused if refused is not None and error.errno in _REFUSALS else kind
+        if isinstance(error, CorpusUnavailable):
+            raise chosen(str(error)) from None
         reason = redacted(error.strerror or str(error) or type(error).__name__)
-        raise kind(f"{path}: cannot be written: {reason}") from None
+        if isinstance(error, FileExistsError | NotADirectoryError):
+            reason = "a file is in the place of a folder"
+        raise chosen(f"{path}: cannot be written: {reason}") from None
 
 
 def remove(*paths: Path) -> None:
@@ -118,6 +123,28 @@ def sweep(folder: Path) -> int:
     for path in left:
         path.unlink(missing_ok=True)
     return len(left)
+
+
+def _put(path: Path, write: Callable[[BinaryIO], None], check: Callable[[], None] | None) -> None:
+    """Put an object whatever is there; with a check, if what is there is what was checked."""
+    store, name = _writable(path)
+    content = _content(write)
+    with as_os_errors():
+        condition: dict[str, str] = {}
+        # gcsfs takes no condition but that a name is free, nor s3fs one for an object in parts.
+        if check is not None and scheme_of(str(path)) == "s3" and len(content) < 2 * PART_BYTES:
+            condition = {"IfMatch": store.info(name)["ETag"]}  # asked before the check, so of no later object
+        if check is not None:
+            check()
+        try:
+            store.pipe_file(name, content, chunksize=PART_BYTES, **condition)
+        except OSError as error:
+            code = store_code(error)
+            if check is not None and code in _TAKEN | _BUSY:
+                check()  # which tells what became of it
+            if not condition or code not in _NO_CONDITIONS:
+                raise
+            store.pipe_file(name, content, chunksize=PART_BYTES)
 
 
 def _put_new(path: Path, write: Callable[[BinaryIO], None]) -> bool:

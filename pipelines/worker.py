@@ -16,7 +16,6 @@ import copy
 import functools
 import itertools
 import logging
-import random
 import socket
 import time
 from collections import deque
@@ -24,14 +23,16 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol, TypeVar
+from typing import TYPE_CHECKING, Protocol
 
 from engine.records import GeneratedMasks
 from model.zoo import CheckpointError
+from pipelines import patience
 from pipelines.config import ModelConfig, RunConfig
 from pipelines.decode import DecodedImage, decode_image
 from pipelines.errors import ConfigError, CorpusError, CorpusUnavailable, InputRejected, UsageError
 from pipelines.manifest import read_run
+from pipelines.patience import COMMIT_ATTEMPTS, retrying
 from pipelines.plan import PlannedImage
 from pipelines.reader import read_input
 from pipelines.retry import replace_rows
@@ -45,11 +46,6 @@ if TYPE_CHECKING:
     from engine import MaskGenerator
 
 log = logging.getLogger(__name__)
-T = TypeVar("T")
-
-ATTEMPTS = 4
-COMMIT_ATTEMPTS = 6  # a quarter of a minute of pauses: by then the shard has cost its work
-FIRST_PAUSE_SECONDS = 0.5  # doubled after each attempt
 
 
 class Generates(Protocol):
@@ -139,7 +135,7 @@ def run_shard(
     `on_progress` gets a copy of the counts after each batch of images. Returns a ShardFailure where storage
     or memory kept failing; whatever else is raised is a bug.
     """
-    for pause in (FIRST_PAUSE_SECONDS, 0):
+    for pause in (patience.FIRST_PAUSE_SECONDS, 0):
         try:
             return _attempt(task, generator, job, on_progress)
         except (OSError, MemoryError, RuntimeError) as error:
@@ -272,19 +268,3 @@ def _commit(task: ShardTask, rows: list[ImageRow], job: Job, tally: Tally) -> bo
     committed = retrying(write, COMMIT_ATTEMPTS)
     tally.add_seconds({"write": time.perf_counter() - built})
     return committed
-
-
-def retrying(call: Callable[[], T], attempts: int = ATTEMPTS) -> T:
-    """The call's answer; on an OSError, again after a pause that doubles, so many times in all.
-
-    Each pause is drawn from half of it to half as much again: a hundred workers that a storage turned away
-    at once do not come back at once.
-    """
-    for attempt in range(attempts - 1):
-        try:
-            return call()
-        except OSError as error:
-            pause = FIRST_PAUSE_SECONDS * 2**attempt * random.uniform(0.5, 1.5)
-            log.info("trying again in %.1f s: %s", pause, error)
-            time.sleep(pause)
-    return call()

@@ -17,7 +17,9 @@ COMMIT = "c" * 40
 
 
 class Hub(ThreadingHTTPServer):
-    """`files` by path; `asked`: the requests that were not about what is there, but for its bytes."""
+    """`files` by path; `asked`: the requests that were not about what is there, but for its bytes; `gone`:
+    the dataset ("RepoNotFound"), or what was its only revision ("RevisionNotFound").
+    """
 
     daemon_threads = True
 
@@ -26,6 +28,7 @@ class Hub(ThreadingHTTPServer):
         self.files = files
         self.asked: list[str] = []
         self.answers_with: int | None = None
+        self.gone: str | None = None
 
     @property
     def address(self) -> str:
@@ -49,6 +52,8 @@ class _Handler(BaseHTTPRequestHandler):
         path, api = unquote(urlsplit(self.path).path), f"/api/datasets/{DATASET}"
         if self.server.answers_with:
             self._say(self.server.answers_with, {"error": "Internal Error"})
+        elif self.server.gone and path != (api if self.server.gone == "RevisionNotFound" else None):
+            self._say(404, {"error": "Not found"}, self.server.gone)
         elif path == api or path.startswith(f"{api}/revision/"):
             self._say(200, {"_id": "1", "id": DATASET, "sha": COMMIT, "private": False, "siblings": []})
         elif path.startswith(f"{api}/tree/"):

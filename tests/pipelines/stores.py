@@ -6,6 +6,7 @@ import json
 import logging
 import socket
 import struct
+import tarfile
 import threading
 import time
 from collections.abc import Callable
@@ -14,7 +15,10 @@ from http.client import HTTPConnection
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import parse_qs, quote, urlsplit
 
-from pipelines import places
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipelines import parquet_source, places, worker
 
 CREDENTIALS = {
     "AWS_ACCESS_KEY_ID": "AKIDTESTING",
@@ -29,6 +33,35 @@ CREDENTIALS = {
 WHOLE = ["corpus.json", "plan/part-000000.parquet", "run.json"]
 WHOLE += [f"shards/shard-00000{shard}.parquet" for shard in range(2)]
 """The files of a corpus of four photographs under `tiny_settings`."""
+
+
+def packed(photos, folder):
+    """Three photographs as `a.tar` and, each in a row group of its own, as `a.parquet`; one as `a.png`."""
+    files = sorted((photos / "coffee").iterdir())
+    with tarfile.open(folder / "a.tar", "w") as tar:
+        for path in files:
+            tar.add(path, path.name)
+    table = pa.table({"image": [path.read_bytes() for path in files]})
+    pq.write_table(table, folder / "a.parquet", row_group_size=1)
+    content = {name: (folder / name).read_bytes() for name in ("a.tar", "a.parquet")}
+    return {**content, "a.png": files[0].read_bytes()}
+
+
+@contextmanager
+def at_the_first_image(monkeypatch, name, call):
+    """Call when the first bytes of an image are about to be asked for; a table is open by then."""
+    module, attribute = (parquet_source, "_unpacked") if name.endswith(".parquet") else (worker, "read_input")
+    really = getattr(module, attribute)
+
+    with monkeypatch.context() as patched:
+
+        def first(*arguments):
+            patched.setattr(module, attribute, really)
+            call()
+            return really(*arguments)
+
+        patched.setattr(module, attribute, first)
+        yield
 
 
 def words(source, out, settings):
@@ -227,7 +260,10 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 FAULTS = {
+    "400": b"<Error><Code>ExpiredToken</Code><Message>The token is invalid.</Message></Error>",
+    "401": b"<Error><Code>Unauthorized</Code><Message>Who is this?</Message></Error>",
     "403": b"<Error><Code>AccessDenied</Code><Message>Access Denied</Message></Error>",
+    "409": b"<Error><Code>ConditionalRequestConflict</Code><Message>Try again.</Message></Error>",
     "500": b"<Error><Code>InternalError</Code><Message>We encountered an internal error.</Message></Error>",
     "501": b"<Error><Code>NotImplemented</Code><Message>A header that is not implemented.</Message></Error>",
     "503": b"<Error><Code>ServiceUnavailable</Code><Message>Please try again.</Message></Error>",

@@ -332,6 +332,14 @@ def test_a_disk_that_fails_is_not_the_fault_of_the_rows(tmp_path, monkeypatch):
     assert read_input(row["uri"]) == b"0"
 
 
+@pytest.mark.parametrize("change", [{"other": [b"0", b"1"]}, {"image": [b"0"]}])
+def test_a_table_that_is_another_one_now_is_not_the_fault_of_the_rows(tmp_path, change):
+    rows = listed(parquet_of(tmp_path / "t.parquet", image=[b"0", b"1"]))
+    parquet_of(tmp_path / "t.parquet", **change)
+    with pytest.raises(OSError, match="any more"):
+        read_input(rows[1]["uri"])
+
+
 def test_a_row_group_over_the_limit(tmp_path, monkeypatch):
     """By what it says of itself, before any work; and by what a dictionary makes of it, row for row."""
     monkeypatch.setattr(parquet_source, "MAX_GROUP_BYTES", 1 << 16)

@@ -5,7 +5,7 @@ from collections import Counter
 
 import pytest
 
-from pipelines import worker
+from pipelines import patience, worker
 from pipelines.breaker import check_unwritten, too_many_refused
 from pipelines.cli import main
 from pipelines.config import BreakerConfig
@@ -93,7 +93,7 @@ def test_a_storage_that_takes_nothing_ends_the_run_before_all_is_computed(
         raise OSError("the disk is full")
 
     tried = []
-    monkeypatch.setattr(worker, "FIRST_PAUSE_SECONDS", 0.001)
+    monkeypatch.setattr(patience, "FIRST_PAUSE_SECONDS", 0.001)
     monkeypatch.setattr(worker, "commit_table", fail)
     assert main(words(photos, tmp_path / "corpus", tiny_settings, "--workers", "0")) == 4
     said = capsys.readouterr().err
@@ -125,6 +125,17 @@ def test_a_run_of_refused_images_stops_with_4_goes_on_when_asked_again_and_ends_
         done.append(len(committed_shards(out)))
     assert 0 < done[0] < done[1] < 6, "the rows that are there are not counted again"
     assert main([*typed, "--set", "breaker.rejected_share=1"]) == 0
+    assert main(["verify", str(out)]) == 0
+
+
+def test_a_run_whose_last_shard_makes_the_refused_too_many_is_done(tiny_settings, tmp_path):
+    """There is nothing left that stopping could save."""
+    collection, out = tmp_path / "photos", tmp_path / "corpus"
+    collection.mkdir()
+    for number in range(4):
+        (collection / f"{number}.png").write_text("not an image")
+    typed = words(collection, out, [*tiny_settings, "breaker.min_images=4"], "--workers", "0")
+    assert main(typed) == 0
     assert main(["verify", str(out)]) == 0
 
 

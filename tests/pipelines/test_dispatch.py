@@ -107,6 +107,48 @@ def test_neighbours_that_each_end_three_workers_are_refused_and_end_no_run(tmp_p
     assert {image for image, tries in alone.items() if tries == 3} == crew.deadly
 
 
+@pytest.mark.parametrize("bad", [0, 3, 8])
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_shard_of_nothing_but_deadly_images_is_refused_whole_and_ends_no_run(tmp_path, bad, workers):
+    """The others show, each time it looks like workers that die over whatever they get, that they do not."""
+    tasks = tasks_of(9, 32)
+    crew = Crew(ids(tasks[bad], range(288)))
+    outcomes = dispatch(crew, tasks, tmp_path, workers=workers)
+    rejected = {outcome.shard: outcome.tally.statuses["rejected"] for outcome in outcomes}
+    assert rejected == {shard: 32 * (shard == bad) for shard in range(9)}
+
+
+@pytest.mark.parametrize("when", [0, 3, 6])
+def test_workers_that_die_over_whatever_they_get_from_some_moment_on_end_the_run(tmp_path, when):
+    """An image that came through before tells."""
+    tasks = tasks_of(9, 32)
+    crew = Crew()
+
+    def break_down(_in_hand, _working):
+        if len(crew.given) > when:
+            crew.deadly = frozenset(image.image_id for task in tasks for image in task.images)
+        return True
+
+    with pytest.raises(IncompleteRun, match="10 workers in a row died over their images"):
+        dispatch(crew, tasks, tmp_path, break_down)
+    alone = Counter(task.images[0].image_id for task in crew.given if task.probe)
+    assert sum(tries == 3 for tries in alone.values()) < 10, "hardly any image pays for it"
+
+
+def test_a_control_that_its_storage_does_not_give_ends_no_run_and_is_no_shard_undone(tmp_path):
+    class Flaky(Crew):
+        def run(self, task):
+            if task.probe and task.shard != 0:
+                self.given.append(task)
+                return ShardFailure(task.shard, "the mount is gone")
+            return super().run(task)
+
+    tasks = tasks_of(9, 16)
+    outcomes = dispatch(Flaky(ids(tasks[0], range(16))), tasks, tmp_path)
+    assert all(isinstance(outcome, ShardReceipt) for outcome in outcomes)
+    assert sorted(outcome.shard for outcome in outcomes) == list(range(9))
+
+
 def test_a_task_that_cannot_be_made_is_a_shard_undone_and_the_others_are_done(tmp_path):
     tasks = tasks_of(4, 2)
     tasks[1] = ShardFailure(1, "the plan cannot be read", output=True)

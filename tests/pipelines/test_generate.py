@@ -13,7 +13,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from pipelines import generate, plan, storage, worker
+from pipelines import generate, patience, plan, storage
 from pipelines.cli import main
 from pipelines.corpus import Corpus
 from pipelines.lease import held
@@ -70,6 +70,7 @@ def test_storage_that_fails_is_one_line_that_names_the_folder(
     def fail(*_arguments):
         raise OSError(number, os.strerror(number))
 
+    monkeypatch.setattr(patience, "FIRST_PAUSE_SECONDS", 0.001)
     monkeypatch.setattr(Path if call == "replace" else os, call, fail)
     out = tmp_path / "corpus"
     typed = words(photos / "coffee", out, [*tiny_settings, "shard_size=3"], "--workers", "0")
@@ -169,7 +170,7 @@ def test_a_plan_that_the_storage_does_not_give_is_tried_again_and_then_ends_the_
                 raise OSError(errno.EIO, "Input/output error")
         return read(file, group, columns, **options)
 
-    monkeypatch.setattr(worker, "FIRST_PAUSE_SECONDS", 0.001)
+    monkeypatch.setattr(patience, "FIRST_PAUSE_SECONDS", 0.001)
     out = tmp_path / "corpus"
     typed = words(photos / "coffee", out, tiny_settings, "--workers", "0")
     with monkeypatch.context() as broken:
@@ -178,6 +179,65 @@ def test_a_plan_that_the_storage_does_not_give_is_tried_again_and_then_ends_the_
     said = capsys.readouterr().err
     assert ("2 of 2 shards are left undone" in said and "Input/output error" in said) == (code == 4)
     assert main(typed) == 0
+
+
+@pytest.fixture
+def begun(photos, tiny_settings, tmp_path):
+    """A corpus with one of its two shards, and what is typed to go on."""
+    typed = words(photos / "coffee", tmp_path / "corpus", tiny_settings, "--workers", "0")
+    assert main(typed) == 0
+    shard_path(tmp_path / "corpus", 1).unlink()
+    return typed
+
+
+@pytest.mark.parametrize(
+    ("number", "failures", "code"),
+    [
+        (errno.EIO, 3, 0),
+        (errno.EIO, 99, 4),
+        (errno.ENOSPC, 99, 4),
+        (errno.EACCES, 99, 2),
+        (errno.EROFS, 99, 2),
+    ],
+)
+@pytest.mark.parametrize(
+    ("owner", "name"),
+    [(Path, "read_bytes"), (storage, "link"), (pq.ParquetFile, "read_row_group"), (plan, "committed_shards")],
+    ids=["run.json", "lease", "plan", "shards"],
+)
+def test_a_storage_that_fails_while_a_corpus_is_opened_again(
+    begun, monkeypatch, capsys, owner, name, number, failures, code
+):
+    """It is tried again, then the run is incomplete; that the corpus is another user's is wrong use."""
+    calls, really = [], getattr(owner, name)
+
+    def fail(*arguments, **options):
+        calls.append(1)
+        if len(calls) <= failures:
+            raise OSError(number, os.strerror(number))
+        return really(*arguments, **options)
+
+    monkeypatch.setattr(patience, "FIRST_PAUSE_SECONDS", 0.001)
+    with monkeypatch.context() as broken:
+        broken.setattr(owner, name, fail)
+        assert main(begun) == code
+    said = capsys.readouterr().err
+    assert said.count("\n") == (code != 0)
+    assert (os.strerror(number) in said) == (code != 0)
+    assert main(begun) == 0
+
+
+def test_a_place_that_fails_before_anything_is_there_is_not_waited_for(
+    photos, tiny_settings, tmp_path, monkeypatch
+):
+    def fail(*_arguments):
+        calls.append(1)
+        raise OSError(errno.EIO, "Input/output error")
+
+    calls = []
+    monkeypatch.setattr(storage, "link", fail)
+    assert main(words(photos / "coffee", tmp_path / "corpus", tiny_settings, "--workers", "0")) == 2
+    assert len(calls) == 1
 
 
 def test_inputs_that_are_new_need_extend_and_get_shards_of_their_own(photos, tiny_settings, tmp_path, capsys):

@@ -4,21 +4,24 @@ The server is an emulator on loopback. It knows no conditions: those the proxy b
 documentation (`stores.GsProxy`).
 """
 
-import tarfile
 import threading
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 
-from pipelines import storage
+from pipelines import patience, storage
 from pipelines.cli import main
+from pipelines.config import load_config
 from pipelines.corpus import Corpus
-from pipelines.errors import InputRejected, UsageError
+from pipelines.errors import CorpusUnavailable, InputRejected, UsageError
+from pipelines.manifest import finish_corpus, read_run
 from pipelines.places import place, uri_of
 from pipelines.reader import read_input
+from pipelines.shards import committed_shards
 from pipelines.sources import list_inputs
+from pipelines.tasks import Job
+from pipelines.worker import check_sees_corpus
 from tests.pipelines import stores
+from tests.pipelines.corpora import make_corpus, make_photos
 from tests.pipelines.stores import WHOLE, words
 
 ENDINGS = (".png",)
@@ -110,18 +113,63 @@ def test_a_bucket_that_is_gone_is_the_stores_fault(gs):
 def test_archives_are_read_by_range(gs, asked, photos, tmp_path, monkeypatch):
     monkeypatch.setenv("MASKMILL_CACHE", str(tmp_path / "cache"))
     files = sorted((photos / "coffee").iterdir())
-    with tarfile.open(tmp_path / "a.tar", "w") as tar:
-        for path in files:
-            tar.add(path, path.name)
-    pq.write_table(pa.table({"image": [path.read_bytes() for path in files]}), tmp_path / "a.parquet")
-    for name in ("a.tar", "a.parquet"):
-        upload(gs, f"archives/{name}", (tmp_path / name).read_bytes())
+    for name, content in stores.packed(photos, tmp_path).items():
+        upload(gs, f"archives/{name}", content)
     inputs = list_inputs(["gs://photos/archives/*.tar", "gs://photos/archives/a.parquet"], ENDINGS)
     uris = inputs["uri"].to_pylist()
     assert [read_input(uri) for uri in uris] == [path.read_bytes() for path in files] * 2
     asked.clear()
     assert read_input(uris[-1]) == files[-1].read_bytes()
     assert [one.partition(" ")[0] for one in asked] == ["GET"]
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.tar", "a.parquet"])
+@pytest.mark.parametrize("code", ["400", "401", "403"])
+def test_a_refusal_in_mid_run_is_no_damage(
+    gs, server, photos, tiny_settings, tmp_path, monkeypatch, capsys, name, code
+):
+    """A permission that was lost, a token that has run out."""
+    monkeypatch.setenv("MASKMILL_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(patience, "FIRST_PAUSE_SECONDS", 0.01)
+    upload(gs, f"refused{code}/{name}", stores.packed(photos, tmp_path)[name])
+    typed = words(f"gs://photos/refused{code}/{name}", tmp_path / "corpus", tiny_settings)
+    refuse = lambda _number, _method, path: code if "alt=media" in path else None  # noqa: E731
+    with stores.at_the_first_image(monkeypatch, name, lambda: monkeypatch.setattr(server, "fault", refuse)):
+        assert main(typed) == 4
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert "shards are left undone" in said
+    assert committed_shards(tmp_path / "corpus") == set()
+    monkeypatch.setattr(server, "fault", lambda *_request: None)
+    assert main(typed) == 0
+    assert {row["status"] for row in Corpus(tmp_path / "corpus")} == {"ok"}
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.tar", "a.parquet"])
+def test_what_vanishes_in_mid_run_with_all_that_is_in_it_is_the_stores_fault(
+    gs, photos, tiny_settings, tmp_path, monkeypatch, name
+):
+    """A bucket, a tar file or a table."""
+    monkeypatch.setenv("MASKMILL_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(patience, "FIRST_PAUSE_SECONDS", 0.01)
+    bucket = gs.create_bucket(f"brief-{name[2:]}")
+    content = stores.packed(photos, tmp_path)[name]
+
+    def vanish():
+        bucket.delete_blob(name)
+        if name == "a.png":
+            bucket.delete()
+
+    bucket.blob(name).upload_from_string(content)
+    typed = words(f"gs://{bucket.name}/{name}", tmp_path / "corpus", [*tiny_settings, "shard_size=3"])
+    with stores.at_the_first_image(monkeypatch, name, vanish):
+        assert main(typed) == 4
+    assert committed_shards(tmp_path / "corpus") == set()
+    if name == "a.png":
+        gs.create_bucket(bucket)
+    bucket.blob(name).upload_from_string(content)
+    assert main(typed) == 0
+    assert {row["status"] for row in Corpus(tmp_path / "corpus")} == {"ok"}
 
 
 # Committing
@@ -186,6 +234,25 @@ def test_a_writer_that_raises_leaves_no_object(gs):
         with pytest.raises(RuntimeError, match="bug"):
             make(place("gs://corpora/half/file"), write)
     assert names(gs, "half/") == []
+
+
+@pytest.mark.parametrize("code", ["401", "403"])
+def test_a_corpus_that_its_store_does_not_give_is_neither_damaged_nor_another_ones(
+    gs, server, tmp_path, tiny_settings, monkeypatch, code
+):
+    """Neither `run.json` nor a shard, when a worker or a driver reads it."""
+    monkeypatch.setattr(patience, "FIRST_PAUSE_SECONDS", 0.01)
+    made = make_corpus(make_photos(tmp_path / "photos"), tmp_path / "corpus")
+    for path in made.rglob("*.*"):
+        name = f"given/{path.relative_to(made).as_posix()}"
+        gs.bucket("corpora").blob(name).upload_from_filename(str(path))
+    out = place("gs://corpora/given")
+    job = Job(out, load_config(None, tiny_settings), read_run(out).digest)
+    check_sees_corpus(job)
+    monkeypatch.setattr(server, "fault", lambda _number, _method, path: code if "alt=media" in path else None)
+    for read in (lambda: check_sees_corpus(job), lambda: finish_corpus(out, range(3))):
+        with pytest.raises(CorpusUnavailable, match="cannot be read"):
+            read()
 
 
 # Whole runs

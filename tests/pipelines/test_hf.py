@@ -7,11 +7,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from pipelines import patience
 from pipelines.cli import main
 from pipelines.corpus import Corpus
 from pipelines.errors import InputRejected, UsageError
 from pipelines.reader import read_input
+from pipelines.shards import committed_shards
 from pipelines.sources import list_inputs
+from tests.pipelines import stores
 from tests.pipelines.hub import DATASET, hub
 from tests.pipelines.stores import words
 
@@ -20,13 +23,15 @@ ROOT = f"hf://datasets/{DATASET}"
 
 
 @pytest.fixture
-def server(photos, monkeypatch):
+def server(photos, tmp_path, monkeypatch):
     """A dataset of three photographs, two more in a table, and what must not be taken for one."""
     files = {f"trip/{number}.png": (photos / "coffee" / f"{number}.png").read_bytes() for number in range(3)}
     table = io.BytesIO()
     rows = [(photos / "rocket" / f"{number}.png").read_bytes() for number in range(2)]
     pq.write_table(pa.table({"image": [{"bytes": row, "path": None} for row in rows]}), table)
     files |= {"data/train.parquet": table.getvalue(), "README.md": b"x", ".gitattributes": b"x"}
+    monkeypatch.setenv("MASKMILL_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(patience, "FIRST_PAUSE_SECONDS", 0.01)
     files |= {"odd/a b#1%.png": b"odd", "odd/empty.png": b"", "trip/list.txt": b"1.png\n"}
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     with hub(files) as server:
@@ -92,6 +97,50 @@ def test_a_file_that_goes_between_listing_and_reading(server):
 def test_a_dataset_that_is_gone_is_the_stores_fault(server):
     with pytest.raises(OSError, match="repository not found"):
         read_input("hf://datasets/someone/nothing/a.png")
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.tar", "a.parquet"])
+@pytest.mark.parametrize("code", [400, 401, 403])
+def test_a_refusal_in_mid_run_is_no_damage(
+    server, photos, tiny_settings, tmp_path, monkeypatch, capsys, name, code
+):
+    """A permission that was lost, a token that has run out."""
+    server.files[f"refused{code}/{name}"] = stores.packed(photos, tmp_path)[name]
+    typed = words(f"{ROOT}/refused{code}/{name}", tmp_path / "corpus", tiny_settings)
+    with stores.at_the_first_image(monkeypatch, name, lambda: setattr(server, "answers_with", code)):
+        assert main(typed) == 4
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert "shards are left undone" in said
+    assert committed_shards(tmp_path / "corpus") == set()
+    server.answers_with = None
+    assert main(typed) == 0
+    assert {row["status"] for row in Corpus(tmp_path / "corpus")} == {"ok"}
+
+
+@pytest.mark.parametrize(
+    ("name", "gone"),
+    [
+        ("a.png", "RepoNotFound"),
+        ("a.png", "RevisionNotFound"),
+        ("a.tar", "RepoNotFound"),
+        ("a.parquet", "RepoNotFound"),
+    ],
+)
+def test_what_vanishes_in_mid_run_with_all_that_is_in_it_is_the_stores_fault(
+    server, photos, tiny_settings, tmp_path, monkeypatch, capsys, name, gone
+):
+    """The library remembers that it was there."""
+    server.files[f"{gone}/{name}"] = stores.packed(photos, tmp_path)[name]
+    revision = "@branch" if gone == "RevisionNotFound" else ""
+    typed = words(f"{ROOT}{revision}/{gone}/{name}", tmp_path / "corpus", tiny_settings)
+    with stores.at_the_first_image(monkeypatch, name, lambda: setattr(server, "gone", gone)):
+        assert main(typed) == 4
+    assert "shards are left undone" in capsys.readouterr().err
+    assert committed_shards(tmp_path / "corpus") == set()
+    server.gone = None
+    assert main(typed) == 0
+    assert {row["status"] for row in Corpus(tmp_path / "corpus")} == {"ok"}
 
 
 def test_a_hub_that_refuses_is_one_line(server, tiny_settings, tmp_path, capsys):

@@ -257,11 +257,15 @@ def test_who_slept_past_its_end_learns_that_another_has_it_and_leaves_it_alone(o
     assert json.loads((out / LEASE).read_text())["host"] == "elsewhere"
 
 
-def test_a_storage_that_fails_for_a_while_is_outlived(out, quick, monkeypatch, caplog):
+@pytest.mark.parametrize("error", [OSError("gone"), MemoryError()])
+def test_a_storage_or_a_memory_that_fails_for_a_while_is_outlived(out, quick, monkeypatch, caplog, error):
+    def fail(_path):
+        raise error
+
     caplog.set_level(logging.INFO)
     with held(out, print) as mine:
         with monkeypatch.context() as broken:
-            broken.setattr(Path, "read_bytes", lambda _path: exec("raise OSError('gone')"))
+            broken.setattr(Path, "read_bytes", fail)
             time.sleep(0.5)
         time.sleep(0.5)
         mine.check()

@@ -12,7 +12,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from pipelines import generate, recorded, retry, storage, worker
+from pipelines import generate, patience, recorded, retry, storage, worker
 from pipelines.cli import main
 from pipelines.config import load_config
 from pipelines.plan import read_plan
@@ -165,7 +165,7 @@ def test_a_storage_that_fails_leaves_the_old_shard_whole(mended, made, tiny_sett
             raise OSError("the disk is full")
         replace(path, write, *check)
 
-    monkeypatch.setattr(worker, "FIRST_PAUSE_SECONDS", 0.001)
+    monkeypatch.setattr(patience, "FIRST_PAUSE_SECONDS", 0.001)
     with monkeypatch.context() as broken:
         broken.setattr(storage, "replace", fail_in_shards)
         assert run(made / "photos", mended, tiny_settings, "--retry-rejects", "NotAnImage") == 4
@@ -188,13 +188,30 @@ def test_a_shard_that_the_storage_does_not_give_is_tried_again_and_then_left_und
                 raise OSError(errno.EIO, "Input/output error")
         return read(file, columns, **options)
 
-    monkeypatch.setattr(worker, "FIRST_PAUSE_SECONDS", 0.001)
+    monkeypatch.setattr(patience, "FIRST_PAUSE_SECONDS", 0.001)
     with monkeypatch.context() as broken:
         broken.setattr(pq.ParquetFile, "read", fail)
         assert run(made / "photos", mended, tiny_settings, "--retry-rejects", "NotAnImage") == code
     said = capsys.readouterr().err
     assert ("2 of 2 shards are left undone" in said and "Input/output error" in said) == (code == 4)
     assert classes(mended)[1] == (None if code == 0 else "NotAnImage")
+
+
+def test_rows_that_the_storage_does_not_give_while_the_refused_ones_are_looked_for_are_asked_for_again(
+    mended, made, tiny_settings, monkeypatch
+):
+    calls, read = [], pq.ParquetFile.read
+
+    def fail(file, columns=None, **options):
+        calls.append(1)
+        if len(calls) <= 2:
+            raise OSError(errno.EIO, "Input/output error")
+        return read(file, columns, **options)
+
+    monkeypatch.setattr(patience, "FIRST_PAUSE_SECONDS", 0.001)
+    monkeypatch.setattr(pq.ParquetFile, "read", fail)
+    assert run(made / "photos", mended, tiny_settings, "--retry-rejects", "NotAnImage") == 0
+    assert classes(mended)[1] is None
 
 
 class Unused:

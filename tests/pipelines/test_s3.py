@@ -5,21 +5,20 @@ stores do. With `-s` the table of faults is printed: what was done, how the run 
 ended when the store was well again.
 """
 
+import errno
 import sys
-import tarfile
 import threading
 
 import fsspec.registry  # noqa: F401  (shadowed in its package by a name of its own)
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 
-from pipelines import places, storage, worker
+from pipelines import patience, places, storage
 from pipelines.cli import main
 from pipelines.corpus import Corpus
 from pipelines.errors import UsageError
 from pipelines.places import as_os_errors, path_of, place, redacted, uri_of
 from pipelines.reader import read_input
+from pipelines.shards import committed_shards
 from pipelines.sources import list_inputs
 from tests.pipelines import stores
 from tests.pipelines.stores import WHOLE, words
@@ -37,7 +36,7 @@ def server():
 def s3(server, monkeypatch):
     """The environment of the server; the answer is a plain client of it."""
     stores.use(monkeypatch, server)
-    monkeypatch.setattr(worker, "FIRST_PAUSE_SECONDS", 0.01)
+    monkeypatch.setattr(patience, "FIRST_PAUSE_SECONDS", 0.01)
     return stores.client_of(server)
 
 
@@ -213,11 +212,34 @@ def test_where_nothing_can_be_written(s3, server, collection, tiny_settings, mon
     assert said.count("\n") == 1
 
 
+class Overtaken(Exception):  # noqa: N818
+    """Raised by a check: the object is another one."""
+
+
+def test_an_object_that_changes_between_the_last_look_and_the_replacing_stays(s3):
+    """The other writer comes after the look, which found nothing: only the condition can tell."""
+    looks, path = [], place("s3://corpora/replaced")
+    s3.put_object(Bucket="corpora", Key="replaced", Body=b"old")
+
+    def check():
+        looks.append(path.read_bytes())
+        if looks[-1] != b"old":
+            raise Overtaken
+        s3.put_object(Bucket="corpora", Key="replaced", Body=b"another's")
+
+    with pytest.raises(Overtaken):
+        storage.replace(path, lambda file: file.write(b"mine"), check)
+    assert looks == [b"old", b"another's"]
+    assert path.read_bytes() == b"another's"
+    storage.replace(path, lambda file: file.write(b"mine"), lambda: None)
+    assert path.read_bytes() == b"mine"
+
+
 class WithoutConditions(stores.Proxy):
-    """A store that knows no `If-None-Match`, and says so."""
+    """A store that knows neither `If-None-Match` nor, of what is put, `If-Match`, and says so."""
 
     def pass_on(self, method, path, headers, body):
-        if "If-None-Match" in headers:
+        if "If-None-Match" in headers or (method == "PUT" and "If-Match" in headers):
             self.faults.append(f"501 {method} {path}")
             return 501, {}, stores.FAULTS["501"]
         return super().pass_on(method, path, headers, body)
@@ -235,6 +257,30 @@ def test_a_store_without_conditions(s3, server, monkeypatch, part_bytes):
         assert len(proxy.faults) == 1
     assert s3.get_object(Bucket="corpora", Key=f"plain/{part_bytes}")["Body"].read() == content
     assert uploads(s3) == []
+
+
+def test_a_store_without_conditions_replaces_what_was_checked_plainly(s3, server, monkeypatch):
+    looks, path = [], place("s3://corpora/plainly")
+    s3.put_object(Bucket="corpora", Key="plainly", Body=b"old")
+    with WithoutConditions(server, lambda *_request: None) as proxy:
+        stores.use(monkeypatch, proxy.address)
+        storage.replace(path, lambda file: file.write(b"new"), lambda: looks.append(1))
+        assert proxy.faults
+    assert looks == [1]
+    assert s3.get_object(Bucket="corpora", Key="plainly")["Body"].read() == b"new"
+
+
+def test_refused_images_are_run_again_in_a_bucket(s3, collection, tiny_settings, tmp_path):
+    out, listed = "s3://corpora/retried", tmp_path / "all.txt"
+    listed.write_text("s3://photos/trip/coffee/0.png\ns3://photos/late.png\ns3://photos/trip/rocket/0.png\n")
+    assert main(words(listed, out, tiny_settings)) == 0
+    classes = [row["error"] and row["error"]["class"] for row in Corpus(out)]
+    assert sorted(classes, key=str) == ["Missing", None, None]
+    late = s3.get_object(Bucket="photos", Key="trip/rocket/1.png")["Body"].read()
+    s3.put_object(Bucket="photos", Key="late.png", Body=late)
+    assert main([*words(listed, out, tiny_settings), "--retry-rejects", "Missing"]) == 0
+    assert {row["status"] for row in Corpus(out)} == {"ok"}
+    assert main(["verify", out]) == 0
 
 
 @pytest.mark.slow
@@ -332,12 +378,8 @@ def test_archives_in_a_bucket_are_read_by_range(s3, server, photos, tmp_path, mo
     """The plan's uris lead to the bytes in one request each, and to no others."""
     monkeypatch.setenv("MASKMILL_CACHE", str(tmp_path / "cache"))
     files = sorted((photos / "coffee").iterdir())
-    with tarfile.open(tmp_path / "a.tar", "w") as tar:
-        for path in files:
-            tar.add(path, path.name)
-    pq.write_table(pa.table({"image": [path.read_bytes() for path in files]}), tmp_path / "a.parquet")
-    for name in ("a.tar", "a.parquet"):
-        s3.upload_file(str(tmp_path / name), "photos", f"archives #1/{name}")
+    for name, content in stores.packed(photos, tmp_path).items():
+        s3.put_object(Bucket="photos", Key=f"archives #1/{name}", Body=content)
     inputs = list_inputs(["s3://photos/archives #1/*.tar", "s3://photos/archives #1/a.parquet"], ENDINGS)
     keys = [f"s3://photos/archives #1/a.parquet#{row}" for row in range(3)]
     assert inputs["key"].to_pylist() == [
@@ -427,6 +469,105 @@ def test_faults(s3, server, collection, tiny_settings, monkeypatch, capsys, what
     assert main(["verify", out]) == 0
     keys = [row["key"] for row in Corpus(out)]
     assert keys == ["coffee/0.png", "coffee/1.png", "rocket/0.png", "rocket/1.png"]
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.tar", "a.parquet"])
+@pytest.mark.parametrize("code", ["400", "401", "403"])
+def test_a_refusal_in_mid_run_is_no_damage(
+    s3, server, photos, tiny_settings, tmp_path, monkeypatch, capsys, name, code
+):
+    """A permission that was lost, a token that has run out."""
+    monkeypatch.setenv("MASKMILL_CACHE", str(tmp_path / "cache"))
+    content = stores.packed(photos, tmp_path)[name]
+    s3.put_object(Bucket="photos", Key=f"refused{code}/{name}", Body=content)
+    typed = words(f"s3://photos/refused{code}/{name}", tmp_path / "corpus", tiny_settings)
+    with stores.Proxy(server, lambda *_request: None) as proxy:
+        stores.use(monkeypatch, proxy.address)
+        refuse = always(code, "GET", name)
+        with stores.at_the_first_image(
+            monkeypatch, name, lambda: monkeypatch.setattr(proxy, "fault", refuse)
+        ):
+            assert main(typed) == 4
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert "shards are left undone" in said
+    assert committed_shards(tmp_path / "corpus") == set()
+    stores.use(monkeypatch, server)
+    assert main(typed) == 0
+    assert {row["status"] for row in Corpus(tmp_path / "corpus")} == {"ok"}
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.tar", "a.parquet"])
+def test_what_vanishes_in_mid_run_with_all_that_is_in_it_is_the_stores_fault(
+    s3, photos, tiny_settings, tmp_path, monkeypatch, name
+):
+    """A bucket, a tar file or a table."""
+    monkeypatch.setenv("MASKMILL_CACHE", str(tmp_path / "cache"))
+    bucket, content = f"brief-{name[2:]}", stores.packed(photos, tmp_path)[name]
+
+    def vanish():
+        s3.delete_object(Bucket=bucket, Key=name)
+        if name == "a.png":
+            s3.delete_bucket(Bucket=bucket)
+
+    s3.create_bucket(Bucket=bucket)
+    s3.put_object(Bucket=bucket, Key=name, Body=content)
+    typed = words(f"s3://{bucket}/{name}", tmp_path / "corpus", [*tiny_settings, "shard_size=3"])
+    with stores.at_the_first_image(monkeypatch, name, vanish):
+        assert main(typed) == 4
+    assert committed_shards(tmp_path / "corpus") == set()
+    s3.create_bucket(Bucket=bucket)
+    s3.put_object(Bucket=bucket, Key=name, Body=content)
+    assert main(typed) == 0
+    assert {row["status"] for row in Corpus(tmp_path / "corpus")} == {"ok"}
+
+
+@pytest.mark.parametrize(
+    ("fault", "match", "code"),
+    [
+        ("503", "/again/run.json", 4),
+        ("reset", "/again/lease.json", 4),
+        ("500", "/again/plan/", 4),
+        ("403", "/again/lease.json", 2),
+    ],
+)
+def test_a_store_that_fails_while_a_corpus_is_opened_again(
+    s3, server, collection, tiny_settings, monkeypatch, capsys, fault, match, code
+):
+    """What a store says of who may write is no failure of its own."""
+    typed = words(collection, "s3://corpora/again", tiny_settings)
+    assert main(typed) == 0
+    capsys.readouterr()
+    with stores.Proxy(server, every(1, fault, match)) as proxy:
+        stores.use(monkeypatch, proxy.address)
+        assert main(typed) == code
+        assert len(proxy.faults) >= (4 if code == 4 else 1)
+    assert capsys.readouterr().err.count("\n") == 1
+    stores.use(monkeypatch, server)
+    assert main(typed) == 0
+
+
+def test_two_that_ask_for_one_name_at_once_are_told_to_ask_again(
+    s3, server, collection, tiny_settings, monkeypatch
+):
+    """S3 turns one of them away without saying whether the name is taken now."""
+    out = "s3://corpora/conflict"
+    with stores.Proxy(server, once_each("409", "PUT", "conflict/lease.json")) as proxy:
+        stores.use(monkeypatch, proxy.address)
+        with pytest.raises(OSError, match="another writer is at it") as caught:
+            storage.link(place(f"{out}/lease.json"), lambda file: file.write(b"x"))
+        assert caught.value.errno == errno.EBUSY
+        proxy.fault = once_each("409", "PUT", "conflict/lease.json")
+        assert main(words(collection, out, tiny_settings)) == 0
+        assert len(proxy.faults) == 2
+
+
+def test_a_lease_whose_answer_is_lost_is_the_own_one(s3, server, collection, tiny_settings, monkeypatch):
+    out = "s3://corpora/lost-lease"
+    with stores.Proxy(server, once_each("lost", "PUT", "lease.json")) as proxy:
+        stores.use(monkeypatch, proxy.address)
+        assert main(words(collection, out, tiny_settings)) == 0
+        assert proxy.faults
 
 
 def test_foreign_errors_become_storage_errors():

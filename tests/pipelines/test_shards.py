@@ -58,6 +58,22 @@ def test_another_schema_is_refused(tmp_path):
     assert files(tmp_path) == []
 
 
+def test_what_is_replaced_is_looked_at_when_all_is_on_the_disk(tmp_path, monkeypatch):
+    """And what the look finds wrong leaves the old file, and no other."""
+    done, fsync, path = [], os.fsync, tmp_path / "file"
+    path.write_bytes(b"old")
+    monkeypatch.setattr(os, "fsync", lambda descriptor: done.append("flushed") or fsync(descriptor))
+
+    def check():
+        done.append(path.read_bytes())
+        raise LookupError("another one")
+
+    with pytest.raises(LookupError):
+        storage.replace(path, lambda file: file.write(b"new"), check)
+    assert done == ["flushed", b"old"]
+    assert [(one.name, one.read_bytes()) for one in tmp_path.iterdir()] == [("file", b"old")]
+
+
 @pytest.mark.parametrize("call", ["fsync", "link"])
 def test_storage_that_fails_leaves_nothing(tmp_path, monkeypatch, call):
     def fail(*args, **kwargs):

@@ -17,7 +17,7 @@ from pipelines.cli import main
 class Unheld:
     is_lost = False
     def check(self): pass
-generate.held = lambda out, say: contextlib.nullcontext(Unheld())
+generate.held = lambda out, say, is_there: contextlib.nullcontext(Unheld())
 sys.exit(main(sys.argv[1:]))
 """
 

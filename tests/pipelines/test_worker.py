@@ -10,19 +10,20 @@ import pytest
 import torch
 
 from engine.records import DROP_REASONS, GeneratedMasks
-from pipelines import worker
+from pipelines import patience, worker
 from pipelines.config import load_config
 from pipelines.errors import ConfigError, UsageError
+from pipelines.patience import retrying
 from pipelines.plan import PlannedImage
 from pipelines.schema import image_id
 from pipelines.shards import shard_path
 from pipelines.tasks import Job, ShardFailure, ShardReceipt, ShardTask, Tally
-from pipelines.worker import make_generator, resolve_device, retrying, run_shard
+from pipelines.worker import make_generator, resolve_device, run_shard
 
 
 @pytest.fixture(autouse=True)
 def short_pauses(monkeypatch):
-    monkeypatch.setattr(worker, "FIRST_PAUSE_SECONDS", 0.001)
+    monkeypatch.setattr(patience, "FIRST_PAUSE_SECONDS", 0.001)
 
 
 @pytest.fixture
@@ -167,7 +168,7 @@ def test_retrying_tries_four_times(failures, answers):
     else:
         with pytest.raises(OSError, match="again"):
             retrying(flaky)
-    assert len(calls) == min(failures + 1, worker.ATTEMPTS)
+    assert len(calls) == min(failures + 1, patience.ATTEMPTS)
 
 
 def test_pauses_double_and_are_drawn_anew_each_time(monkeypatch):
@@ -175,8 +176,8 @@ def test_pauses_double_and_are_drawn_anew_each_time(monkeypatch):
         raise OSError("again")
 
     pauses = []
-    monkeypatch.setattr(worker, "FIRST_PAUSE_SECONDS", 1.0)
-    monkeypatch.setattr(worker.time, "sleep", pauses.append)
+    monkeypatch.setattr(patience, "FIRST_PAUSE_SECONDS", 1.0)
+    monkeypatch.setattr(patience.time, "sleep", pauses.append)
     for _ in range(2):
         with pytest.raises(OSError, match="again"):
             retrying(fail)
@@ -192,13 +193,13 @@ def test_a_finished_shard_is_committed_with_more_patience_than_an_image_is_read(
 
     def flaky(*arguments):
         calls.append(1)
-        if len(calls) < worker.COMMIT_ATTEMPTS:
+        if len(calls) < patience.COMMIT_ATTEMPTS:
             raise OSError("the storage is away")
         return commit(*arguments)
 
     monkeypatch.setattr(worker, "commit_table", flaky)
     assert run_shard(ShardTask(0, planned([photos / "coffee" / "0.png"])), Counting(), job).committed
-    assert len(calls) == worker.COMMIT_ATTEMPTS > worker.ATTEMPTS
+    assert len(calls) == patience.COMMIT_ATTEMPTS > patience.ATTEMPTS
 
 
 def test_retrying_leaves_other_errors_alone():
