@@ -2,10 +2,13 @@
 
 import threading
 import time
+import tracemalloc
 
 import numpy as np
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from engine import DROP_REASONS, GeneratedMasks, GeneratorConfig, MaskGenerator, rle
 from engine.batching import in_batches
@@ -283,19 +286,33 @@ def test_results_account_for_every_candidate():
         GeneratedMasks([], 4, {"nms": 4}, {})
 
 
-def test_a_large_image_stays_within_its_memory(sam, monkeypatch):
+class LargestFloats(TorchDispatchMode):
+    """Remembers the most floating point numbers that any operation returned."""
+
+    numbers = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        found = [x.numel() for x in tree_leaves(out) if isinstance(x, torch.Tensor) and x.is_floating_point()]
+        self.numbers = max([self.numbers, *found])
+        return out
+
+
+def test_a_large_image_stays_within_its_memory(sam):
     # Nothing of the image's size is held as floating point: 6 million pixels would be 24 MB a mask.
-    largest = 0
-    bmm = torch.bmm
-
-    def watched(*factors):
-        nonlocal largest
-        product = bmm(*factors)
-        largest = max(largest, product.nbytes)
-        return product
-
-    monkeypatch.setattr(torch, "bmm", watched)
+    height, width = 2000, 3000
     config = OPEN.model_copy(update={"points_per_side": 2})
-    (result,) = MaskGenerator(sam, config).generate_batch([np.zeros((2000, 3000, 3), np.uint8)])
-    assert result.masks
-    assert 0 < largest <= OPEN.resample_budget_bytes
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # one lane, which is this thread: others are not watched
+    image_HW3 = np.zeros((height, width, 3), np.uint8)
+    tracemalloc.start()  # sees numpy's arrays
+    try:
+        with LargestFloats() as largest:
+            (result,) = MaskGenerator(sam, config).generate_batch([image_HW3])
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+        torch.set_num_threads(threads)
+    assert max(mask.area for mask in result.masks) > height * width / 2
+    assert 0 < largest.numbers < height * width / 8
+    assert peak < 4 * height * width
