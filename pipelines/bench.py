@@ -48,7 +48,7 @@ from pipelines.worker import make_generator, resolve_device, run_shard
 DEFAULT_SIZE = (1500, 2250)
 """Height and width of the photograph that is taken where none is given."""
 
-PACKAGES = ("maskmill", "torch", "numpy", "opencv-python", "pycocotools", "Pillow", "pyarrow")
+PACKAGES = ("maskmill", "torch", "numba", "numpy", "opencv-python", "pycocotools", "Pillow", "pyarrow")
 
 
 @dataclass(frozen=True, slots=True)
@@ -224,7 +224,7 @@ def _of_noise(noise: Sam, job: Job) -> MaskGenerator:
         torch.set_num_threads(job.threads)
     chosen = job.config.model
     dtype = torch.bfloat16 if chosen.precision == "bf16" else torch.float32
-    sam = copy.deepcopy(noise).to(resolve_device(chosen.device), dtype)
+    sam = copy.deepcopy(noise).to(resolve_device(chosen.device)).in_precision(dtype)
     return MaskGenerator(sam, job.config.generator)
 
 
