@@ -59,8 +59,8 @@ class Sam(nn.Module):
     def in_precision(self, dtype: torch.dtype) -> Sam:
         """The same model with its encoder in `dtype`, and on a GPU its decoder too.
 
-        On a CPU the decoder stays in fp32: rounding there tips masks over the thresholds, one in ten of nano's
-        in bf16 where the encoder alone tips one in fifty, and it is the smaller part of the time.
+        On a CPU the decoder stays in fp32: rounding there tips masks over the thresholds, one in ten of
+        nano's in bf16, where the encoder alone tips one in fifty; and it is the smaller part of the time.
         """
         self.image_encoder.to(dtype)
         if self.device.type != "cpu":

@@ -68,6 +68,16 @@ def test_nano_in_full() -> None:
     assert_close(ours.image_encoder(pixels), theirs.image_encoder(pixels))
 
 
+def test_bf16_gives_nearly_the_same_embedding_to_a_decoder_that_is_exact() -> None:
+    pixels = torch.randint(0, 256, (3, 512, 512), generator=torch.Generator().manual_seed(0))
+    exact, fast = (
+        load_sam("nano", dtype=dtype).encode([pixels]) for dtype in (torch.float32, torch.bfloat16)
+    )
+    assert fast.embedding_BCHW.dtype == torch.float32
+    error = (fast.embedding_BCHW - exact.embedding_BCHW).norm() / exact.embedding_BCHW.norm()
+    assert 0 < error < 0.01
+
+
 class LargestTensor(TorchDispatchMode):
     """Remembers the largest number of elements that any operation returned."""
 
