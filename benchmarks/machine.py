@@ -19,7 +19,8 @@ QUIET_SHARE = 0.05
 def matrix_rate(sides: Sequence[int], seconds: float) -> float:
     """The best rate, in fp32 operations a second, at which torch multiplies square matrices of these sides.
 
-    Each side is tried for so many seconds. The best, not the median: it is what the machine can do.
+    Each side is tried for so many seconds. The best, not the median: it is what the machine can do. A product
+    of small ones is over before another program has its turn.
     """
     best = 0.0
     for side in sides:
