@@ -7,6 +7,7 @@ Colours are those of Okabe and Ito, which colour-blind people tell apart; lines 
 
 from __future__ import annotations
 
+import argparse
 import json
 import sys
 from collections.abc import Mapping
@@ -15,6 +16,10 @@ from typing import TYPE_CHECKING, Any
 
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from benchmarks.arguments import OneLineParser
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -29,6 +34,18 @@ LINES: Mapping[str, tuple[str, dict[str, Any]]] = {
         {"color": "#666666", "linestyle": ":", "linewidth": 2},
     ),
 }
+
+
+def main() -> None:
+    parser = OneLineParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("result", type=Path, help="the JSON that bench_growth.py wrote")
+    parser.add_argument("picture", type=Path, help="the PNG to write")
+    given = parser.parse_args()
+    try:
+        result = json.loads(given.result.read_text())
+    except (OSError, ValueError) as error:
+        parser.error(f"expected the JSON that bench_growth.py wrote, got {given.result}: {error}")
+    plot(result, given.picture)
 
 
 def plot(result: Mapping[str, Any], path: Path) -> None:
@@ -86,4 +103,4 @@ def held(steps: list[Mapping[str, Any]], across: str) -> str:
 
 
 if __name__ == "__main__":
-    plot(json.loads(Path(sys.argv[1]).read_text()), Path(sys.argv[2]))
+    main()

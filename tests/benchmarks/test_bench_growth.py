@@ -7,7 +7,7 @@ import sys
 import pytest
 from PIL import Image
 
-from benchmarks import bench_growth, bench_overhead
+from benchmarks import bench_growth, bench_overhead, growth_plot
 
 
 @pytest.mark.parametrize(
@@ -18,6 +18,9 @@ from benchmarks import bench_growth, bench_overhead
         (bench_growth, ["--image", "nowhere.jpg"], "--image: expected a photograph, got nowhere.jpg"),
         (bench_growth, ["--image", __file__], "--image: expected a photograph"),
         (bench_growth, ["--points", "8"], "--points"),
+        (growth_plot, [], "required: result, picture"),
+        (growth_plot, ["nowhere.json", "growth.png"], "expected the JSON that bench_growth.py wrote"),
+        (growth_plot, [__file__, "growth.png"], "expected the JSON that bench_growth.py wrote"),
         (bench_overhead, ["--points", "-1"], "expected a whole number of at least 1, got '-1'"),
         (bench_overhead, ["--images", "40", "--shard-size", "16"], "--images of at least 64"),
         (bench_overhead, ["--images", "33"], "in whole shards of 8, got 33"),
