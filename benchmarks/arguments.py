@@ -1,0 +1,26 @@
+"""What the benchmarks' command lines have in common: a wrong argument is one line, and exit code 2."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from typing import NoReturn
+
+
+class OneLineParser(argparse.ArgumentParser):
+    """An `argparse` that does not print its usage before the error."""
+
+    def error(self, message: str) -> NoReturn:
+        """End with 2 and the message in a line."""
+        self.exit(2, f"{self.prog}: {' '.join(message.split())}; see --help\n")
+
+
+def at_least(smallest: int) -> Callable[[str], int]:
+    """The type of an argument that is a whole number, not below `smallest`."""
+
+    def whole(text: str) -> int:
+        if not text.isdecimal() or int(text) < smallest:
+            raise argparse.ArgumentTypeError(f"expected a whole number of at least {smallest}, got {text!r}")
+        return int(text)
+
+    return whole
