@@ -123,7 +123,7 @@ class RunConfig(Section):
 # sha256.
 _DECIDES_NO_ROW: Any = {
     "model": {"checkpoint", "device"},
-    "generator": {"points_per_batch", "encode_batch", "resample_budget_bytes"},
+    "generator": {"points_per_batch", "encode_batch", "device_budget_bytes"},
     "input": {"extensions", "image_column"},
     "workers": True,
     "threads_per_worker": True,
