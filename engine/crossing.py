@@ -28,4 +28,4 @@ def upload(array: npt.NDArray[Any], device: torch.device) -> Tensor:
     On a CPU it is the array's own memory.
     """
     tensor = torch.from_numpy(array)
-    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
+    return (tensor.pin_memory() if device.type == "cuda" else tensor).to(device, non_blocking=True)
