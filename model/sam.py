@@ -6,9 +6,10 @@ and generation wraps it in `torch.inference_mode()`. Parameter names are the off
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -61,6 +62,17 @@ class Sam(nn.Module):
     def dtype(self) -> torch.dtype:
         """What the weights are."""
         return self.prompt_encoder.no_mask_embed.weight.dtype
+
+    def compile_encoder(self, backend: str | Callable[..., Any] = "inductor") -> None:
+        """Have `torch.compile` fuse the image encoder when it is first called with each number of images.
+
+        Where that fails, for want of a compiler for instance, torch says so in a warning and the encoder runs
+        as it is: torch's own setting for this holds for the whole process.
+        """
+        import torch._dynamo
+
+        torch._dynamo.config.suppress_errors = True
+        self.image_encoder.compile(backend=backend, dynamic=False)
 
     def encode(self, images: Sequence[Tensor]) -> EncodedImages:
         """Encode B images, each 3×h×w RGB in 0…255, already resized so that max(h, w) is `img_size`.

@@ -239,7 +239,10 @@ def of_noise(config: RunConfig, pixels_HW3: npt.NDArray[np.uint8]) -> Sam:
 
 def _placed(noise: Sam, config: RunConfig) -> Sam:
     dtype = torch.bfloat16 if config.model.precision == "bf16" else torch.float32
-    return copy.deepcopy(noise).to(resolve_device(config.model.device), dtype)
+    sam = copy.deepcopy(noise).to(resolve_device(config.model.device), dtype)
+    if config.model.compile:
+        sam.compile_encoder()
+    return sam
 
 
 @torch.no_grad()

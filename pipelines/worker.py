@@ -78,6 +78,8 @@ def make_generator(job: Job) -> MaskGenerator:
         sam = load_sam(chosen.name, chosen.checkpoint, device=resolve_device(chosen.device), dtype=dtype)
     except CheckpointError as error:
         raise UsageError(str(error)) from None
+    if chosen.compile:
+        sam.compile_encoder()
     return MaskGenerator(sam, job.config.generator)
 
 
