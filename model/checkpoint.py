@@ -85,7 +85,7 @@ def load_sam(
     with _Uninitialised():
         sam = Sam(config)
     _load_strictly(sam, _official_names(state, path), path, name)
-    return sam.to(device=device, dtype=dtype).eval()
+    return sam.to(device).in_precision(dtype).eval()
 
 
 def find_checkpoint(name: str, checkpoint: str | Path | None = None) -> Path:

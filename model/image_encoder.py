@@ -50,11 +50,12 @@ class ImageEncoderViT(nn.Module):
 
         S is the configured `img_size`; a smaller S (training at low resolution) resamples the positions.
         """
-        x_BHWC = self.patch_embed(pixels_BCHW)
+        # What the blocks add up is kept in fp32: in bf16 each would round what all before it have found.
+        x_BHWC = self.patch_embed(pixels_BCHW).float()
         x_BHWC = x_BHWC + self._positions(x_BHWC.shape[1])
         for block in self.blocks:
             x_BHWC = block(x_BHWC)
-        embedding: Tensor = self.neck(x_BHWC.permute(0, 3, 1, 2))
+        embedding: Tensor = self.neck(x_BHWC.to(pixels_BCHW.dtype).permute(0, 3, 1, 2))
         return embedding
 
     def _positions(self, side: int) -> Tensor:
@@ -90,14 +91,15 @@ class Block(nn.Module):
     def forward(self, x_BHWC: Tensor) -> Tensor:
         """B×H×W×C → the same shape."""
         height, width = x_BHWC.shape[1:3]
-        normed = self.norm1(x_BHWC)
+        dtype = self.norm1.weight.dtype
+        normed = self.norm1(x_BHWC.to(dtype))
         if self.window_size:
             windows = partition_windows(normed, self.window_size)
             attended = merge_windows(self.attn(windows), self.window_size, height, width)
         else:
             attended = self.attn(normed)
         x_BHWC = x_BHWC + attended
-        out: Tensor = x_BHWC + self.mlp(self.norm2(x_BHWC))
+        out: Tensor = x_BHWC + self.mlp(self.norm2(x_BHWC.to(dtype)))
         return out
 
 

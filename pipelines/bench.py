@@ -48,7 +48,7 @@ from pipelines.worker import make_generator, resolve_device, run_shard
 DEFAULT_SIZE = (1500, 2250)
 """Height and width of the photograph that is taken where none is given."""
 
-PACKAGES = ("maskmill", "torch", "numpy", "opencv-python", "pycocotools", "Pillow", "pyarrow")
+PACKAGES = ("maskmill", "torch", "numba", "numpy", "opencv-python", "pycocotools", "Pillow", "pyarrow")
 
 
 @dataclass(frozen=True, slots=True)
@@ -239,7 +239,7 @@ def of_noise(config: RunConfig, pixels_HW3: npt.NDArray[np.uint8]) -> Sam:
 
 def _placed(noise: Sam, config: RunConfig) -> Sam:
     dtype = torch.bfloat16 if config.model.precision == "bf16" else torch.float32
-    sam = copy.deepcopy(noise).to(resolve_device(config.model.device), dtype)
+    sam = copy.deepcopy(noise).to(resolve_device(config.model.device)).in_precision(dtype)
     if config.model.compile:
         sam.compile_encoder()
     return sam

@@ -68,6 +68,16 @@ def test_nano_in_full() -> None:
     assert_close(ours.image_encoder(pixels), theirs.image_encoder(pixels))
 
 
+def test_bf16_gives_nearly_the_same_embedding_to_a_decoder_that_is_exact() -> None:
+    pixels = torch.randint(0, 256, (3, 512, 512), generator=torch.Generator().manual_seed(0))
+    exact, fast = (
+        load_sam("nano", dtype=dtype).encode([pixels]) for dtype in (torch.float32, torch.bfloat16)
+    )
+    assert fast.embedding_BCHW.dtype == torch.float32
+    error = (fast.embedding_BCHW - exact.embedding_BCHW).norm() / exact.embedding_BCHW.norm()
+    assert 0 < error < 0.01
+
+
 class LargestTensor(TorchDispatchMode):
     """Remembers the largest number of elements that any operation returned."""
 
@@ -218,10 +228,10 @@ def test_end_to_end_from_photographs(models: tuple[Sam, Any]) -> None:
     ours, theirs = models
     sizes = [(85, 128), (128, 49), (128, 128)]
     photographs = [torch.randint(0, 256, (3, *size), dtype=torch.uint8) for size in sizes]
-    images = ours.encode(photographs)
+    encoded = ours.encode(photographs)
     for index, photograph in enumerate(photographs):
         made = prompts(ours.config, 1, labels=[1])
-        decoded = ours.attend(images[index], **made)
+        decoded = ours.attend(encoded.images(slice(index, index + 1)), **made)
         pixels = theirs.preprocess(photograph.float())[None]
         sparse, dense = released_prompt(theirs, made, 0)
         their_masks, their_iou = theirs.mask_decoder.predict_masks(
