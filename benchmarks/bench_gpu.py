@@ -9,7 +9,8 @@ shapes and on how many masks are drawn and kept, not on what they show, so thres
 which about `--masks` masks an image survive, after about three times as many were drawn. Two things are not
 like trained weights. Noise gives every prompt nearly the same mask, of which NMS would leave one: so NMS is
 turned off (a threshold of 1), for both generators. And such a mask is scattered over half of the image, so
-that painting and coding it costs more than a real one.
+that painting and coding it costs more than a real one. The released generator suppresses by the stand-in of
+`pipelines.released`, a box at a time.
 
 Prints the speed, and writes benchmarks/results/GPU-DATE.json: its JSON (hardware, versions,
 configuration, time of the warm-up, seconds of each stage) with the single click's under `point`. Exit code 2
