@@ -28,6 +28,7 @@ def main() -> None:
     )
     parser.add_argument("--model", default="vit_b", choices=MODELS)
     parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--repeat", type=int, default=50)
     given = parser.parse_args()
@@ -35,23 +36,24 @@ def main() -> None:
     torch.manual_seed(0)
 
     config = replace(MODELS[given.model], depth=1, global_attn_indexes=())  # the encoder does not count
-    sam = Sam(config).eval().to(torch.bfloat16 if given.precision == "bf16" else torch.float32)
+    dtype = torch.bfloat16 if given.precision == "bf16" else torch.float32
+    sam = Sam(config).eval().to(given.device, dtype)
     encoded = sam.encode([torch.randint(0, 256, (3, config.img_size, config.img_size))])
-    label_111, prompt_3, token_3 = (
-        torch.ones(1, 1, 1, dtype=torch.int64),
-        torch.zeros(3).long(),
-        torch.arange(1, 4),
-    )
+    label_111 = torch.ones(1, 1, 1, dtype=torch.int64, device=given.device)
+    prompt_3, token_3 = torch.zeros(3).long(), torch.arange(1, 4)
     seconds = []
     for _ in range(given.repeat):
         point_1112 = torch.rand(1, 1, 1, 2) * config.img_size
         start = time.perf_counter()
-        sam.draw(sam.attend(encoded, point_1112, label_111), prompt_3, token_3)
+        sam.draw(sam.attend(encoded, point_1112.to(given.device), label_111), prompt_3, token_3)
+        if given.device == "cuda":
+            torch.cuda.synchronize()
         seconds.append(time.perf_counter() - start)
     seconds.sort()
     median = seconds[len(seconds) // 2]
     print(f"{given.model} {given.precision}: {1000 * median:.0f} ms a click, {1000 * seconds[0]:.0f} at best")
-    print(json.dumps({"seconds": median, "best": seconds[0], "model": given.model, "threads": given.threads}))
+    result = {"seconds": median, "best": seconds[0], "model": given.model, "threads": given.threads}
+    print(json.dumps(result | {"precision": given.precision, "device": given.device}))
 
 
 if __name__ == "__main__":

@@ -87,9 +87,9 @@ def _lanes(lanes: int, work: Callable[[slice], Result]) -> Iterator[Callable[[sl
             torch.set_num_threads(threads)  # the default of threads yet to come
 
 
-def lanes_for(device: torch.device) -> int:
-    """How many batches to work on at once: as many as this process has cores, one on a GPU."""
-    return min(torch.get_num_threads(), MOST_LANES) if device.type == "cpu" else 1
+def lanes_here() -> int:
+    """How many batches to work on at once on a CPU: as many as this thread may use cores."""
+    return min(torch.get_num_threads(), MOST_LANES)
 
 
 def is_out_of_memory(error: BaseException) -> bool:

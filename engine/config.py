@@ -16,7 +16,7 @@ class GeneratorConfig(BaseModel):
     points_per_batch: int = Field(
         8,
         ge=1,
-        description="Prompts decoded together. Small batches stay in a CPU's cache; a GPU wants 64 or more.",
+        description="Prompts decoded together on a CPU, whose cache holds few; a GPU goes by its budget.",
     )
     encode_batch: int = Field(
         1, ge=1, description="Images or crops encoded together; above 1 pays on a GPU only."
@@ -58,10 +58,10 @@ class GeneratorConfig(BaseModel):
         le=1,
         description="Masks of at least this share of the image are dropped; null keeps them.",
     )
-    resample_budget_bytes: int = Field(
-        4 << 20,
-        ge=1 << 16,
-        description="Scratch memory of each lane that resamples; a CPU wants its cache, a GPU 256 MiB.",
+    device_budget_bytes: int = Field(
+        8 << 30,
+        ge=1 << 20,
+        description="GPU memory, beside weights and encoder, that decides how much is worked on together.",
     )
 
     @model_validator(mode="after")

@@ -10,12 +10,12 @@ size is ever held as floating point.
 
 Interpolating a cut-out with `F.interpolate` instead would shift the sampling positions, and interpolating
 the whole box costs the object's area where this costs its outline. On a CPU `engine.resample_compiled` does
-the same faster; this is for devices that want few large operations.
+the same faster; this is for devices that want few large operations. `engine.paint` paints with it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import reduce
 
@@ -24,7 +24,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from engine.regions import BoxMask
+from engine.crossing import fetch, upload
 
 TILE = 64
 """Side of a tile in pixels of the image: smaller tiles follow the edge more closely, in more products."""
@@ -35,6 +35,7 @@ FINITE = 1e30
 NOWHERE = 1 << 40
 """A coordinate beyond every image."""
 
+CPU = torch.device("cpu")
 Indexes = npt.NDArray[np.int64]
 Box = tuple[int, int, int, int]
 """XYXY in pixels, both ends inside."""
@@ -51,8 +52,6 @@ class Axis:
     weights_tOs: Tensor
     first_t: Tensor
     length_t: Tensor
-    taps: Indexes
-    """n×2: the first source and the one past the last of each output pixel."""
 
     @property
     def span(self) -> int:
@@ -78,6 +77,11 @@ class Measures:
     loose_N: Indexes
     box_N4: Indexes
 
+    @classmethod
+    def of(cls, table_N7: Indexes) -> Measures:
+        """From the columns tight, area, loose, x0, y0, x1, y1."""
+        return cls(table_N7[:, 0], table_N7[:, 1], table_N7[:, 2], table_N7[:, 3:])
+
 
 @dataclass(frozen=True)
 class Patch:
@@ -89,11 +93,11 @@ class Patch:
 
 
 class Resampler:
-    """Measures and paints masks of one image size. All logits are given relative to the mask threshold.
+    """Measures masks of one image size. All logits are given relative to the mask threshold.
 
     `low_size` is the side of the square of logits, `img_size` the model's input side, `input_size` and
     `output_size` (height, width) of the resized and of the original image. `budget_bytes` bounds the scratch
-    memory of `measure`.
+    memory of tiles.
     """
 
     def __init__(
@@ -104,9 +108,9 @@ class Resampler:
         output_size: tuple[int, int],
         *,
         budget_bytes: int = 4 << 20,
-        device: torch.device | str = "cpu",
+        device: torch.device = CPU,
     ) -> None:
-        self.low_size = low_size
+        self.budget_bytes = budget_bytes
         self.y = make_axis(low_size, img_size, input_size[0], output_size[0], device)
         self.x = make_axis(low_size, img_size, input_size[1], output_size[1], device)
         # Of a tile: two images of values and flags, and the gathered weights and sources.
@@ -117,10 +121,19 @@ class Resampler:
 
     def measure(self, logits_Nhw: Tensor, offset: float) -> Measures:
         """Count, at the image's size, the pixels of N masks above 0 and ± `offset`, and find their boxes."""
-        logits_Nhw = finite(logits_Nhw)
+        (table_N7,) = fetch(self.measured(finite(logits_Nhw), offset))
+        return Measures.of(table_N7)
+
+    def measured(self, logits_Nhw: Tensor, offset: float) -> Tensor:
+        """The same of finite logits, left on the device: N×7 int64, as `Measures.of` takes it.
+
+        The host waits once: how many tiles there are to interpolate decides what is asked of the device.
+        """
         inside_Nyx, edge_Nyx = self._sort_tiles(logits_Nhw, -offset, offset)
         counts_N3, box_N4 = self._measure_inside(inside_Nyx)
-        for n, ty, tx, values_KOO in self._tiles(logits_Nhw, edge_Nyx):
+        for index_K3 in torch.split(edge_Nyx.nonzero(), self.tiles_at_once):
+            n, ty, tx = index_K3.unbind(1)
+            values_KOO = self.tiles(logits_Nhw, n, ty, tx)
             flags = torch.empty_like(values_KOO)
             counted = [torch.gt(values_KOO, limit, out=flags).sum((1, 2)) for limit in (offset, 0.0, -offset)]
             beyond = TILE * TILE - self.y.length_t[ty] * self.x.length_t[tx]  # zeros past the image's end
@@ -131,36 +144,18 @@ class Resampler:
             mask_K2 = n[:, None].expand(-1, 2)
             box_N4[:, :2].scatter_reduce_(0, mask_K2, torch.stack([x0, y0], 1), "amin")
             box_N4[:, 2:].scatter_reduce_(0, mask_K2, torch.stack([x1, y1], 1), "amax")
-        box_N4[counts_N3[:, 1] == 0] = 0
-        counts, boxes = counts_N3.cpu().numpy(), box_N4.cpu().numpy()
-        return Measures(counts[:, 0], counts[:, 1], counts[:, 2], boxes)
+        box_N4.masked_fill_(counts_N3[:, 1:2] == 0, 0)
+        return torch.cat([counts_N3, box_N4], 1)
 
-    def cut(self, logits_hw: Tensor, box: Box) -> Patch:
-        """Copy what `paint` needs of one mask's logits, given the mask's tight box."""
-        x0, y0, x1, y1 = box
-        top, bottom = int(self.y.taps[y0, 0]), int(self.y.taps[y1, 1])
-        left, right = int(self.x.taps[x0, 0]), int(self.x.taps[x1, 1])
-        return Patch(finite(logits_hw[top:bottom, left:right]).clone(), top, left)
+    def tiles(self, logits_Nhw: Tensor, n: Tensor, ty: Tensor, tx: Tensor) -> Tensor:
+        """Interpolate K tiles, given the mask, tile row and tile column of each: K×TILE×TILE.
 
-    def paint(self, patch: Patch, box: Box) -> BoxMask:
-        """The mask inside its tight box at the image's size, column-major in memory."""
-        height, width = patch.values_hw.shape
-        logits_1hw = patch.values_hw.new_full((1, self.low_size, self.low_size), -FINITE)
-        logits_1hw[0, patch.row : patch.row + height, patch.column : patch.column + width] = patch.values_hw
-        inside_1yx, edge_1yx = self._sort_tiles(logits_1hw, 0.0, 0.0)
-        x0, y0, x1, y1 = box
-        top, left = y0 // TILE, x0 // TILE
-        tiles_y, tiles_x = y1 // TILE - top + 1, x1 // TILE - left + 1
-        canvas_xOyO = torch.zeros((tiles_x, TILE, tiles_y, TILE), dtype=torch.bool, device=logits_1hw.device)
-        near_1yx = torch.zeros_like(inside_1yx)
-        near_1yx[:, top : top + tiles_y, left : left + tiles_x] = True
-        _, ty, tx = (inside_1yx & near_1yx).nonzero(as_tuple=True)
-        canvas_xOyO[tx - left, :, ty - top, :] = True
-        for _, ty, tx, values_KOO in self._tiles(logits_1hw, edge_1yx & near_1yx):
-            canvas_xOyO[tx - left, :, ty - top, :] = (values_KOO > 0).transpose(1, 2)
-        canvas_WH = canvas_xOyO.reshape(tiles_x * TILE, tiles_y * TILE).cpu().numpy()
-        x, y = x0 - left * TILE, y0 - top * TILE
-        return BoxMask(canvas_WH[x : x + x1 - x0 + 1, y : y + y1 - y0 + 1].T, x0, y0)
+        Past the image's end there are zeros.
+        """
+        rows_Ks1, columns_K1s = self.y.sources_ts[ty][:, :, None], self.x.sources_ts[tx][:, None]
+        sources_Kss = logits_Nhw[n[:, None, None], rows_Ks1, columns_K1s]
+        wide_KsO = torch.bmm(sources_Kss, self.x.weights_tOs[tx].transpose(1, 2))
+        return torch.bmm(self.y.weights_tOs[ty], wide_KsO)
 
     def _sort_tiles(self, logits_Nhw: Tensor, low: float, high: float) -> tuple[Tensor, Tensor]:
         """Which tiles (N×y×x) lie above `high` throughout, and which have to be computed to know."""
@@ -173,17 +168,6 @@ class Resampler:
         """Reduce the sources of each tile with torch.maximum or torch.minimum: N×y×x."""
         rows_Nyw = reduce(pick, (logits_Nhw[:, source_t] for source_t in self.y.sources_ts.T))
         return reduce(pick, (rows_Nyw[:, :, source_t] for source_t in self.x.sources_ts.T))
-
-    def _tiles(
-        self, logits_Nhw: Tensor, wanted_Nyx: Tensor
-    ) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
-        """Interpolate the tiles wanted, some at a time: mask, tile row, tile column and values of each."""
-        for index_K3 in torch.split(wanted_Nyx.nonzero(), self.tiles_at_once):
-            n, ty, tx = index_K3.unbind(1)
-            rows_Ks1, columns_K1s = self.y.sources_ts[ty][:, :, None], self.x.sources_ts[tx][:, None]
-            sources_Kss = logits_Nhw[n[:, None, None], rows_Ks1, columns_K1s]
-            wide_KsO = torch.bmm(sources_Kss, self.x.weights_tOs[tx].transpose(1, 2))
-            yield n, ty, tx, torch.bmm(self.y.weights_tOs[ty], wide_KsO)
 
     def _measure_inside(self, inside_Nyx: Tensor) -> tuple[Tensor, Tensor]:
         """Counts (N×3, int64) and boxes (N×4; the far side of nowhere if there are none) of whole tiles."""
@@ -213,9 +197,7 @@ def compose(
     return np.stack(source_n4, 1), np.stack(weight_n4, 1)
 
 
-def make_axis(
-    low_size: int, img_size: int, input_size: int, output_size: int, device: torch.device | str
-) -> Axis:
+def make_axis(low_size: int, img_size: int, input_size: int, output_size: int, device: torch.device) -> Axis:
     """Cut the composed axis into tiles."""
     sources, weights = compose(low_size, img_size, input_size, output_size)
     tiles = -(-output_size // TILE)
@@ -228,12 +210,8 @@ def make_axis(
     tile = pixel // TILE
     for k in range(4):
         np.add.at(weights_tOs, (tile, pixel % TILE, sources[:, k] - first_t[tile]), weights[:, k])
-    return Axis(
-        torch.from_numpy(weights_tOs.astype(np.float32)).to(device),
-        torch.from_numpy(first_t).to(device),
-        torch.from_numpy(np.bincount(tile)).to(device),
-        taps,
-    )
+    arrays = (weights_tOs.astype(np.float32), first_t, np.bincount(tile))
+    return Axis(*(upload(array, device) for array in arrays))
 
 
 def finite(logits: Tensor) -> Tensor:

@@ -40,8 +40,19 @@ def encode_box(mask_hw: npt.NDArray[np.bool_], x0: int, y0: int, size: tuple[int
         raise ValueError(
             f"box of {box_height}×{box_width} at x={x0}, y={y0} leaves the image of {height}×{width}"
         )
-    boundaries = _boundaries(mask_hw.T, x0, y0, height)
-    counts = np.diff(boundaries, prepend=0, append=height * width)
+    return encode_ends(_boundaries(mask_hw.T, x0, y0, height), size)
+
+
+def encode_ends(ends: npt.NDArray[np.int64], size: tuple[int, int]) -> Rle:
+    """Encode a mask given where its runs start and end, in turn: rising column-major positions in the image.
+
+    Runs may stop at a column's end, and the next one go on from there: `size` is (height, width).
+    """
+    height, width = size
+    # A run that reaches the image's bottom goes on at the top of the next column.
+    joins = np.flatnonzero(ends[1:-1:2] == ends[2::2])
+    ends = np.delete(ends, np.concatenate([2 * joins + 1, 2 * joins + 2]))
+    counts = np.diff(ends, prepend=0, append=height * width)
     if counts[-1] == 0:  # the mask ends with the image; only the first run may be empty
         counts = counts[:-1]
     return from_run_lengths(counts, size)
@@ -130,7 +141,4 @@ def _boundaries(mask_wh: npt.NDArray[np.bool_], x0: int, y0: int, height: int) -
         np.not_equal(block[:, 1:], block[:, :-1], out=changes[:, 1:-1])
         column, row = np.divmod(np.flatnonzero(changes), box_height + 1)
         found.append((column + x0 + left) * height + row + y0)
-    positions = np.concatenate(found)
-    # A run that reaches the image's bottom goes on at the top of the next column.
-    joins = np.flatnonzero(positions[1:-1:2] == positions[2::2])
-    return np.delete(positions, np.concatenate([2 * joins + 1, 2 * joins + 2]))
+    return np.concatenate(found)

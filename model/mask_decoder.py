@@ -49,22 +49,21 @@ class ImageTokens:
     upscaled_X: Tensor  # of β, with its bias
     upscaling_XC: Tensor  # and does with rows
 
-    def image(self, index: int) -> ImageTokens:
-        """Those of the image at `index`, as a batch of one."""
-        one = slice(index, index + 1)
+    def images(self, chosen: slice) -> ImageTokens:
+        """Those of some of the images."""
         return replace(
             self,
-            keys_BNLD=self.keys_BNLD[one],
-            values_BNLD=self.values_BNLD[one],
-            queries_BNDL=self.queries_BNDL[one],
-            first_norm=self.first_norm.images(one),
-            second_keys=self.second_keys.images(one),
-            second_values=self.second_values.images(one),
-            second_queries=self.second_queries.images(one),
-            second_norm=self.second_norm.images(one),
-            final_keys=self.final_keys.images(one),
-            final_values=self.final_values.images(one),
-            upscaled_BLX=self.upscaled_BLX[one],
+            keys_BNLD=self.keys_BNLD[chosen],
+            values_BNLD=self.values_BNLD[chosen],
+            queries_BNDL=self.queries_BNDL[chosen],
+            first_norm=self.first_norm.images(chosen),
+            second_keys=self.second_keys.images(chosen),
+            second_values=self.second_values.images(chosen),
+            second_queries=self.second_queries.images(chosen),
+            second_norm=self.second_norm.images(chosen),
+            final_keys=self.final_keys.images(chosen),
+            final_values=self.final_values.images(chosen),
+            upscaled_BLX=self.upscaled_BLX[chosen],
         )
 
 
@@ -174,12 +173,12 @@ class MaskDecoder(nn.Module):
             upscaling_XC=weight_XC * gamma_C,
         )
 
-    def attend(self, image: ImageTokens, sparse_BPTC: Tensor) -> Decoded:
-        """Run the transformer and score the prompts."""
+    def attend(self, image: ImageTokens, sparse_BPTC: Tensor, together: int | None = None) -> Decoded:
+        """Run the transformer and score the prompts; `together` of each image at once, if it is given."""
         learned_MC = torch.cat([self.iou_token.weight, self.mask_tokens.weight])
         learned_BPMC = learned_MC.expand(*sparse_BPTC.shape[:2], -1, -1)
         prompts_BPTC = torch.cat([learned_BPMC, sparse_BPTC], 2)
-        parts = prompts_BPTC.split(prompts_at_once(image, prompts_BPTC), 1)
+        parts = prompts_BPTC.split(together or prompts_at_once(image, prompts_BPTC), 1)
         scored = tuple(self._score(image, prompts_BpTC) for prompts_BpTC in parts)
         return Decoded(torch.cat([part.iou_BPM for part in scored], 1), image, scored)
 
@@ -195,18 +194,21 @@ class MaskDecoder(nn.Module):
 
         Each distinct prompt is upscaled once, however many of its masks are wanted.
         """
-        prompts_J, row_K = torch.unique(prompt_K, return_inverse=True)
-        parts = decoded.parts
+        # Who is where is sorted out on the host: of a device each of these numbers would have to be awaited.
+        prompts_J, row_K = torch.unique(prompt_K.cpu(), return_inverse=True)
+        parts, device = decoded.parts, decoded.iou_BPM.device
         images, size = parts[0].iou_BPM.shape[:2]
         prompts = sum(part.iou_BPM.shape[1] for part in parts)  # an image
         image_J, place_J = prompts_J // prompts, prompts_J % prompts
         groups, counts = torch.unique_consecutive(image_J * len(parts) + place_J // size, return_counts=True)
-        tokens = [decoded.image.image(index) for index in range(images)]
+        tokens = [decoded.image.images(slice(index, index + 1)) for index in range(images)]
+        places_J = (place_J % size).to(device, non_blocking=True)
         side = round(decoded.image.upscaled_BLX.shape[1] ** 0.5)
         drawn = [decoded.iou_BPM.new_empty(0, 16 * side * side, MASK_TOKENS)]
-        for group, places_J in zip(groups.tolist(), (place_J % size).split(counts.tolist()), strict=True):
+        for group, places_j in zip(groups.tolist(), places_J.split(counts.tolist()), strict=True):
             index, part = divmod(group, len(parts))
-            drawn.append(self._draw(tokens[index], parts[part].chosen(index, places_J)))
+            drawn.append(self._draw(tokens[index], parts[part].chosen(index, places_j)))
+        row_K, token_K = row_K.to(device, non_blocking=True), token_K.to(device, non_blocking=True)
         cells_K = torch.cat(drawn)[row_K, :, token_K].unflatten(
             1, (side, side, 2, 2, 2, 2)
         )  # row, column; halves; quarters

@@ -6,8 +6,10 @@ and generation wraps it in `torch.inference_mode()`. Parameter names are the off
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -33,9 +35,9 @@ class EncodedImages:
     def __len__(self) -> int:
         return len(self.embedding_BCHW)
 
-    def __getitem__(self, index: int) -> EncodedImages:
-        """The image at `index`, as a batch of one."""
-        return EncodedImages(self.embedding_BCHW[index : index + 1], self.shared.image(index))
+    def images(self, chosen: slice) -> EncodedImages:
+        """Some of the images."""
+        return EncodedImages(self.embedding_BCHW[chosen], self.shared.images(chosen))
 
 
 class Sam(nn.Module):
@@ -68,6 +70,17 @@ class Sam(nn.Module):
             self.mask_decoder.to(dtype)
         return self
 
+    def compile_encoder(self, backend: str | Callable[..., Any] = "inductor") -> None:
+        """Have `torch.compile` fuse the image encoder when it is first called with each number of images.
+
+        Where that fails, for want of a compiler for instance, torch says so in a warning and the encoder runs
+        as it is: torch's own setting for this holds for the whole process.
+        """
+        import torch._dynamo
+
+        torch._dynamo.config.suppress_errors = True
+        self.image_encoder.compile(backend=backend, dynamic=False)
+
     def encode(self, images: Sequence[Tensor]) -> EncodedImages:
         """Encode B images, each 3×h×w RGB in 0…255, already resized so that max(h, w) is `img_size`.
 
@@ -99,12 +112,16 @@ class Sam(nn.Module):
         labels_BPN: Tensor | None = None,
         boxes_BP4: Tensor | None = None,
         masks_BP1HW: Tensor | None = None,
+        *,
+        together: int | None = None,
     ) -> Decoded:
         """Score P prompts an image: any combination of N points with labels, a box and a mask each.
 
         Points are (x, y), boxes XYXY, in pixels of the model's input; labels 1 foreground, 0 background,
         −1 padding; masks are low-resolution logits, four pixels to an image cell. Draws nothing yet.
-        Raises ValueError for a prompt of nothing, for points without labels, or for a misshapen mask.
+        `together` prompts of each image are worked on at once, here and in `draw`, to bound the memory; by
+        default as many as suit the device. Raises ValueError for a prompt of nothing, for points without
+        labels, or for a misshapen mask.
         """
         if (points_BPN2 is None) != (labels_BPN is None):
             raise ValueError("points and labels come together; got only one of them")
@@ -112,7 +129,7 @@ class Sam(nn.Module):
         if masks_BP1HW is None:
             if sparse_BPTC is None:
                 raise ValueError("a prompt needs points with labels, a box or a mask; got none of them")
-            return self.mask_decoder.attend(images.shared, sparse_BPTC)
+            return self.mask_decoder.attend(images.shared, sparse_BPTC, together)
 
         side = 4 * images.embedding_BCHW.shape[-1]
         if tuple(masks_BP1HW.shape[2:]) != (1, side, side):
@@ -123,7 +140,7 @@ class Sam(nn.Module):
         batch = masks_BP1HW.shape[:2]
         cells_BPCHW = images.embedding_BCHW[:, None] + self.prompt_encoder.dense(masks_BP1HW)
         decoded = self.mask_decoder.attend(
-            self._share(cells_BPCHW.flatten(0, 1)), sparse_BPTC.flatten(0, 1)[:, None]
+            self._share(cells_BPCHW.flatten(0, 1)), sparse_BPTC.flatten(0, 1)[:, None], together
         )
         return replace(decoded, iou_BPM=decoded.iou_BPM[:, 0].unflatten(0, batch))
 
@@ -137,10 +154,18 @@ class Sam(nn.Module):
 
     def normalise(self, pixels: Tensor) -> Tensor:
         """…×3×h×w RGB in 0…255 → the encoder's range; computed in fp32, given in the encoder's precision."""
-        mean, std = (torch.tensor(rgb, device=self.device)[:, None, None] for rgb in (PIXEL_MEAN, PIXEL_STD))
+        mean_311, std_311 = pixel_statistics(self.device)
         dtype = next(self.image_encoder.parameters()).dtype
-        return ((pixels.to(self.device, torch.float32) - mean) / std).to(dtype)
+        return ((pixels.to(self.device, torch.float32) - mean_311) / std_311).to(dtype)
 
     def _pad(self, image_CHW: Tensor, side: int) -> Tensor:
         height, width = image_CHW.shape[1:]
         return F.pad(self.normalise(image_CHW), (0, side - width, 0, side - height))
+
+
+@lru_cache(maxsize=8)
+def pixel_statistics(device: torch.device) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of the channels, 3×1×1 each; a copy to the device once, not an image."""
+    with torch.inference_mode(False):  # training may ask for them later
+        mean, std = (torch.tensor(rgb, device=device)[:, None, None] for rgb in (PIXEL_MEAN, PIXEL_STD))
+    return mean, std

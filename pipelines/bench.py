@@ -82,10 +82,12 @@ def bench(
         job = Job(Path(folder) / "corpus", config, "bench", threads or config.threads_per_worker)
         if random_weights:
             noise = random_sam(config.model.name, _pixels(photographs[0], config))
-            generator = _of_noise(noise, job)
+            if job.threads is not None:
+                torch.set_num_threads(job.threads)
+            generator = MaskGenerator(_placed(noise, config), config.generator)
         else:
             generator = make_generator(job)
-        _pass(0, photographs, generator, job)  # warm-up
+        warm_up = _pass(0, photographs, generator, job)  # whatever is compiled, loaded or tried out first
         passes = [_pass(number, photographs, generator, job) for number in range(1, repeat + 1)]
         middle = sorted(passes, key=lambda timed: timed.seconds)[len(passes) // 2]
         tally = middle.tally
@@ -98,7 +100,10 @@ def bench(
             "stages": dict(tally.seconds),
             "drops": dict(tally.drops),
             "peak_rss_bytes": peak_rss_bytes(),
+            "warm_up_seconds": warm_up.seconds - middle.seconds,
         }
+        if generator.sam.device.type == "cuda":
+            result["peak_gpu_bytes"] = torch.cuda.max_memory_allocated(generator.sam.device)
         if released:
             exact = noise if random_weights else load_sam(config.model.name, config.model.checkpoint)
             result |= _against_released(photographs, generator, exact, config, repeat)
@@ -219,13 +224,25 @@ def _against_released(
     }
 
 
-def _of_noise(noise: Sam, job: Job) -> MaskGenerator:
-    if job.threads is not None:
-        torch.set_num_threads(job.threads)
-    chosen = job.config.model
-    dtype = torch.bfloat16 if chosen.precision == "bf16" else torch.float32
-    sam = copy.deepcopy(noise).to(resolve_device(chosen.device)).in_precision(dtype)
-    return MaskGenerator(sam, job.config.generator)
+def sample_pixels(
+    inputs: Sequence[str], config: RunConfig, size: tuple[int, int] | None
+) -> npt.NDArray[np.uint8]:
+    """The first photograph that `bench` would time."""
+    with tempfile.TemporaryDirectory(prefix="maskmill-bench-") as folder:
+        return _pixels(_photographs(inputs, config, size, Path(folder))[0], config)
+
+
+def of_noise(config: RunConfig, pixels_HW3: npt.NDArray[np.uint8]) -> Sam:
+    """The network of noise that `bench` times where the first photograph is this one."""
+    return _placed(random_sam(config.model.name, pixels_HW3), config)
+
+
+def _placed(noise: Sam, config: RunConfig) -> Sam:
+    dtype = torch.bfloat16 if config.model.precision == "bf16" else torch.float32
+    sam = copy.deepcopy(noise).to(resolve_device(config.model.device)).in_precision(dtype)
+    if config.model.compile:
+        sam.compile_encoder()
+    return sam
 
 
 @torch.no_grad()

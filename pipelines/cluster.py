@@ -31,7 +31,7 @@ from pipelines.dispatch import Dispatcher, WorkerLost
 from pipelines.errors import MaskmillError, UsageError
 from pipelines.placement import Node, Placement, how_many_fit, place
 from pipelines.tasks import Job, OnProgress, ShardFailure, ShardReceipt, ShardTask, Tally
-from pipelines.worker import check_sees_corpus, is_infrastructure, make_generator, run_shard
+from pipelines.worker import batches_at_once, check_sees_corpus, is_infrastructure, make_generator, run_shard
 
 if TYPE_CHECKING:
     import numpy as np
@@ -130,21 +130,22 @@ def live_nodes() -> list[Node]:
     return [Node(held.get("CPU", 0.0), held.get("GPU", 0.0)) for held in resources]
 
 
-class _OneAtATime:
-    """A generator's queue: shards overlap in decoding and committing, the network serves one of them at a
-    time.
+class _FewAtATime:
+    """A generator's queue: shards overlap in decoding and committing, the network serves one batch at a time,
+    on a GPU two.
 
-    A thread of its own rather than a lock: first come, first served, and all of torch's work, the loading of
-    the weights too, in one thread. Each thread that calls torch gets a team of CPU threads, and with more
-    threads than CPUs the teams sleep between steps where they would spin: nearly twice the time an image.
+    Threads of its own rather than a lock: first come, first served, and on a CPU all of torch's work, the
+    loading of the weights too, in one thread. Each thread that calls torch gets a team of CPU threads, and
+    with more threads than CPUs the teams sleep between steps where they would spin: nearly twice the time an
+    image.
     """
 
     def __init__(self, job: Job) -> None:
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="generate")
-        self._generator = self._thread.submit(make_generator, job).result()
+        self._threads = ThreadPoolExecutor(batches_at_once(job.config.model), thread_name_prefix="generate")
+        self._generator = self._threads.submit(make_generator, job).result()
 
     def generate_batch(self, images: Sequence[np.ndarray]) -> list[GeneratedMasks]:
-        return self._thread.submit(self._generator.generate_batch, images).result()
+        return self._threads.submit(self._generator.generate_batch, images).result()
 
 
 class ShardWorker:
@@ -154,7 +155,7 @@ class ShardWorker:
         if gpus == 0:
             os.environ["CUDA_VISIBLE_DEVICES"] = ""  # Ray hides GPUs only from actors that reserve some
         self._job = job
-        self._generator: _OneAtATime | None = None
+        self._generator: _FewAtATime | None = None
         self._running: dict[int, Tally] = {}
 
     @ray.method(concurrency_group="ctl")
@@ -169,7 +170,7 @@ class ShardWorker:
         Raises UsageError where this node does not see the run's corpus, whose shards would stay here.
         """
         check_sees_corpus(self._job)
-        self._generator = _OneAtATime(self._job)
+        self._generator = _FewAtATime(self._job)
 
     @ray.method(concurrency_group="ctl")
     def stats(self) -> dict[int, Tally]:

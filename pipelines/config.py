@@ -30,6 +30,9 @@ class ModelConfig(Section):
     )
     precision: Literal["fp32", "bf16"] = Field("fp32", description="fp32 is exact, bf16 is fast.")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto takes a GPU where there is one.")
+    compile: bool = Field(
+        False, description="Fuse the image encoder by torch.compile: a minute or more at each start."
+    )
 
 
 class InputConfig(Section):
@@ -122,8 +125,8 @@ class RunConfig(Section):
 # What moves numbers by rounding at most, or not at all. The weights themselves are told apart by their
 # sha256.
 _DECIDES_NO_ROW: Any = {
-    "model": {"checkpoint", "device"},
-    "generator": {"points_per_batch", "encode_batch", "resample_budget_bytes"},
+    "model": {"checkpoint", "device", "compile"},
+    "generator": {"points_per_batch", "encode_batch", "device_budget_bytes"},
     "input": {"extensions", "image_column"},
     "workers": True,
     "threads_per_worker": True,

@@ -285,7 +285,7 @@ class Dispatcher:
         if count >= limit:
             raise IncompleteRun(
                 f"stopped: {count} workers in a row {what}; the last: {' '.join(str(last).split())}; look "
-                "for too little memory (fewer --workers, a smaller generator.resample_budget_bytes) or a "
+                "for too little memory (fewer --workers, a smaller generator.points_per_batch) or a "
                 "library that crashes (--workers 0 shows where), then run the same command again; "
                 "--set breaker.worker_deaths=N allows N for each worker"
             )

@@ -18,8 +18,7 @@ import itertools
 import logging
 import socket
 import time
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +27,7 @@ from typing import TYPE_CHECKING, Protocol
 from engine.records import GeneratedMasks
 from model.zoo import CheckpointError
 from pipelines import patience
+from pipelines.ahead import in_order
 from pipelines.config import ModelConfig, RunConfig
 from pipelines.decode import DecodedImage, decode_image
 from pipelines.errors import ConfigError, CorpusError, CorpusUnavailable, InputRejected, UsageError
@@ -78,6 +78,8 @@ def make_generator(job: Job) -> MaskGenerator:
         sam = load_sam(chosen.name, chosen.checkpoint, device=resolve_device(chosen.device), dtype=dtype)
     except CheckpointError as error:
         raise UsageError(str(error)) from None
+    if chosen.compile:
+        sam.compile_encoder()
     return MaskGenerator(sam, job.config.generator)
 
 
@@ -166,8 +168,10 @@ def _attempt(
 ) -> ShardReceipt | ShardFailure:
     rows: list[ImageRow] = []
     tally = Tally()
-    for batch in _batched(_decoded_ahead(task, job.config, tally), job.config.generator.encode_batch):
-        for row in _rows_of(batch, generator, job.config, tally):
+    decoded = _decoded_ahead(task, job.config, tally)
+    batches = _batched(decoded, job.config.generator.encode_batch)
+    for batch, results in _generated(batches, generator, batches_at_once(job.config.model)):
+        for row in _rows_of(batch, results, job.config, tally):
             rows.append(row)
             tally.add_row(row)
         on_progress(copy.deepcopy(tally))
@@ -194,15 +198,11 @@ def _decoded_ahead(task: ShardTask, config: RunConfig, tally: Tally) -> Iterator
     use.
     """
     ahead = config.cluster.images_ahead
-    waiting: deque[Future[_Prepared]] = deque()
     pool = ThreadPoolExecutor(ahead, thread_name_prefix="decode")
     try:
-        for planned in task.images:
-            waiting.append(pool.submit(_prepare, planned, planned.image_id in task.deadly, config))
-            if len(waiting) > ahead:
-                yield _waited(waiting.popleft(), tally)
-        while waiting:
-            yield _waited(waiting.popleft(), tally)
+        prepare = functools.partial(_prepare, deadly=task.deadly, config=config)
+        for future in in_order(pool, prepare, task.images, ahead):
+            yield _waited(future, tally)
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
 
@@ -215,14 +215,14 @@ def _waited(future: Future[_Prepared], tally: Tally) -> _Prepared:
     return prepared
 
 
-def _prepare(planned: PlannedImage, deadly: bool, config: RunConfig) -> _Prepared:
+def _prepare(planned: PlannedImage, deadly: Collection[int], config: RunConfig) -> _Prepared:
     """Read and decode one image; what cannot be used becomes its rejected row."""
     began = decoding = time.perf_counter()
     data: bytes | None = None
     decoded: DecodedImage | None = None
     refused: ImageRow | None = None
     try:
-        if deadly:
+        if planned.image_id in deadly:
             raise InputRejected("generate", "WorkerDied", "each worker that was given this image alone died")
         data = retrying(lambda: read_input(planned.uri))
         decoding = time.perf_counter()
@@ -237,18 +237,41 @@ def _batched(images: Iterator[_Prepared], size: int) -> Iterator[list[_Prepared]
         yield batch
 
 
+def batches_at_once(model: ModelConfig) -> int:
+    """How many batches the generator works on side by side: on a GPU two, so that it has one to do while the
+    host filters and writes down the other. On a CPU there is nothing to hide.
+    """
+    return 2 if resolve_device(model.device) == "cuda" else 1
+
+
+def _generated(
+    batches: Iterator[list[_Prepared]], generator: Generates, at_once: int
+) -> Iterator[tuple[list[_Prepared], list[GeneratedMasks]]]:
+    """Batches in order with what was found in them; those that decoded go through the network together."""
+
+    def generate(batch: list[_Prepared]) -> tuple[list[_Prepared], list[GeneratedMasks]]:
+        usable = [prepared.decoded.pixels_HW3 for prepared in batch if prepared.decoded is not None]
+        return batch, generator.generate_batch(usable) if usable else []
+
+    if at_once == 1:  # in this thread: `cluster._FewAtATime` says why
+        yield from map(generate, batches)
+        return
+    with ThreadPoolExecutor(at_once, thread_name_prefix="generate") as pool:
+        for future in in_order(pool, generate, batches, at_once - 1):
+            yield future.result()
+
+
 def _rows_of(
-    batch: list[_Prepared], generator: Generates, config: RunConfig, tally: Tally
+    batch: list[_Prepared], results: list[GeneratedMasks], config: RunConfig, tally: Tally
 ) -> Iterator[ImageRow]:
-    """The rows of a batch, in order; those that decoded go through the network together."""
-    usable = [prepared.decoded.pixels_HW3 for prepared in batch if prepared.decoded is not None]
-    results = iter(generator.generate_batch(usable) if usable else ())
+    """The rows of a batch, in order."""
+    found = iter(results)
     for prepared in batch:
         if prepared.decoded is None:
             assert prepared.refused is not None, "an image is decoded or refused"
             yield prepared.refused
             continue
-        generated = next(results)
+        generated = next(found)
         tally.add_seconds(generated.seconds)
         yield row_from_result(prepared.planned, prepared.decoded, generated, embed=config.embed_images)
 

@@ -8,8 +8,9 @@ from hypothesis import strategies as st
 import engine.resample_compiled
 from engine import rle
 from engine.geometry import input_size
+from engine.paint import run_ends, whole_masks
 from engine.regions import BoxMask
-from engine.resample import Resampler
+from engine.resample import Resampler, finite
 from engine.resample_compiled import CompiledResampler
 
 SHAPES = [(5, 3), (64, 64), (65, 63), (301, 33), (77, 130), (128, 1), (1, 200), (451, 300)]
@@ -27,6 +28,14 @@ BOTH = pytest.mark.parametrize("kind", [Resampler, CompiledResampler])
 
 def resampler(kind, logits_Nhw, img_size, size, **options):
     return kind(logits_Nhw.shape[-1], img_size, input_size(*size, img_size), size, **options)
+
+
+def painted(ours, logits_Nhw, measures, n) -> BoxMask:
+    """Mask n inside its box, by either kind."""
+    box = box_of(measures, n)
+    if isinstance(ours, CompiledResampler):
+        return ours.paint(ours.cut(logits_Nhw[n], box), box)
+    return whole_masks(ours, finite(logits_Nhw[n : n + 1]), np.array([box]))[0]
 
 
 def smooth_logits(count, side, seed):
@@ -59,7 +68,7 @@ def test_measures_and_masks_are_those_of_the_published_chain(kind, size, low, im
         expected_N = (chain_NHW > threshold).sum((1, 2)).numpy()
         assert np.abs(counted_N - expected_N).max() <= near
     for n in np.flatnonzero(measures.area_N):
-        part = ours.paint(ours.cut(logits_Nhw[n], box_of(measures, n)), box_of(measures, n))
+        part = painted(ours, logits_Nhw, measures, n)
         assert part.box() == box_of(measures, n)
         assert part.mask_hw.sum() == measures.area_N[n]
         assert (on_image(part, size) != (chain_NHW[n] > 0).numpy()).sum() <= near
@@ -78,7 +87,7 @@ def test_values_on_a_line_stay_on_the_line(height, width, low, seed):
         sums_tO = axis.weights_tOs.sum(2)
         inside_tO = torch.arange(sums_tO.shape[1]) < axis.length_t[:, None]
         assert torch.allclose(sums_tO, inside_tO.float(), atol=1e-6)
-    values = torch.cat([values_KOO for *_, values_KOO in ours._tiles(plane_1hw, ones_1yx)])
+    values = ours.tiles(plane_1hw, *ones_1yx.nonzero(as_tuple=True))
     chain_1HW = published_chain(plane_1hw, 4 * low, (height, width))
     corner = chain_1HW[0, : values.shape[1], : values.shape[2]]
     assert torch.allclose(values[0, : corner.shape[0], : corner.shape[1]], corner, atol=1e-3)
@@ -99,7 +108,7 @@ def test_empty_full_and_infinite_masks(kind):
     assert measures.box_N4[:5].tolist() == [[0] * 4, [0, 0, 69, 99], [0] * 4, [0] * 4, [0, 0, 69, 99]]
     assert 0 < measures.area_N[5] < 7000
     for n in (1, 4, 5):
-        part = ours.paint(ours.cut(logits_Nhw[n], box_of(measures, n)), box_of(measures, n))
+        part = painted(ours, logits_Nhw, measures, n)
         assert part.mask_hw.sum() == measures.area_N[n]
 
 
@@ -126,7 +135,7 @@ def test_a_mask_wider_than_int16(kind):
     ours = resampler(kind, logits_Nhw, 64, size)
     measures = ours.measure(logits_Nhw, 1.0)
     assert measures.tight_N.tolist() == measures.loose_N.tolist() == [120_000]
-    part = ours.paint(ours.cut(logits_Nhw[0], (0, 0, 39_999, 2)), (0, 0, 39_999, 2))
+    part = painted(ours, logits_Nhw, measures, 0)
     assert rle.area(rle.encode_box(part.mask_hw, part.x0, part.y0, size)) == 120_000
 
 
@@ -148,10 +157,31 @@ def test_masks_of_any_shape_are_painted_as_they_were_counted(height, width, low,
         if measures.area_N[n] == 0:
             assert box_of(measures, n) == (0, 0, 0, 0)
             continue
-        part = ours.paint(ours.cut(logits_Nhw[n], box_of(measures, n)), box_of(measures, n))
+        part = painted(ours, logits_Nhw, measures, n)
         assert part.mask_hw.sum() == measures.area_N[n]
         assert part.box() == box_of(measures, n)
         assert part.mask_hw.T.flags.c_contiguous
+
+
+@pytest.mark.parametrize("budget_bytes", [1, 100_000, 4 << 20])
+@pytest.mark.parametrize("size", [(5, 3), (64, 64), (130, 70), (301, 200)])
+def test_runs_on_a_device_are_those_of_the_painted_masks(size, budget_bytes):
+    # One strip at a time, a few, and all of them on one canvas; masks that reach the bottom join columns.
+    logits_Nhw = smooth_logits(6, 16, seed=size[0])
+    logits_Nhw[0], logits_Nhw[1, 8:] = 5.0, 5.0
+    compiled = resampler(CompiledResampler, logits_Nhw, 64, size)
+    ours = resampler(Resampler, logits_Nhw, 64, size, budget_bytes=budget_bytes)
+    measures = compiled.measure(logits_Nhw, 1.0)
+    some = np.flatnonzero(measures.area_N)
+    ends = run_ends(ours, logits_Nhw[some], measures.box_N4[some])
+    masks = whole_masks(ours, logits_Nhw[some], measures.box_N4[some])
+    assert (np.diff(ends.mask_E) >= 0).all()
+    for place, n in enumerate(some):
+        here = ends.mask_E == place
+        code = rle.encode_ends(ends.x_E[here] * size[0] + ends.y_E[here], size)
+        mask_HW = on_image(painted(compiled, logits_Nhw, measures, n), size)
+        assert code == rle.encode(mask_HW)
+        assert np.array_equal(on_image(masks[place], size), mask_HW)
 
 
 def test_without_a_folder_to_keep_it_in_it_is_compiled_all_the_same(monkeypatch):

@@ -228,10 +228,10 @@ def test_end_to_end_from_photographs(models: tuple[Sam, Any]) -> None:
     ours, theirs = models
     sizes = [(85, 128), (128, 49), (128, 128)]
     photographs = [torch.randint(0, 256, (3, *size), dtype=torch.uint8) for size in sizes]
-    images = ours.encode(photographs)
+    encoded = ours.encode(photographs)
     for index, photograph in enumerate(photographs):
         made = prompts(ours.config, 1, labels=[1])
-        decoded = ours.attend(images[index], **made)
+        decoded = ours.attend(encoded.images(slice(index, index + 1)), **made)
         pixels = theirs.preprocess(photograph.float())[None]
         sparse, dense = released_prompt(theirs, made, 0)
         their_masks, their_iou = theirs.mask_decoder.predict_masks(

@@ -41,7 +41,10 @@ SHIPPED = ("nano", "mobile_sam", "sam_vit_h", "sa1b")
         ("shard_size.x=16", "shard_size: should be a valid integer"),
         ("shard_size=0", "shard_size: should be greater than or equal to 1, got 0"),
         ("shard_size=many", "shard_size: should be a valid integer"),
-        ("model=vit_h", "model: expected a section with name, checkpoint, precision, device, got 'vit_h'"),
+        (
+            "model=vit_h",
+            "model: expected a section with name, checkpoint, precision, device, compile, got 'vit_h'",
+        ),
         (
             "model.name=vit_x",
             "model.name: should be 'nano', 'vit_b', 'vit_l', 'vit_h' or 'vit_t', got 'vit_x'",
@@ -155,6 +158,7 @@ def test_the_keys_that_scripts_rely_on():
         "checkpoint": "x.pth",
         "precision": "bf16",
         "device": "auto",
+        "compile": False,
     }
 
 

@@ -3,6 +3,8 @@
 import hashlib
 import json
 import shutil
+import threading
+import time
 from dataclasses import replace
 
 import pyarrow.parquet as pq
@@ -260,6 +262,33 @@ def test_encode_batch_images_go_through_the_network_together(job, photos, tiny_s
     paths = sorted(photos.rglob("*.png"))[:5]
     run_shard(ShardTask(0, planned(paths)), counting, Job(job.out, settings, "", threads=1))
     assert counting.sizes == sizes
+
+
+def test_on_a_gpu_two_batches_are_worked_on_side_by_side(job, photos, monkeypatch):
+    # Two, no more, each in a thread; and rows keep the plan's order although the first batch takes longer.
+    both, running, most = threading.Barrier(2, timeout=10), set(), []
+
+    class Waiting(Counting):
+        def generate_batch(self, images):
+            running.add(threading.get_ident())
+            most.append(len(running))
+            if both.wait() == 0:
+                time.sleep(0.05)
+            running.discard(threading.get_ident())
+            return super().generate_batch(images)
+
+    monkeypatch.setattr(worker, "batches_at_once", lambda _: 2)
+    paths = sorted(photos.rglob("*.png"))[:6]
+    run_shard(ShardTask(0, planned(paths)), Waiting(), job)
+    assert [row["uri"] for row in rows_of(job)] == [str(path) for path in paths]
+    assert max(most) == 2
+
+
+def test_how_many_batches_are_worked_on_side_by_side(monkeypatch):
+    model = load_config(None, ["model.device=auto"]).model
+    for found, expected in ((False, 1), (True, 2)):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda found=found: found)
+        assert worker.batches_at_once(model) == expected
 
 
 def test_no_more_images_are_decoded_than_are_asked_for_ahead(job, photos, tiny_settings, monkeypatch):

@@ -1,0 +1,184 @@
+"""What goes through the generator: pages and views of them, candidates, outlines; and what every way of
+working does with them, wherever the network runs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from engine import rle
+from engine.config import GeneratorConfig
+from engine.filters import filter_masks, stability_scores, too_large
+from engine.geometry import inclusive_to_xywh
+from engine.grid import Crop
+from engine.ledger import Ledger
+from engine.nms import non_maximal_suppression
+from engine.records import MaskRecord, Rle
+from engine.regions import BoxMask, clean_up
+from engine.resample import Box, Indexes, Measures, Patch
+from model.sam import EncodedImages
+
+
+@dataclass(slots=True)
+class Page:
+    """An image on its way through the generator."""
+
+    image_HW3: npt.NDArray[np.uint8]
+    ledger: Ledger = field(default_factory=Ledger)
+    candidates: list[Candidate] = field(default_factory=list)
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(height, width)."""
+        return self.image_HW3.shape[0], self.image_HW3.shape[1]
+
+
+@dataclass(slots=True)
+class View:
+    """What the model sees of a page: one crop."""
+
+    page: Page
+    crop: Crop
+
+    @property
+    def corner(self) -> Indexes:
+        """(x, y) of the crop's top left pixel in the image."""
+        return np.array([self.crop.x0, self.crop.y0])
+
+
+@dataclass(slots=True)
+class Candidate:
+    """A mask that is still in the running: measured, not painted.
+
+    Box (XYXY, both ends inside) and point (x, y) are in pixels of the image.
+    """
+
+    view: View
+    patch: Patch
+    box: Box
+    area: int
+    predicted_iou: float
+    stability_score: float
+    point: tuple[float, float]
+
+    def box_in_crop(self) -> Box:
+        """The box in pixels from the crop's top left corner."""
+        (x0, y0, x1, y1), crop = self.box, self.view.crop
+        return x0 - crop.x0, y0 - crop.y0, x1 - crop.x0, y1 - crop.y0
+
+
+@dataclass(slots=True)
+class Outline:
+    """A candidate's final mask; `touched` by the clean-up or not."""
+
+    candidate: Candidate
+    segmentation: Rle
+    box: Box
+    area: int
+    touched: bool
+
+    def record(self) -> MaskRecord:
+        """What is handed out."""
+        candidate, crop = self.candidate, self.candidate.view.crop
+        return MaskRecord(
+            segmentation=self.segmentation,
+            area=self.area,
+            bbox=inclusive_to_xywh(self.box),
+            predicted_iou=candidate.predicted_iou,
+            stability_score=candidate.stability_score,
+            crop_box=inclusive_to_xywh((crop.x0, crop.y0, crop.x1 - 1, crop.y1 - 1)),
+            point_coords=(candidate.point,),
+        )
+
+
+class Way(Protocol):
+    """How the work between the encoder and the records is done: `engine.on_cpu`, `engine.on_device`.
+
+    Both enter every candidate and second into the pages' ledgers.
+    """
+
+    def candidates(self, views: Sequence[View], encoded: EncodedImages) -> list[list[Candidate]]:
+        """Ask about each view's grid of points; what passes the filters, without duplicates in its view."""
+
+    def outlines(self, page: Page, found: Sequence[Candidate]) -> list[Outline]:
+        """Paint a page's candidates, clean them up and run-length code what is left, in order."""
+
+
+def passing(
+    view: View,
+    points_K2: npt.NDArray[np.float64],
+    iou_K: npt.NDArray[np.float32],
+    measures: Measures,
+    config: GeneratorConfig,
+    cut: Callable[[Indexes], Sequence[Patch]],
+) -> tuple[list[Candidate], dict[str, int]]:
+    """Which of K measured masks pass the filters, and how many failed each.
+
+    Points (x, y) and measures are in pixels from the crop's corner. `cut` gives the logits of those chosen.
+    """
+    boxes_K4 = measures.box_N4 + np.tile(view.corner, 2)
+    keep, drops = filter_masks(measures, boxes_K4, view.crop, view.page.size, config)
+    stability_K, points_K2 = stability_scores(measures), points_K2 + view.corner
+    kept = [
+        Candidate(
+            view,
+            patch,
+            as_box(boxes_K4[k]),
+            int(measures.area_N[k]),
+            float(iou_K[k]),
+            float(stability_K[k]),
+            (float(points_K2[k, 0]), float(points_K2[k, 1])),
+        )
+        for k, patch in zip(keep, cut(keep), strict=True)
+    ]
+    return kept, drops
+
+
+def without_duplicates(view: View, found: Sequence[Candidate], config: GeneratorConfig) -> list[Candidate]:
+    """A view's candidates after NMS by predicted IoU."""
+    ledger = view.page.ledger
+    with ledger.stage("nms"):
+        scores = np.array([candidate.predicted_iou for candidate in found], np.float32)
+        keep = non_maximal_suppression(boxes_of(found), scores, config.box_nms_thresh)
+    ledger.count(0, {"nms": len(found) - len(keep)})
+    return [found[index] for index in keep]
+
+
+def outline_of(
+    candidate: Candidate, mask: BoxMask, config: GeneratorConfig, ledger: Ledger
+) -> Outline | None:
+    """Clean the painted mask up and encode it; None, and accounted for, if nothing is left of it.
+
+    `mask` has the candidate's box, in pixels of the image.
+    """
+    size, box, area, touched = candidate.view.page.size, candidate.box, candidate.area, False
+    if config.min_mask_region_area > 0:
+        with ledger.stage("filter"):
+            cleaned, touched = clean_up(mask, size, config.min_mask_region_area, config.drop_small_masks)
+        if cleaned is None:
+            ledger.count(0, {"clean_up": 1})
+            return None
+        if touched:
+            mask, box, area = cleaned, cleaned.box(), int(np.count_nonzero(cleaned.mask_hw))
+        if too_large(np.array(area), size, config.max_mask_area_fraction):
+            ledger.count(0, {"too_large": 1})
+            return None
+    with ledger.stage("rle"):
+        segmentation = rle.encode_box(mask.mask_hw, mask.x0, mask.y0, size)
+    return Outline(candidate, segmentation, box, area, touched)
+
+
+def boxes_of(found: Sequence[Candidate] | Sequence[Outline]) -> Indexes:
+    """Their boxes, N×4."""
+    return np.array([one.box for one in found], np.int64).reshape(-1, 4)
+
+
+def as_box(box_4: Indexes) -> Box:
+    """A row of boxes as plain numbers."""
+    x0, y0, x1, y1 = box_4.tolist()
+    return x0, y0, x1, y1
