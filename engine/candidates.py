@@ -19,8 +19,9 @@ from engine.grid import Crop
 from engine.ledger import Ledger
 from engine.nms import non_maximal_suppression
 from engine.records import MaskRecord, Rle
-from engine.regions import BoxMask, clean_up
+from engine.regions import clean_up
 from engine.resample import Box, Indexes, Measures, Patch
+from engine.runs import Runs
 from model.sam import EncodedImages
 
 
@@ -61,7 +62,6 @@ class Candidate:
     view: View
     patch: Patch
     box: Box
-    area: int
     predicted_iou: float
     stability_score: float
     point: tuple[float, float]
@@ -129,7 +129,6 @@ def passing(
             view,
             patch,
             as_box(boxes_K4[k]),
-            int(measures.area_N[k]),
             float(iou_K[k]),
             float(stability_K[k]),
             (float(points_K2[k, 0]), float(points_K2[k, 1])),
@@ -150,27 +149,30 @@ def without_duplicates(view: View, found: Sequence[Candidate], config: Generator
 
 
 def outline_of(
-    candidate: Candidate, mask: BoxMask, config: GeneratorConfig, ledger: Ledger
+    candidate: Candidate, x_E: Indexes, y_E: Indexes, config: GeneratorConfig, ledger: Ledger
 ) -> Outline | None:
     """Clean the painted mask up and encode it; None, and accounted for, if nothing is left of it.
 
-    `mask` has the candidate's box, in pixels of the image.
+    The mask comes as where its runs start and end in the crop: see `Runs.between`.
     """
-    size, box, area, touched = candidate.view.page.size, candidate.box, candidate.area, False
+    if len(x_E) == 0:  # measured by other sums than it is painted by, a pixel on the threshold may go
+        ledger.count(0, {"empty": 1})
+        return None
+    size, crop, touched = candidate.view.page.size, candidate.view.crop, False
+    mask = Runs.between(x_E + crop.x0, y_E + crop.y0, size)
     if config.min_mask_region_area > 0:
         with ledger.stage("filter"):
-            cleaned, touched = clean_up(mask, size, config.min_mask_region_area, config.drop_small_masks)
+            cleaned, touched = clean_up(mask, config.min_mask_region_area, config.drop_small_masks)
         if cleaned is None:
             ledger.count(0, {"clean_up": 1})
             return None
-        if touched:
-            mask, box, area = cleaned, cleaned.box(), int(np.count_nonzero(cleaned.mask_hw))
-        if too_large(np.array(area), size, config.max_mask_area_fraction):
+        mask = cleaned
+        if too_large(np.array(mask.area), size, config.max_mask_area_fraction):
             ledger.count(0, {"too_large": 1})
             return None
     with ledger.stage("rle"):
-        segmentation = rle.encode_box(mask.mask_hw, mask.x0, mask.y0, size)
-    return Outline(candidate, segmentation, box, area, touched)
+        segmentation = rle.encode_runs(mask)
+    return Outline(candidate, segmentation, mask.box(), mask.area, touched)
 
 
 def boxes_of(found: Sequence[Candidate] | Sequence[Outline]) -> Indexes:

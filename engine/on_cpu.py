@@ -18,7 +18,6 @@ from engine.config import GeneratorConfig
 from engine.geometry import input_size, points_to_input
 from engine.grid import crop_points
 from engine.ledger import Ledger
-from engine.regions import BoxMask
 from engine.resample_compiled import CompiledResampler
 from model.sam import EncodedImages, Sam
 
@@ -100,9 +99,8 @@ class OnCpu:
         ledger = Ledger()
         with ledger.stage("resample"):
             resampler = self._resampler(candidate.view.crop.size)
-            painted = resampler.paint(candidate.patch, candidate.box_in_crop())
-            mask = BoxMask(painted.mask_hw, candidate.box[0], candidate.box[1])
-        return outline_of(candidate, mask, self.config, ledger), ledger
+            x_E, y_E = resampler.run_ends(candidate.patch, candidate.box_in_crop())
+        return outline_of(candidate, x_E, y_E, self.config, ledger), ledger
 
     def _resampler(self, size: tuple[int, int]) -> CompiledResampler:
         return _resampler(self.sam.config.low_res_size, self.sam.config.img_size, size)

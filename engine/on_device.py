@@ -9,8 +9,7 @@ large as `device_budget_bytes` allows, and what crosses are scalars and the ends
 1. for the predicted IoUs of a pass (all prompts of all its views, if they fit): they decide what is drawn;
 2. in each view for the number of tiles along its masks' edges (`Resampler.measured`);
 3. for the measures of the pass;
-4. in each page for the number of its survivors' runs, and for the runs (`engine.paint`), or for the masks
-   where `min_mask_region_area` asks for a clean-up: OpenCV does that on the host.
+4. in each page for the number of its survivors' runs, and for the runs (`engine.paint`).
 
 The masks are `engine.on_cpu`'s up to rounding; a record's area and box are those of the mask as painted.
 """
@@ -26,7 +25,6 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from engine import rle
 from engine.batching import in_batches
 from engine.candidates import Candidate, Outline, Page, View, outline_of, passing, without_duplicates
 from engine.config import GeneratorConfig
@@ -34,8 +32,7 @@ from engine.crossing import fetch, upload
 from engine.geometry import input_size, points_to_input
 from engine.grid import crop_points
 from engine.ledger import Ledger
-from engine.paint import run_ends, whole_masks
-from engine.regions import BoxMask
+from engine.paint import run_ends
 from engine.resample import Indexes, Measures, Patch, Resampler, finite
 from model.mask_decoder import Decoded
 from model.sam import EncodedImages, Sam
@@ -161,40 +158,22 @@ class OnDevice:
         sizes = [candidate.view.crop.size for candidate in found]
         for size in dict.fromkeys(sizes):
             places = [place for place, other in enumerate(sizes) if other == size]
-            paint = self._cleaned if self.config.min_mask_region_area > 0 else self._coded
-            some = paint(self._resampler(size), [found[place] for place in places], ledger)
+            some = self._of_one_size(self._resampler(size), [found[place] for place in places], ledger)
             for place, outline in zip(places, some, strict=True):
                 outlines[place] = outline
         return [outline for outline in outlines if outline is not None], ledger
 
-    def _coded(self, resampler: Resampler, found: list[Candidate], ledger: Ledger) -> list[Outline | None]:
-        """Outlines straight from the ends of runs."""
+    def _of_one_size(
+        self, resampler: Resampler, found: list[Candidate], ledger: Ledger
+    ) -> list[Outline | None]:
         with ledger.stage("resample"):
             ends = run_ends(resampler, _logits(found), _boxes_in_crop(found))
-        with ledger.stage("rle"):
             splits = np.searchsorted(ends.mask_E, np.arange(1, len(found)))
             runs = zip(np.split(ends.x_E, splits), np.split(ends.y_E, splits), strict=True)
-            return [
-                _outline(candidate, x_E + candidate.view.crop.x0, y_E + candidate.view.crop.y0, ledger)
-                for candidate, (x_E, y_E) in zip(found, runs, strict=True)
-            ]
-
-    def _cleaned(self, resampler: Resampler, found: list[Candidate], ledger: Ledger) -> list[Outline | None]:
-        """Outlines of masks that are cleaned up on the host."""
-        with ledger.stage("resample"):
-            masks = whole_masks(resampler, _logits(found), _boxes_in_crop(found))
-        outlines: list[Outline | None] = []
-        for candidate, mask in zip(found, masks, strict=True):
-            crop = candidate.view.crop
-            in_image = BoxMask(mask.mask_hw, mask.x0 + crop.x0, mask.y0 + crop.y0)
-            candidate.area = int(np.count_nonzero(mask.mask_hw))
-            if candidate.area == 0:
-                ledger.count(0, {"empty": 1})
-                outlines.append(None)
-                continue
-            candidate.box = in_image.box()
-            outlines.append(outline_of(candidate, in_image, self.config, ledger))
-        return outlines
+        return [
+            outline_of(candidate, x_E, y_E, self.config, ledger)
+            for candidate, (x_E, y_E) in zip(found, runs, strict=True)
+        ]
 
     def _resampler(self, size: tuple[int, int]) -> Resampler:
         shape = self.sam.config
@@ -208,17 +187,6 @@ def _resampler(
 ) -> Resampler:
     resized = input_size(*size, img_size)
     return Resampler(low_size, img_size, resized, size, budget_bytes=budget_bytes, device=device)
-
-
-def _outline(candidate: Candidate, x_E: Indexes, y_E: Indexes, ledger: Ledger) -> Outline | None:
-    """The mask whose runs start and end, in turn, at these pixels of the image."""
-    if len(x_E) == 0:  # measured by other sums than it is painted by, a pixel on the threshold may go
-        ledger.count(0, {"empty": 1})
-        return None
-    size = candidate.view.page.size
-    area = int((y_E[1::2] - y_E[::2]).sum())
-    box = (int(x_E[0]), int(y_E[::2].min()), int(x_E[-1]), int(y_E[1::2].max()) - 1)
-    return Outline(candidate, rle.encode_ends(x_E * size[0] + y_E, size), box, area, touched=False)
 
 
 def _chosen(logits_Khw: Tensor, keep: Indexes) -> list[Patch]:

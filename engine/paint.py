@@ -20,7 +20,6 @@ import torch
 from torch import Tensor
 
 from engine.crossing import fetch, upload
-from engine.regions import BoxMask
 from engine.resample import TILE, Indexes, Resampler
 
 MOST_FLAGS = (1 << 31) - 1
@@ -55,11 +54,7 @@ class Strips:
 
 @dataclass(frozen=True)
 class RunEnds:
-    """Where runs start and end, in turn, mask after mask and column after column, in image pixels.
-
-    Pixel (x_E, y_E) is the first that differs from the one above it; y is the image's height where a run
-    reaches the image's bottom.
-    """
+    """Where the runs of masks start and end, mask after mask: see `Runs.between`."""
 
     mask_E: Indexes
     x_E: Indexes
@@ -92,21 +87,6 @@ def _placed(strips: Strips, place_E: Indexes) -> tuple[Indexes, Indexes, Indexes
         TILE * strips.column_S[strip_E] + column_E,
         TILE * strips.top_S[strip_E] + row_E,
     )
-
-
-def whole_masks(resampler: Resampler, logits_Nhw: Tensor, boxes_N4: Indexes) -> list[BoxMask]:
-    """N masks inside their boxes, column after column in memory: for what needs them on the host."""
-    columns: list[list[np.ndarray]] = [[] for _ in boxes_N4]
-    for strips, canvas_RO in _canvases(resampler, logits_Nhw, boxes_N4):
-        (flags_RO,) = fetch(canvas_RO)
-        for mask, start, rows in zip(strips.mask_S, strips.first_rows, strips.row_counts, strict=True):
-            columns[mask].append(flags_RO[start : start + rows].reshape(TILE, rows))
-    masks = []
-    for strips_of_mask, (x0, y0, x1, y1) in zip(columns, boxes_N4.tolist(), strict=True):
-        left, top = x0 - x0 % TILE, y0 - y0 % TILE
-        canvas_WH = np.concatenate(strips_of_mask)
-        masks.append(BoxMask(canvas_WH[x0 - left : x1 + 1 - left, y0 - top : y1 + 1 - top].T, x0, y0))
-    return masks
 
 
 def _canvases(resampler: Resampler, logits_Nhw: Tensor, boxes_N4: Indexes) -> Iterator[tuple[Strips, Tensor]]:

@@ -7,23 +7,20 @@ decided; in the others each threshold that is in doubt is compared with every pi
 multiplies, compares and counts without writing anything down. That takes a fifth to a quarter of what
 batched products of tiles take, and no interpreter lock, so that lanes do not wait for one another.
 
-Masks are painted by the same sums in the same order, so that they have the pixels that were counted. The
-first call compiles for a few seconds; Numba keeps the result beside this file or in the user's cache
-folder.
+A mask is painted as the ends of its runs, by the same sums in the same order, so that it has the pixels that
+were counted; an array of its pixels is never made. The first call compiles for a few seconds, see
+`engine.compiled`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, cast
 
-import numba
 import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
-from engine.regions import BoxMask
+from engine.compiled import compiled
 from engine.resample import Box, Indexes, Measures, Patch, compose, finite
 
 Floats = npt.NDArray[np.float32]
@@ -91,29 +88,18 @@ class CompiledResampler:
         bottom, right = int(self.y.band_n[y1]) + TAPS, int(self.x.band_n[x1]) + TAPS
         return Patch(finite(logits_hw[top:bottom, left:right]).clone(), top, left)
 
-    def paint(self, patch: Patch, box: Box) -> BoxMask:
-        """The mask inside its tight box at the image's size, column-major in memory."""
-        x0, y0, x1, y1 = box
-        mask_wh = np.zeros((x1 - x0 + 1, y1 - y0 + 1), np.bool_)
+    def run_ends(self, patch: Patch, box: Box) -> tuple[Indexes, Indexes]:
+        """Where the mask's runs start and end at the image's size: x_E and y_E, as in `Runs.between`."""
         x, y = self.x, self.y
-        _paint(
+        ends_E2 = _run_ends(
             patch.values_hw.mT.contiguous().numpy(),
             x.start_b[patch.column :],
             x.weights_b3p[patch.column :],
             y.start_b[patch.row :],
             y.weights_b3p[patch.row :],
-            (x0, y0),
-            mask_wh,
+            np.array(box),
         )
-        return BoxMask(mask_wh.T, x0, y0)
-
-
-def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Compile on the first call, and keep the result on disk where there is a place for it."""
-    try:
-        return cast("Callable[..., Any]", numba.njit(function, nogil=True, cache=True))
-    except RuntimeError:  # neither beside this file nor in the user's folder
-        return cast("Callable[..., Any]", numba.njit(function, nogil=True))
+        return ends_E2[:, 0], ends_E2[:, 1]
 
 
 @compiled
@@ -128,6 +114,14 @@ def _mix(
         one[row + 1] * a + two[row + 1] * b + three[row + 1] * c,
         one[row + 2] * a + two[row + 2] * b + three[row + 2] * c,
     )
+
+
+@compiled
+def _extremes(columns_wh: Floats, column: int, highest_h: Floats, lowest_h: Floats) -> None:
+    """The highest and the lowest of the three sources along x, in each row of sources."""
+    for row in range(columns_wh.shape[1]):
+        a, b, c = columns_wh[column, row], columns_wh[column + 1, row], columns_wh[column + 2, row]
+        highest_h[row], lowest_h[row] = max(a, b, c), min(a, b, c)
 
 
 @compiled
@@ -154,9 +148,7 @@ def _measure(
             x0, width = start_x[column], start_x[column + 1] - start_x[column]
             if width == 0:
                 continue
-            for row in range(side):
-                a, b, c = columns_wh[column, row], columns_wh[column + 1, row], columns_wh[column + 2, row]
-                highest_h[row], lowest_h[row] = max(a, b, c), min(a, b, c)
+            _extremes(columns_wh, column, highest_h, lowest_h)
             for row in range(len(weights_y)):
                 y0, height = start_y[row], start_y[row + 1] - start_y[row]
                 high = max(highest_h[row], highest_h[row + 1], highest_h[row + 2])
@@ -191,33 +183,46 @@ def _measure(
 
 
 @compiled
-def _paint(
+def _run_ends(
     columns_wh: Floats,
     start_x: Indexes,
     weights_x: Floats,
     start_y: Indexes,
     weights_y: Floats,
-    corner: tuple[int, int],
-    mask_wh: npt.NDArray[np.bool_],
-) -> None:
-    """Set the mask's pixels in an empty box with `corner` its top left; axes begin with its first band."""
-    zero = np.float32(0)
-    x0, y0 = corner
-    box_width, box_height = mask_wh.shape
+    box: Indexes,
+) -> Indexes:
+    """(x, y) of the ends of the runs in a tight box, XYXY; axes begin with its first band."""
+    x0, y0, x1, y1 = box
+    side = columns_wh.shape[1]
+    highest_h, lowest_h = np.empty(side, np.float32), np.empty(side, np.float32)
+    zero, count, most = np.float32(0), 0, y1 - y0 + 2  # ends in a column of pixels
+    ends_E2 = np.empty((4 * (x1 - x0 + 1) + most, 2), np.int64)
     for column in range(columns_wh.shape[0] - 2):
-        first_x, last_x = max(x0, start_x[column]), min(x0 + box_width, start_x[column + 1])
-        for row in range(columns_wh.shape[1] - 2):
-            first_y, last_y = max(y0, start_y[row]), min(y0 + box_height, start_y[row + 1])
-            sources = columns_wh[column : column + 3, row : row + 3]
-            low, high = sources.min(), sources.max()
-            if high <= zero or first_y >= last_y:
-                continue
-            one, two, three = weights_y[row, 0], weights_y[row, 1], weights_y[row, 2]
-            for x in range(first_x, last_x):
-                if low > zero:
-                    mask_wh[x - x0, first_y - y0 : last_y - y0] = True
+        _extremes(columns_wh, column, highest_h, lowest_h)
+        for x in range(max(x0, start_x[column]), min(x1 + 1, start_x[column + 1])):
+            if count + most > len(ends_E2):
+                ends_E2 = np.concatenate((ends_E2, ends_E2))
+            inside = False
+            for row in range(side - 2):
+                first_y, last_y = max(y0, start_y[row]), min(y1 + 1, start_y[row + 1])
+                high = max(highest_h[row], highest_h[row + 1], highest_h[row + 2])
+                low = min(lowest_h[row], lowest_h[row + 1], lowest_h[row + 2])
+                if first_y >= last_y or (low > zero if inside else high <= zero):
                     continue
+                if low > zero or high <= zero:  # the run starts or ends with the cell
+                    inside = not inside
+                    ends_E2[count, 0], ends_E2[count, 1] = x, first_y
+                    count += 1
+                    continue
+                one, two, three = weights_y[row, 0], weights_y[row, 1], weights_y[row, 2]
                 a, b, c = _mix(columns_wh, column, row, weights_x, x - start_x[column])
                 for y in range(first_y, last_y):
                     k = y - start_y[row]
-                    mask_wh[x - x0, y - y0] = a * one[k] + b * two[k] + c * three[k] > zero
+                    if (a * one[k] + b * two[k] + c * three[k] > zero) != inside:
+                        inside = not inside
+                        ends_E2[count, 0], ends_E2[count, 1] = x, y
+                        count += 1
+            if inside:
+                ends_E2[count, 0], ends_E2[count, 1] = x, y1 + 1
+                count += 1
+    return ends_E2[:count]

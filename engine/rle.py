@@ -1,8 +1,7 @@
 """Run-length codes of masks, as COCO writes them: runs down the columns, the first run is background.
 
-A mask is encoded from its box alone: the boundaries of the runs inside the box, moved to their places in the
-whole image. That costs the object's area, where encoding the image-sized mask costs the image's. Reading goes
-through `run_lengths`, which checks what it reads: a corrupt string is an error here and not a crash in C.
+A mask that comes as runs (`engine.runs`) is encoded at the cost of its outline. Reading goes through
+`run_lengths`, which checks what it reads: a corrupt string is an error here and not a crash in C.
 
 Needs numpy and pycocotools only: readers of a corpus use this module without loading torch.
 """
@@ -14,48 +13,25 @@ import numpy.typing as npt
 from pycocotools import mask as coco
 
 from engine.records import Rle
-
-BLOCK_PIXELS = 1 << 22
-"""Boundaries are looked for in blocks of columns of about this many pixels, to bound the scratch memory."""
+from engine.runs import Runs
 
 
 def encode(mask_HW: npt.NDArray[np.bool_]) -> Rle:
     """Encode a mask of the whole image; raises ValueError unless it is a non-empty 2-D bool array."""
-    if mask_HW.ndim != 2 or mask_HW.size == 0:
-        raise ValueError(f"expected a non-empty mask of shape H×W, got shape {mask_HW.shape}")
-    return encode_box(mask_HW, 0, 0, (mask_HW.shape[0], mask_HW.shape[1]))
+    return encode_runs(Runs.of(mask_HW))
 
 
-def encode_box(mask_hw: npt.NDArray[np.bool_], x0: int, y0: int, size: tuple[int, int]) -> Rle:
-    """Encode a mask of which only the box with its top left corner at pixel (x0, y0) is given.
-
-    `size` is (height, width) of the whole image; outside the box there is background. Fastest where `mask_hw`
-    is column-major in memory. Raises ValueError for another dtype and for a box that leaves the image.
-    """
-    height, width = size
-    if mask_hw.dtype != np.bool_:
-        raise ValueError(f"expected a bool mask, got {mask_hw.dtype}")
-    box_height, box_width = mask_hw.shape
-    if x0 < 0 or y0 < 0 or x0 + box_width > width or y0 + box_height > height:
-        raise ValueError(
-            f"box of {box_height}×{box_width} at x={x0}, y={y0} leaves the image of {height}×{width}"
-        )
-    return encode_ends(_boundaries(mask_hw.T, x0, y0, height), size)
-
-
-def encode_ends(ends: npt.NDArray[np.int64], size: tuple[int, int]) -> Rle:
-    """Encode a mask given where its runs start and end, in turn: rising column-major positions in the image.
-
-    Runs may stop at a column's end, and the next one go on from there: `size` is (height, width).
-    """
-    height, width = size
+def encode_runs(mask: Runs) -> Rle:
+    """Encode a mask of which the runs are known already."""
+    height, width = mask.size
+    ends = np.stack([mask.start_R, mask.stop_R], 1).flatten()
     # A run that reaches the image's bottom goes on at the top of the next column.
     joins = np.flatnonzero(ends[1:-1:2] == ends[2::2])
     ends = np.delete(ends, np.concatenate([2 * joins + 1, 2 * joins + 2]))
     counts = np.diff(ends, prepend=0, append=height * width)
     if counts[-1] == 0:  # the mask ends with the image; only the first run may be empty
         counts = counts[:-1]
-    return from_run_lengths(counts, size)
+    return from_run_lengths(counts, mask.size)
 
 
 def from_run_lengths(counts: npt.NDArray[np.int64], size: tuple[int, int]) -> Rle:
@@ -127,18 +103,3 @@ def bbox(rle: Rle) -> tuple[float, float, float, float]:
     bottom = int(np.where(one_column, (ends - 1) % height, height - 1).max())
     left, right = int(first_column.min()), int(last_column.max())
     return (float(left), float(top), float(right - left + 1), float(bottom - top + 1))
-
-
-def _boundaries(mask_wh: npt.NDArray[np.bool_], x0: int, y0: int, height: int) -> npt.NDArray[np.int64]:
-    """Where runs start and end, in turn, as column-major positions in an image of that height."""
-    box_width, box_height = mask_wh.shape
-    found = [np.empty(0, np.int64)]
-    step = max(1, BLOCK_PIXELS // max(1, box_height))
-    for left in range(0, box_width, step):
-        block = mask_wh[left : left + step]
-        changes = np.empty((len(block), box_height + 1), np.bool_)  # a background row before and after
-        changes[:, 0], changes[:, -1] = block[:, 0], block[:, -1]
-        np.not_equal(block[:, 1:], block[:, :-1], out=changes[:, 1:-1])
-        column, row = np.divmod(np.flatnonzero(changes), box_height + 1)
-        found.append((column + x0 + left) * height + row + y0)
-    return np.concatenate(found)

@@ -142,9 +142,9 @@ def test_the_host_waits_a_few_times_an_image(images, clean_up):
         results = generator.generate_batch(pages)
     assert all(result.masks for result in results)
     assert device.waits == {
-        # Tiles on edges in each view; and the runs of each page, where they are not counted on the host.
-        "nonzero": images if clean_up else 2 * images,
-        # Predicted IoUs once, measures of each view at once, and a page's runs or masks.
+        # Tiles on edges in each view, and the runs of each page.
+        "nonzero": 2 * images,
+        # Predicted IoUs once, measures of each view at once, and a page's runs.
         "fetch": 1 + images + images,
     }
 

@@ -5,13 +5,13 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import engine.resample_compiled
+import engine.compiled
 from engine import rle
 from engine.geometry import input_size
-from engine.paint import run_ends, whole_masks
-from engine.regions import BoxMask
+from engine.paint import run_ends
 from engine.resample import Resampler, finite
 from engine.resample_compiled import CompiledResampler
+from engine.runs import Runs
 
 SHAPES = [(5, 3), (64, 64), (65, 63), (301, 33), (77, 130), (128, 1), (1, 200), (451, 300)]
 
@@ -30,12 +30,13 @@ def resampler(kind, logits_Nhw, img_size, size, **options):
     return kind(logits_Nhw.shape[-1], img_size, input_size(*size, img_size), size, **options)
 
 
-def painted(ours, logits_Nhw, measures, n) -> BoxMask:
-    """Mask n inside its box, by either kind."""
+def painted(ours, logits_Nhw, measures, n, size) -> Runs:
+    """Mask n, by either kind."""
     box = box_of(measures, n)
     if isinstance(ours, CompiledResampler):
-        return ours.paint(ours.cut(logits_Nhw[n], box), box)
-    return whole_masks(ours, finite(logits_Nhw[n : n + 1]), np.array([box]))[0]
+        return Runs.between(*ours.run_ends(ours.cut(logits_Nhw[n], box), box), size)
+    ends = run_ends(ours, finite(logits_Nhw[n : n + 1]), np.array([box]))
+    return Runs.between(ends.x_E, ends.y_E, size)
 
 
 def smooth_logits(count, side, seed):
@@ -48,11 +49,8 @@ def box_of(measures, n):
     return tuple(measures.box_N4[n].tolist())
 
 
-def on_image(part: BoxMask, size) -> np.ndarray:
-    mask_HW = np.zeros(size, bool)
-    height, width = part.mask_hw.shape
-    mask_HW[part.y0 : part.y0 + height, part.x0 : part.x0 + width] = part.mask_hw
-    return mask_HW
+def pixels(mask: Runs) -> np.ndarray:
+    return rle.decode(rle.encode_runs(mask))
 
 
 @BOTH
@@ -68,10 +66,10 @@ def test_measures_and_masks_are_those_of_the_published_chain(kind, size, low, im
         expected_N = (chain_NHW > threshold).sum((1, 2)).numpy()
         assert np.abs(counted_N - expected_N).max() <= near
     for n in np.flatnonzero(measures.area_N):
-        part = painted(ours, logits_Nhw, measures, n)
-        assert part.box() == box_of(measures, n)
-        assert part.mask_hw.sum() == measures.area_N[n]
-        assert (on_image(part, size) != (chain_NHW[n] > 0).numpy()).sum() <= near
+        mask = painted(ours, logits_Nhw, measures, n, size)
+        assert mask.box() == box_of(measures, n)
+        assert mask.area == measures.area_N[n]
+        assert (pixels(mask) != (chain_NHW[n] > 0).numpy()).sum() <= near
 
 
 @settings(max_examples=30, deadline=None)
@@ -108,8 +106,8 @@ def test_empty_full_and_infinite_masks(kind):
     assert measures.box_N4[:5].tolist() == [[0] * 4, [0, 0, 69, 99], [0] * 4, [0] * 4, [0, 0, 69, 99]]
     assert 0 < measures.area_N[5] < 7000
     for n in (1, 4, 5):
-        part = painted(ours, logits_Nhw, measures, n)
-        assert part.mask_hw.sum() == measures.area_N[n]
+        mask = painted(ours, logits_Nhw, measures, n, (100, 70))
+        assert mask.area == measures.area_N[n]
 
 
 @pytest.mark.parametrize("offset", [0.0, 0.5, 2.0])
@@ -135,8 +133,8 @@ def test_a_mask_wider_than_int16(kind):
     ours = resampler(kind, logits_Nhw, 64, size)
     measures = ours.measure(logits_Nhw, 1.0)
     assert measures.tight_N.tolist() == measures.loose_N.tolist() == [120_000]
-    part = painted(ours, logits_Nhw, measures, 0)
-    assert rle.area(rle.encode_box(part.mask_hw, part.x0, part.y0, size)) == 120_000
+    mask = painted(ours, logits_Nhw, measures, 0, size)
+    assert mask.area == rle.area(rle.encode_runs(mask)) == 120_000
 
 
 @settings(max_examples=60, deadline=None)
@@ -157,10 +155,10 @@ def test_masks_of_any_shape_are_painted_as_they_were_counted(height, width, low,
         if measures.area_N[n] == 0:
             assert box_of(measures, n) == (0, 0, 0, 0)
             continue
-        part = painted(ours, logits_Nhw, measures, n)
-        assert part.mask_hw.sum() == measures.area_N[n]
-        assert part.box() == box_of(measures, n)
-        assert part.mask_hw.T.flags.c_contiguous
+        mask = painted(ours, logits_Nhw, measures, n, (height, width))
+        assert mask.area == measures.area_N[n]
+        assert mask.box() == box_of(measures, n)
+        assert Runs.of(pixels(mask)).start_R.tolist() == mask.start_R.tolist()
 
 
 @pytest.mark.parametrize("budget_bytes", [1, 100_000, 4 << 20])
@@ -174,14 +172,25 @@ def test_runs_on_a_device_are_those_of_the_painted_masks(size, budget_bytes):
     measures = compiled.measure(logits_Nhw, 1.0)
     some = np.flatnonzero(measures.area_N)
     ends = run_ends(ours, logits_Nhw[some], measures.box_N4[some])
-    masks = whole_masks(ours, logits_Nhw[some], measures.box_N4[some])
     assert (np.diff(ends.mask_E) >= 0).all()
     for place, n in enumerate(some):
         here = ends.mask_E == place
-        code = rle.encode_ends(ends.x_E[here] * size[0] + ends.y_E[here], size)
-        mask_HW = on_image(painted(compiled, logits_Nhw, measures, n), size)
-        assert code == rle.encode(mask_HW)
-        assert np.array_equal(on_image(masks[place], size), mask_HW)
+        mask, expected = (
+            Runs.between(ends.x_E[here], ends.y_E[here], size),
+            painted(compiled, logits_Nhw, measures, n, size),
+        )
+        assert mask.start_R.tolist() == expected.start_R.tolist()
+        assert mask.stop_R.tolist() == expected.stop_R.tolist()
+
+
+def test_a_comb_has_more_ends_than_were_foreseen():
+    # Every other row of cells: in each column of pixels an end for each of them.
+    logits_Nhw = torch.full((1, 64, 64), -1.0)
+    logits_Nhw[0, ::2] = 1.0
+    ours = resampler(CompiledResampler, logits_Nhw, 256, (256, 256))
+    mask = painted(ours, logits_Nhw, ours.measure(logits_Nhw, 0.0), 0, (256, 256))
+    assert len(mask.start_R) == 32 * 256
+    assert np.array_equal(pixels(mask), (published_chain(logits_Nhw, 256, (256, 256))[0] > 0).numpy())
 
 
 def test_without_a_folder_to_keep_it_in_it_is_compiled_all_the_same(monkeypatch):
@@ -190,5 +199,5 @@ def test_without_a_folder_to_keep_it_in_it_is_compiled_all_the_same(monkeypatch)
             raise RuntimeError("cannot cache function: no locator available")
         return function
 
-    monkeypatch.setattr(engine.resample_compiled.numba, "njit", strict)
-    assert engine.resample_compiled.compiled(lambda x: x + 1)(1) == 2
+    monkeypatch.setattr(engine.compiled.numba, "njit", strict)
+    assert engine.compiled.compiled(lambda x: x + 1)(1) == 2
