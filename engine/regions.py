@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from engine.compiled import compiled
 from engine.runs import Positions, Runs
+from model.compiled import compiled
 
 
 def clean_up(mask: Runs, min_area: int, drop_small: bool = False) -> tuple[Runs | None, bool]:

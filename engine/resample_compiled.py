@@ -9,7 +9,7 @@ batched products of tiles take, and no interpreter lock, so that lanes do not wa
 
 A mask is painted as the ends of its runs, by the same sums in the same order, so that it has the pixels that
 were counted; an array of its pixels is never made. The first call compiles for a few seconds, see
-`engine.compiled`.
+`model.compiled`.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
-from engine.compiled import compiled
 from engine.resample import Box, Indexes, Measures, Patch, compose, finite
+from model.compiled import compiled
 
 Floats = npt.NDArray[np.float32]
 

@@ -24,7 +24,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from model.cells import Cells, Gather, Look, Norm, centre, exchanged, per_head, plus_product
+from model.cells import Cells, Gather, Look, Norm, centre, plus_product
 from model.config import SamConfig
 from model.layers import MLP, LayerNorm2d, MLPBlock
 
@@ -37,7 +37,7 @@ class ImageTokens:
 
     keys_BNLD: Tensor  # before the first update
     values_BNLD: Tensor
-    queries_BNDL: Tensor
+    first_queries: Look
     first_norm: Norm
     second_keys: Look
     second_values: Gather
@@ -55,7 +55,7 @@ class ImageTokens:
             self,
             keys_BNLD=self.keys_BNLD[chosen],
             values_BNLD=self.values_BNLD[chosen],
-            queries_BNDL=self.queries_BNDL[chosen],
+            first_queries=self.first_queries.images(chosen),
             first_norm=self.first_norm.images(chosen),
             second_keys=self.second_keys.images(chosen),
             second_values=self.second_values.images(chosen),
@@ -125,16 +125,17 @@ class MaskDecoder(nn.Module):
         placed_BLC = cells_BLC + positions_LC
         keys_BNLD = to_image.split(to_image.k_proj(placed_BLC))
         values_BNLD = to_image.split(to_image.v_proj(cells_BLC))
-        queries_BNDL = to_tokens.split(to_tokens.q_proj(placed_BLC)).mT.contiguous()
 
-        base_BLC = centre(cells_BLC)
         out_C = to_tokens.out_proj.bias
+        ones_C = torch.ones_like(out_C)
+        first_queries = to_tokens.look(to_tokens.q_proj, cells_BLC, positions_LC, ones_C)
+        base_BLC = centre(cells_BLC)
         first_norm = Norm(
-            gamma_C=torch.ones_like(out_C),
+            gamma_C=ones_C,
             row_C=out_C / to_tokens.num_heads,
             square_BL=base_BLC.square().sum(-1),
             linear_BL=2 * base_BLC @ out_C,
-            crossed_BNDL=(to_tokens.unprojected(2 * base_BLC),),
+            crossed_BMDL=to_tokens.unprojected(2 * base_BLC),
         )
         gamma_C, beta_C = first.norm4.weight, first.norm4.bias
         seen_BLC, fixed_LC = gamma_C * base_BLC, beta_C + positions_LC
@@ -151,7 +152,9 @@ class MaskDecoder(nn.Module):
             row_C=row_C / newer.num_heads,
             square_BL=base_BLC.square().sum(-1) + 2 * older_BLC @ out_C,
             linear_BL=2 * base_BLC @ row_C,
-            crossed_BNDL=(to_tokens.unprojected(2 * older_BLC), newer.unprojected(2 * base_BLC)),
+            crossed_BMDL=torch.cat(
+                [to_tokens.unprojected(2 * older_BLC), newer.unprojected(2 * base_BLC)], 1
+            ),
         )
         gamma_C, beta_C = second.norm4.weight, second.norm4.bias
         seen_BLC = gamma_C * base_BLC
@@ -160,7 +163,7 @@ class MaskDecoder(nn.Module):
         return ImageTokens(
             keys_BNLD,
             values_BNLD,
-            queries_BNDL,
+            first_queries,
             first_norm,
             second_keys,
             second_values,
@@ -237,10 +240,9 @@ class MaskDecoder(nn.Module):
         first one meets the cells in their factors, and the channels stay last, where the norm and the
         products want them; only finished logits change places.
         """
-        halves_1PLX = torch.addcmul(image.upscaled_X, cells.share_BP1L.mT, image.upscaled_BLX[:, None])
-        for one in cells.written:
-            rows_1PSX = one.rows_BPSC @ image.upscaling_XC.T
-            halves_1PLX = plus_product(halves_1PLX, one.weights_BPSL.mT, rows_1PSX)
+        halves_1PLX = torch.addcmul(image.upscaled_X, cells.share_BPL[..., None], image.upscaled_BLX[:, None])
+        rows_1PRX = cells.rows_BPRC @ image.upscaling_XC.T
+        halves_1PLX = plus_product(halves_1PLX, cells.weights_BPRL.mT, rows_1PRX)
         _, norm, gelu, second, last_gelu = self.output_upscaling
         halves_PYc = halves_1PLX[0].unflatten(-1, (4, -1)).flatten(1, 2)
         halves_PYc = gelu(cast(LayerNorm2d, norm).last(halves_PYc))
@@ -255,7 +257,7 @@ def quarters(up: nn.Module) -> tuple[Tensor, Tensor]:
     return weight_CcHW.permute(2, 3, 1, 0).flatten(0, 2), bias_c.repeat(4)
 
 
-CACHE_BYTES = 2 << 20
+CACHE_BYTES = 1 << 24
 """What a core's cache may be trusted to hold of one exchange's weights."""
 
 
@@ -295,8 +297,8 @@ class TwoWayTransformer(nn.Module):
         )
         tokens_BPTC = first.think(tokens_BPTC, attended)
         keys, values = first.cross_attn_image_to_token.tokens(tokens_BPTC + prompts_BPTC, tokens_BPTC)
-        scores_BPNTL = per_head(keys, image.queries_BNDL)
-        cells = first.give(Cells.untouched(keys), scores_BPNTL, values, image.first_norm)
+        untouched = Cells.untouched(values, image.keys_BNLD.shape[2], prompts_BPTC.shape[-1])
+        cells = first.give(untouched, keys, values, image.first_queries, image.first_norm)
 
         queries = tokens_BPTC + prompts_BPTC
         tokens_BPTC = second.norm1(tokens_BPTC + second.self_attn(queries, queries, tokens_BPTC))
@@ -305,8 +307,7 @@ class TwoWayTransformer(nn.Module):
         )
         tokens_BPTC = second.think(tokens_BPTC, attended)
         keys, values = second.cross_attn_image_to_token.tokens(tokens_BPTC + prompts_BPTC, tokens_BPTC)
-        scores_BPNTL = cells.scores(keys, image.second_queries).unflatten(2, keys.shape[2:4])
-        return tokens_BPTC, second.give(cells, scores_BPNTL, values, image.second_norm)
+        return tokens_BPTC, second.give(cells, keys, values, image.second_queries, image.second_norm)
 
     def last_look(
         self, tokens_BPTC: Tensor, prompts_BPTC: Tensor, cells: Cells, image: ImageTokens
@@ -339,10 +340,12 @@ class TwoWayBlock(nn.Module):
         thought: Tensor = self.norm3(tokens_BPTC + self.mlp(tokens_BPTC))
         return thought
 
-    def give(self, cells: Cells, scores_BPNTL: Tensor, values_BPNTD: Tensor, norm: Norm) -> Cells:
-        """The cells when they have taken the tokens' values by their scores, and were normalised."""
+    def give(
+        self, cells: Cells, keys_BPNTD: Tensor, values_BPNTD: Tensor, queries: Look, norm: Norm
+    ) -> Cells:
+        """The cells when they have attended to the tokens, and were normalised."""
         out_NDC = self.cross_attn_image_to_token.out_heads()
-        return exchanged(cells, scores_BPNTL.softmax(-2), values_BPNTD, out_NDC, norm, self.norm4.eps)
+        return cells.exchanged(keys_BPNTD, values_BPNTD, queries, out_NDC, norm, self.norm4.eps)
 
 
 class Attention(nn.Module):
@@ -378,15 +381,15 @@ class Attention(nn.Module):
         return Look(
             self.split(seen_BLC @ projection.weight.T).mT.contiguous(),
             self.split(projection(fixed_LC)).mT.contiguous(),
-            self._heads(projection.weight * gamma_C),
+            projection.weight * gamma_C,
         )
 
     def gather(self, seen_BLC: Tensor, beta_C: Tensor, gamma_C: Tensor) -> Gather:
         """The cells as values."""
         return Gather(
-            self.split(seen_BLC @ self.v_proj.weight.T).contiguous(),
+            self.split(seen_BLC @ self.v_proj.weight.T).mT.contiguous(),
             self.v_proj(beta_C).unflatten(0, (self.num_heads, 1, -1)),
-            self._heads(self.v_proj.weight * gamma_C).mT,
+            self.v_proj.weight * gamma_C,
         )
 
     def unprojected(self, x_BLC: Tensor) -> Tensor:
@@ -395,10 +398,7 @@ class Attention(nn.Module):
 
     def out_heads(self) -> Tensor:
         """The output projection, a matrix a head."""
-        return self._heads(self.out_proj.weight.T)
-
-    def _heads(self, weight: Tensor) -> Tensor:
-        return weight.unflatten(0, (self.num_heads, -1))
+        return self.out_proj.weight.T.unflatten(0, (self.num_heads, -1))
 
     # Tokens and cells.
 
@@ -417,4 +417,4 @@ class Attention(nn.Module):
     def to_cells(self, queries_BPTC: Tensor, cells: Cells, keys: Look, values: Gather) -> Tensor:
         """Each prompt's tokens attend to its own cells: B×P×T×C."""
         q_BPNTD = self.split(self.q_proj(queries_BPTC)) * self.scale
-        return self.merge(cells.gathered(cells.scores(q_BPNTD, keys).softmax(-1), values))
+        return self.merge(cells.seen(q_BPNTD, keys, values))

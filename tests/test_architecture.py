@@ -13,8 +13,8 @@ PACKAGES = ("model", "engine", "pipelines")
 MODULES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
 
 THIRD_PARTY = {
-    "model": {"torch", "safetensors", "platformdirs"},
-    "engine": {"numpy", "numba", "torch", "cv2", "PIL", "pycocotools", "pydantic"},
+    "model": {"torch", "numpy", "numba", "safetensors", "platformdirs"},
+    "engine": {"numpy", "torch", "cv2", "PIL", "pycocotools", "pydantic"},
 }
 # Read by whoever opens a corpus, or loaded before a worker has said what it needs.
 LIGHT = ("corpus", "decode", "errors", "manifest", "plan", "schema", "shards", "sources", "storage", "verify")

@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import engine.compiled
+import model.compiled
 from engine import rle
 from engine.geometry import input_size
 from engine.paint import run_ends
@@ -199,5 +199,5 @@ def test_without_a_folder_to_keep_it_in_it_is_compiled_all_the_same(monkeypatch)
             raise RuntimeError("cannot cache function: no locator available")
         return function
 
-    monkeypatch.setattr(engine.compiled.numba, "njit", strict)
-    assert engine.compiled.compiled(lambda x: x + 1)(1) == 2
+    monkeypatch.setattr(model.compiled.numba, "njit", strict)
+    assert model.compiled.compiled(lambda x: x + 1)(1) == 2

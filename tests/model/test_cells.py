@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 import model.mask_decoder
-from model.cells import Cells, exchanged, per_head
+from model.cells import Cells
 from model.config import SamConfig
 from model.mask_decoder import TwoWayBlock
 from model.sam import Sam
@@ -46,15 +46,15 @@ def test_two_exchanges_and_what_is_seen_of_them() -> None:
 
     taking = first.cross_attn_image_to_token
     keys, values = taking.tokens(tokens[0], tokens[0])
-    cells = first.give(Cells.untouched(keys), per_head(keys, image.queries_BNDL), values, image.first_norm)
+    untouched = Cells.untouched(values, CELLS, 48)
+    cells = first.give(untouched, keys, values, image.first_queries, image.first_norm)
     expected = written_out(first, cells_BLC[:, None], positions_LC, tokens[0])
     looking = second.cross_attn_token_to_image
     seen = looking.to_cells(tokens[1], cells, image.second_keys, image.second_values)
     torch.testing.assert_close(seen, looking(tokens[1], expected + positions_LC, expected))
 
     keys, values = second.cross_attn_image_to_token.tokens(tokens[1], tokens[1])
-    scores_BPNTL = cells.scores(keys, image.second_queries).unflatten(2, keys.shape[2:4])
-    cells = second.give(cells, scores_BPNTL, values, image.second_norm)
+    cells = second.give(cells, keys, values, image.second_queries, image.second_norm)
     expected = written_out(second, expected, positions_LC, tokens[1])
     looking = decoder.transformer.final_attn_token_to_image
     seen = looking.to_cells(tokens[0], cells, image.final_keys, image.final_values)
@@ -75,11 +75,17 @@ def test_a_cell_that_what_it_takes_cancels_is_normalised_like_any_other() -> Non
         first.cross_attn_image_to_token.out_proj.weight, -cell_C[:, None]
     ).solution
     values_1PNTD = values_1PNTD.reshape(1, 1, heads, 1, -1)
-    ones = torch.ones(1, 1, heads, 1, CELLS)
     out_NDC = first.cross_attn_image_to_token.out_heads()
-    cells = exchanged(Cells.untouched(ones), ones, values_1PNTD, out_NDC, image.first_norm, first.norm4.eps)
-    assert cells.share_BP1L.isfinite().all()
-    assert (cells.share_BP1L > 0).all()
+    cells = Cells.untouched(values_1PNTD, CELLS, 48).exchanged(
+        torch.zeros_like(values_1PNTD),
+        values_1PNTD,
+        image.first_queries,
+        out_NDC,
+        image.first_norm,
+        first.norm4.eps,
+    )
+    assert cells.share_BPL.isfinite().all()
+    assert (cells.share_BPL > 0).all()
 
 
 @pytest.mark.parametrize("at_once", [1, 2])
