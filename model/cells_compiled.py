@@ -16,11 +16,14 @@ import torch
 from torch import Tensor
 
 from model.compiled import compiled_sums
+from model.layers import LayerNorm2d
 
 Floats = npt.NDArray[np.float32]
 
 BLOCK = 512
 """Cells worked on at a time: 112 weights of each are 230 kB."""
+DRAWN_BLOCK = 1024
+"""And where masks are drawn."""
 
 
 def suits(x: Tensor) -> bool:
@@ -74,6 +77,35 @@ def seen(
         *_arrays(mixed_BPNTR, taken_BPNTD),
     )
     return mixed_BPNTR, taken_BPNTD
+
+
+def drawn(
+    share_JL: Tensor,
+    weights_JRL: Tensor,
+    rows_JRX: Tensor,
+    base_XL: Tensor,
+    constant_X: Tensor,
+    norm: LayerNorm2d,
+    second: tuple[Tensor, Tensor],
+    weights_KC: Tensor,
+    row_K: Tensor,
+) -> Tensor:
+    """Logits K×h×w of masks of J prompts, `row_K` not falling: see `MaskDecoder._draw`.
+
+    The first transposed convolution is given by what it makes of base, β and rows, the second as a map of a
+    cell to its quarters.
+    """
+    side = round(share_JL.shape[1] ** 0.5)
+    logits_Khw = share_JL.new_empty(len(row_K), 4 * side, 4 * side)
+    _draw(
+        *(one.contiguous().numpy() for one in (share_JL, weights_JRL, rows_JRX.mT, base_XL, constant_X)),
+        norm.weight.numpy(),
+        norm.bias.numpy(),
+        np.float32(norm.eps),
+        *(one.contiguous().numpy() for one in (*second, weights_KC, row_K)),
+        logits_Khw.numpy(),
+    )
+    return logits_Khw
 
 
 def _arrays(*tensors: Tensor) -> list[Floats]:
@@ -380,3 +412,127 @@ def _see(
         for row in range(rows):
             mixed_SR[row] /= sum_S[row]
             taken_NTD[row // tokens, row % tokens] /= sum_S[row]
+
+
+# erf(x) ≈ x · P(x²) / Q(x²) up to where it is ±1 in fp32; a least-squares fit, to 4e-7.
+ERF_END = np.float32(3.95)
+ERF_P = tuple(
+    np.float32(p)
+    for p in (1.1283788, 0.20243617, 0.050908663, 3.82061e-3, 1.4571229e-4, -1.9920298e-6, 2.0192671e-8)
+)
+ERF_Q = tuple(np.float32(q) for q in (1, 0.5127338, 0.11604300, 0.014576456, 9.8843849e-4))
+ROOT_HALF = np.float32(0.5**0.5)
+
+
+@compiled_sums
+def _gelu(x_XL: Floats, rows: int, cells: int) -> None:
+    """GELU: x · (1 + erf(x / √2)) / 2, in place."""
+    p0, p1, p2, p3, p4, p5, p6 = ERF_P
+    q0, q1, q2, q3, q4 = ERF_Q
+    for row in range(rows):
+        x_L = x_XL[row]
+        for i in range(cells):
+            x = min(max(x_L[i] * ROOT_HALF, -ERF_END), ERF_END)
+            y = x * x
+            p = p0 + y * (p1 + y * (p2 + y * (p3 + y * (p4 + y * (p5 + y * p6)))))
+            q = q0 + y * (q1 + y * (q2 + y * (q3 + y * q4)))
+            x_L[i] *= HALF + HALF * min(max(x * p / q, -ONE), ONE)
+
+
+@compiled_sums
+def _normalise(
+    x_XL: Floats,
+    cells: int,
+    gamma_X: Floats,
+    beta_X: Floats,
+    eps: np.float32,
+    mean_L: Floats,
+    scale_L: Floats,
+) -> None:
+    """Layer norm over the rows, in place."""
+    rows = len(x_XL)
+    mean_L[:cells], scale_L[:cells] = 0, 0
+    for row in range(rows):
+        x_L = x_XL[row]
+        for i in range(cells):
+            mean_L[i] += x_L[i]
+    for i in range(cells):
+        mean_L[i] /= np.float32(rows)
+    for row in range(rows):
+        x_L = x_XL[row]
+        for i in range(cells):
+            rest = x_L[i] - mean_L[i]
+            x_L[i] = rest
+            scale_L[i] += rest * rest
+    for i in range(cells):
+        scale_L[i] = ONE / np.sqrt(scale_L[i] / np.float32(rows) + eps)
+    for row in range(rows):
+        x_L, gamma, beta = x_XL[row], gamma_X[row], beta_X[row]
+        for i in range(cells):
+            x_L[i] = x_L[i] * scale_L[i] * gamma + beta
+
+
+@compiled_sums
+def _draw(
+    share_JL: Floats,
+    weights_JRL: Floats,
+    rows_JXR: Floats,
+    base_XL: Floats,
+    constant_X: Floats,
+    gamma_c: Floats,
+    beta_c: Floats,
+    eps: np.float32,
+    second_Yc: Floats,
+    bias_Y: Floats,
+    weights_KC: Floats,
+    row_K: npt.NDArray[np.int64],
+    logits_Khw: Floats,
+) -> None:
+    """Some rows of cells at a time: halves, norm, GELU, quarters, GELU, masks."""
+    wide, middle, narrow = len(constant_X), len(gamma_c), weights_KC.shape[1]
+    side = logits_Khw.shape[2] // 4
+    together = max(1, DRAWN_BLOCK // side)
+    most = side * together
+    half_XL, quarter_YL = np.empty((wide, most), np.float32), np.empty((len(bias_Y), most), np.float32)
+    mean_L, scale_L = np.empty(most, np.float32), np.empty(most, np.float32)
+    logits_KL = np.empty((len(row_K), most), np.float32)
+    first = 0
+    while first < len(row_K):
+        j, last = row_K[first], first
+        while last < len(row_K) and row_K[last] == j:
+            last += 1
+        for top in range(0, side, together):
+            start, cells = top * side, side * min(together, side - top)
+            share_L = share_JL[j][start : start + cells]
+            for row in range(wide):
+                half_L, base_L, constant = half_XL[row], base_XL[row][start : start + cells], constant_X[row]
+                for i in range(cells):
+                    half_L[i] = constant + share_L[i] * base_L[i]
+            _add_product(rows_JXR[j], weights_JRL[j], start, half_XL, 0, cells, False)
+            for half in range(4):
+                half_cL = half_XL[half * middle : (half + 1) * middle]
+                _normalise(half_cL, cells, gamma_c, beta_c, eps, mean_L, scale_L)
+                _gelu(half_cL, middle, cells)
+                for row in range(len(bias_Y)):
+                    quarter_YL[row][:cells] = bias_Y[row]
+                _add_product(second_Yc, half_cL, 0, quarter_YL, 0, cells, False)
+                _gelu(quarter_YL, len(bias_Y), cells)
+                for quarter in range(4):
+                    for k in range(last - first):
+                        logits_KL[k][:cells] = 0
+                    _add_product(
+                        weights_KC[first:last],
+                        quarter_YL[quarter * narrow : (quarter + 1) * narrow],
+                        0,
+                        logits_KL,
+                        0,
+                        cells,
+                        False,
+                    )
+                    y, x = 2 * (half // 2) + quarter // 2, 2 * (half % 2) + quarter % 2
+                    for k in range(last - first):
+                        for row in range(cells // side):
+                            out_w, from_L = logits_Khw[first + k, 4 * (top + row) + y], logits_KL[k]
+                            for column in range(side):
+                                out_w[4 * column + x] = from_L[row * side + column]
+        first = last

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, cast
 
 import numba
@@ -14,7 +15,8 @@ REORDERED = {"contract", "reassoc", "nsz", "arcp"}
 def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
     """Compile without the interpreter lock, and keep the result on disk where there is a place for it.
 
-    Numba keeps it beside the function's file or in the user's cache folder.
+    Numba keeps it beside the function's file or in the user's cache folder. Dividing by zero gives infinity
+    or NaN: a check before each division would keep loops from being vectorised.
     """
     return _compiled(function, False)
 
@@ -25,8 +27,8 @@ def compiled_sums(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _compiled(function: Callable[..., Any], fastmath: bool | set[str]) -> Callable[..., Any]:
+    compile_ = partial(numba.njit, nogil=True, error_model="numpy", fastmath=fastmath)
     try:
-        done = numba.njit(function, nogil=True, fastmath=fastmath, cache=True)
+        return cast("Callable[..., Any]", compile_(function, cache=True))
     except RuntimeError:  # there is no such place
-        done = numba.njit(function, nogil=True, fastmath=fastmath)
-    return cast("Callable[..., Any]", done)
+        return cast("Callable[..., Any]", compile_(function))

@@ -24,6 +24,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from model import cells_compiled
 from model.cells import Cells, Gather, Look, Norm, centre, plus_product
 from model.config import SamConfig
 from model.layers import MLP, LayerNorm2d, MLPBlock
@@ -45,7 +46,7 @@ class ImageTokens:
     second_norm: Norm
     final_keys: Look
     final_values: Gather
-    upscaled_BLX: Tensor  # what the first transposed convolution makes of the shared part
+    upscaled_BXL: Tensor  # what the first transposed convolution makes of the shared part
     upscaled_X: Tensor  # of β, with its bias
     upscaling_XC: Tensor  # and does with rows
 
@@ -63,7 +64,7 @@ class ImageTokens:
             second_norm=self.second_norm.images(chosen),
             final_keys=self.final_keys.images(chosen),
             final_values=self.final_values.images(chosen),
-            upscaled_BLX=self.upscaled_BLX[chosen],
+            upscaled_BXL=self.upscaled_BXL[chosen],
         )
 
 
@@ -171,7 +172,7 @@ class MaskDecoder(nn.Module):
             second_norm,
             final_keys=final.look(final.k_proj, seen_BLC, beta_C + positions_LC, gamma_C),
             final_values=final.gather(seen_BLC, beta_C, gamma_C),
-            upscaled_BLX=seen_BLC @ weight_XC.T,
+            upscaled_BXL=weight_XC @ seen_BLC.mT,
             upscaled_X=weight_XC @ beta_C + bias_X,
             upscaling_XC=weight_XC * gamma_C,
         )
@@ -181,7 +182,7 @@ class MaskDecoder(nn.Module):
         learned_MC = torch.cat([self.iou_token.weight, self.mask_tokens.weight])
         learned_BPMC = learned_MC.expand(*sparse_BPTC.shape[:2], -1, -1)
         prompts_BPTC = torch.cat([learned_BPMC, sparse_BPTC], 2)
-        parts = prompts_BPTC.split(together or prompts_at_once(image, prompts_BPTC), 1)
+        parts = prompts_BPTC.split(together or prompts_BPTC.shape[1], 1)
         scored = tuple(self._score(image, prompts_BpTC) for prompts_BpTC in parts)
         return Decoded(torch.cat([part.iou_BPM for part in scored], 1), image, scored)
 
@@ -198,50 +199,60 @@ class MaskDecoder(nn.Module):
         Each distinct prompt is upscaled once, however many of its masks are wanted.
         """
         # Who is where is sorted out on the host: of a device each of these numbers would have to be awaited.
-        prompts_J, row_K = torch.unique(prompt_K.cpu(), return_inverse=True)
+        prompt_K, order_K = torch.sort(prompt_K.cpu(), stable=True)
         parts, device = decoded.parts, decoded.iou_BPM.device
         images, size = parts[0].iou_BPM.shape[:2]
         prompts = sum(part.iou_BPM.shape[1] for part in parts)  # an image
-        image_J, place_J = prompts_J // prompts, prompts_J % prompts
-        groups, counts = torch.unique_consecutive(image_J * len(parts) + place_J // size, return_counts=True)
-        tokens = [decoded.image.images(slice(index, index + 1)) for index in range(images)]
-        places_J = (place_J % size).to(device, non_blocking=True)
-        side = round(decoded.image.upscaled_BLX.shape[1] ** 0.5)
-        drawn = [decoded.iou_BPM.new_empty(0, 16 * side * side, MASK_TOKENS)]
-        for group, places_j in zip(groups.tolist(), places_J.split(counts.tolist()), strict=True):
+        image_K, place_K = prompt_K // prompts, prompt_K % prompts
+        groups, counts = torch.unique_consecutive(image_K * len(parts) + place_K // size, return_counts=True)
+        order_K = order_K.to(device, non_blocking=True)
+        tokens = token_K.to(device, non_blocking=True)[order_K].split(counts.tolist())
+        places = (place_K % size).split(counts.tolist())
+        shared = [decoded.image.images(slice(index, index + 1)) for index in range(images)]
+        side = 4 * round(decoded.image.upscaled_BXL.shape[-1] ** 0.5)
+        drawn_Khw = decoded.iou_BPM.new_empty(len(prompt_K), side, side)
+        drawn = [drawn_Khw[:0]]
+        for group, place_k, token_k in zip(groups.tolist(), places, tokens, strict=True):
             index, part = divmod(group, len(parts))
-            drawn.append(self._draw(tokens[index], parts[part].chosen(index, places_j)))
-        row_K, token_K = row_K.to(device, non_blocking=True), token_K.to(device, non_blocking=True)
-        cells_K = torch.cat(drawn)[row_K, :, token_K].unflatten(
-            1, (side, side, 2, 2, 2, 2)
-        )  # row, column; halves; quarters
+            place_J, row_k = torch.unique_consecutive(place_k, return_inverse=True)
+            chosen = parts[part].chosen(index, place_J.to(device, non_blocking=True))
+            drawn.append(self._draw(shared[index], chosen, row_k.to(device, non_blocking=True), token_k))
+        return drawn_Khw.index_copy(0, order_K, torch.cat(drawn))
+
+    def _draw(self, image: ImageTokens, part: Part, row_K: Tensor, token_K: Tensor) -> Tensor:
+        """Masks of one image: `row_K` counts through the part's prompts."""
+        tokens_1JMC = self.transformer.last_look(part.tokens_BPMC, part.prompts_BPMC, part.cells, image)
+        heads = zip(self.output_hypernetworks_mlps, tokens_1JMC[0].unbind(1), strict=True)
+        weights_JMC = torch.stack([head(token_JC) for head, token_JC in heads], 1)
+        _, norm, _, second, _ = self.output_upscaling
+        rows_1JRX = part.cells.rows_BPRC @ image.upscaling_XC.T
+        if cells_compiled.suits(weights_JMC):
+            return cells_compiled.drawn(
+                part.cells.share_BPL[0],
+                part.cells.weights_BPRL[0],
+                rows_1JRX[0],
+                image.upscaled_BXL[0],
+                image.upscaled_X,
+                cast(LayerNorm2d, norm),
+                quarters(second),
+                weights_JMC[row_K, token_K],
+                row_K,
+            )
+        upscaled_JYc = self._upscale(image, part.cells, rows_1JRX)
+        cells_KY = (upscaled_JYc @ weights_JMC.mT)[row_K, :, token_K]
+        side = round(part.cells.share_BPL.shape[-1] ** 0.5)
+        cells_K = cells_KY.unflatten(1, (side, side, 2, 2, 2, 2))  # row, column; halves; quarters
         return cells_K.permute(0, 1, 3, 5, 2, 4, 6).reshape(-1, 4 * side, 4 * side)
 
-    def _draw(self, image: ImageTokens, part: Part) -> Tensor:
-        """All masks of P prompts of one image: P×16L×M, the quarters of each cell's quarters in a row."""
-        tokens_1PMC = self.transformer.last_look(part.tokens_BPMC, part.prompts_BPMC, part.cells, image)
-        heads = zip(self.output_hypernetworks_mlps, tokens_1PMC[0].unbind(1), strict=True)
-        weights_PCM = torch.stack([head(token_PC) for head, token_PC in heads], 2)
-        if weights_PCM.device.type != "cpu" or torch.is_grad_enabled():
-            return self._upscale(image, part.cells) @ weights_PCM
-        # A CPU's cache holds the sixteenfold map of one prompt, if that.
-        ones = (part.cells.chosen(lambda x: x[:, at : at + 1]) for at in range(len(weights_PCM)))  # noqa: B023
-        return torch.cat(
-            [
-                self._upscale(image, cells) @ weights_CM
-                for cells, weights_CM in zip(ones, weights_PCM, strict=True)
-            ]
-        )
-
-    def _upscale(self, image: ImageTokens, cells: Cells) -> Tensor:
-        """Each cell in sixteen: P×16L×C/8.
+    def _upscale(self, image: ImageTokens, cells: Cells, rows_1PRX: Tensor) -> Tensor:
+        """Each cell in sixteen: P×16L×C/8, the quarters of a cell's quarters in a row.
 
         A transposed convolution whose kernel is as wide as its stride is a linear map of each cell. So the
         first one meets the cells in their factors, and the channels stay last, where the norm and the
         products want them; only finished logits change places.
         """
-        halves_1PLX = torch.addcmul(image.upscaled_X, cells.share_BPL[..., None], image.upscaled_BLX[:, None])
-        rows_1PRX = cells.rows_BPRC @ image.upscaling_XC.T
+        base_1LX = image.upscaled_BXL.mT
+        halves_1PLX = torch.addcmul(image.upscaled_X, cells.share_BPL[..., None], base_1LX[:, None])
         halves_1PLX = plus_product(halves_1PLX, cells.weights_BPRL.mT, rows_1PRX)
         _, norm, gelu, second, last_gelu = self.output_upscaling
         halves_PYc = halves_1PLX[0].unflatten(-1, (4, -1)).flatten(1, 2)
@@ -255,22 +266,6 @@ def quarters(up: nn.Module) -> tuple[Tensor, Tensor]:
     """A 2×2 transposed convolution of stride 2 as a linear map of a cell to its four quarters, row by row."""
     weight_CcHW, bias_c = cast(Tensor, up.weight), cast(Tensor, up.bias)
     return weight_CcHW.permute(2, 3, 1, 0).flatten(0, 2), bias_c.repeat(4)
-
-
-CACHE_BYTES = 1 << 24
-"""What a core's cache may be trusted to hold of one exchange's weights."""
-
-
-def prompts_at_once(image: ImageTokens, prompts_BPTC: Tensor) -> int:
-    """How many prompts' cells to work on together: a CPU as many as its cache holds, a GPU all of them.
-
-    So does training, where each part would send back a gradient of the whole.
-    """
-    prompts, tokens = prompts_BPTC.shape[1:3]
-    if image.keys_BNLD.device.type != "cpu" or torch.is_grad_enabled():
-        return prompts
-    heads, cells = image.keys_BNLD.shape[1:3]
-    return max(1, min(prompts, CACHE_BYTES // (heads * tokens * cells * prompts_BPTC.element_size())))
 
 
 class TwoWayTransformer(nn.Module):

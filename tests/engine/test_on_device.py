@@ -15,7 +15,7 @@ import engine.crossing
 import engine.paint
 from engine import GeneratorConfig, MaskGenerator, rle
 from engine.on_device import OnDevice
-from model import load_sam
+from model import cells_compiled, load_sam
 from model.image_encoder import one_hot_cells
 from model.sam import Sam, pixel_statistics
 from tests.engine.pretend_device import PretendDevice
@@ -23,6 +23,12 @@ from tests.engine.test_generator import tiny
 
 OPEN = {"points_per_side": 4, "pred_iou_thresh": 0, "stability_score_thresh": 0.3, "box_nms_thresh": 0.9}
 LENIENT = {"points_per_side": 6, "pred_iou_thresh": 0.35, "stability_score_thresh": 0.5}
+
+
+@pytest.fixture(autouse=True)
+def _as_tensors(monkeypatch):
+    """On a device nothing is compiled for a CPU."""
+    monkeypatch.setattr(cells_compiled, "suits", lambda _x: False)
 
 
 @cache

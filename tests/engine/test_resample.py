@@ -194,7 +194,7 @@ def test_a_comb_has_more_ends_than_were_foreseen():
 
 
 def test_without_a_folder_to_keep_it_in_it_is_compiled_all_the_same(monkeypatch):
-    def strict(function, nogil, cache=False):
+    def strict(function, cache=False, **_options):
         if cache:
             raise RuntimeError("cannot cache function: no locator available")
         return function

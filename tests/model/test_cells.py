@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
-import model.mask_decoder
+from model import cells_compiled
 from model.cells import Cells
-from model.config import SamConfig
+from model.config import MODELS, SamConfig
 from model.mask_decoder import TwoWayBlock
 from model.sam import Sam
 from tests.model.oracles import randomise
@@ -89,28 +90,57 @@ def test_a_cell_that_what_it_takes_cancels_is_normalised_like_any_other() -> Non
 
 
 @pytest.mark.parametrize("at_once", [1, 2])
-@torch.inference_mode()
-def test_a_few_prompts_at_a_time_give_what_all_at_once_give(
-    monkeypatch: pytest.MonkeyPatch, at_once: int
-) -> None:
+@pytest.mark.parametrize("gradients", [False, True])
+def test_a_few_prompts_at_a_time_give_what_all_at_once_give(at_once: int, gradients: bool) -> None:
     torch.manual_seed(0)
     sam = Sam(SMALL).eval()
     randomise(sam)
-    images = sam.encode_padded(torch.randn(BATCH, 3, 64, 64))
+    with torch.no_grad():
+        images = sam.encode_padded(torch.randn(BATCH, 3, 64, 64))
     points, labels = 64 * torch.rand(BATCH, 5, 2, 2), torch.ones(BATCH, 5, 2, dtype=torch.int64)
     prompt_K, token_K = torch.tensor([9, 0, 4, 4, 7]), torch.tensor([0, 1, 2, 3, 1])
 
-    def asked() -> tuple[int, Tensor, Tensor]:
-        decoded = sam.attend(images, points, labels)
+    def asked(together: int | None) -> tuple[int, Tensor, Tensor]:
+        decoded = sam.attend(images, points, labels, together=together)
         return len(decoded.parts), decoded.iou_BPM, sam.draw(decoded, prompt_K, token_K)
 
-    parts, iou, masks = asked()
-    assert parts == 1
-    one_prompt = (
-        4 * SMALL.decoder_num_heads * 8 * CELLS
-    )  # fp32, heads × (five learned, two points, one for no box)
-    monkeypatch.setattr(model.mask_decoder, "CACHE_BYTES", at_once * one_prompt)
-    parts, few_iou, few_masks = asked()
-    assert parts == -(-5 // at_once)
+    with torch.set_grad_enabled(gradients):
+        parts, iou, masks = asked(None)
+        assert parts == 1
+        parts, few_iou, few_masks = asked(at_once)
+        assert parts == -(-5 // at_once)
     torch.testing.assert_close(few_iou, iou)
     torch.testing.assert_close(few_masks, masks)
+
+
+@pytest.mark.parametrize(("points", "config"), [(1, SMALL), (4, SMALL), (2, MODELS["nano"])])
+def test_compiled_loops_give_what_tensors_give(points: int, config: SamConfig) -> None:
+    torch.manual_seed(0)
+    sam = Sam(config).eval()
+    randomise(sam)
+    side = config.img_size
+    with torch.no_grad():
+        images = sam.encode_padded(torch.randn(BATCH, 3, side, side))
+    given = side * torch.rand(BATCH, 3, points, 2), torch.ones(BATCH, 3, points, dtype=torch.int64)
+    prompt_K, token_K = torch.tensor([5, 0, 1, 5, 5]), torch.tensor([0, 1, 2, 3, 1])
+    tensors = sam.attend(images, *given)  # which have gradients, and so are not for the loops
+    assert tensors.iou_BPM.requires_grad
+    masks_Khw = sam.draw(tensors, prompt_K, token_K)
+    with torch.inference_mode():
+        loops = sam.attend(images, *given)
+        torch.testing.assert_close(loops.iou_BPM, tensors.iou_BPM.detach())
+        scale = masks_Khw.abs().max().item()
+        torch.testing.assert_close(
+            sam.draw(loops, prompt_K, token_K), masks_Khw.detach(), atol=2e-6 * scale, rtol=1e-4
+        )
+
+
+def test_the_loops_exponentials_and_gelu_are_the_librarys() -> None:
+    x = torch.linspace(-86, 0, 20_001)
+    ours = x.clone()
+    cells_compiled._exponentials(ours.numpy(), np.zeros_like(ours), len(x), np.empty(len(x), np.int32))
+    torch.testing.assert_close(ours, x.exp(), rtol=5e-7, atol=0)
+    x = torch.cat([torch.linspace(-8, 8, 20_001), torch.tensor([-1e30, 1e30, 0])])[None]
+    ours = x.clone()
+    cells_compiled._gelu(ours.numpy(), 1, x.shape[1])
+    torch.testing.assert_close(ours, nn.functional.gelu(x), rtol=1e-6, atol=2e-6)
