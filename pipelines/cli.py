@@ -189,6 +189,25 @@ def verify(
 
 
 @app.command()
+def status(
+    corpus: CorpusArgument,
+    as_json: Annotated[bool, typer.Option("--json", help="One line of JSON in place of the table.")] = False,
+) -> None:
+    """How far a run is: shards, rate, time left, refusals; read from the corpus alone, at any time."""
+    from pipelines.status import status_of
+
+    found = status_of(corpus)
+    if as_json:
+        typer.echo(json.dumps(found.as_json()))
+        return
+    from rich.console import Console
+
+    from pipelines.report import status_table
+
+    Console(markup=False, soft_wrap=True).print(status_table(found))
+
+
+@app.command()
 def report(corpus: CorpusArgument) -> None:
     """Statistics of a corpus: counts, what the masks are like, refusals by class."""
     from rich.console import Console

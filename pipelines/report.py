@@ -22,6 +22,7 @@ from rich.table import Table
 
 if TYPE_CHECKING:
     from pipelines.corpus import Corpus
+    from pipelines.status import Status
     from pipelines.tasks import Tally
 
 PLAIN_LINE_SECONDS = 5.0
@@ -97,6 +98,28 @@ def summary_table(done: Tally, seconds: float, totals: Mapping[str, Any] | None)
             if any(counts):
                 table.add_row(f"{what}: {reason}", *map(str, counts))
     return table
+
+
+def status_table(status: Status) -> Table:
+    """How far a run is."""
+    title = f"running on {status.holder}" if status.holder else status.state
+    table = Table("", "", title=title, title_justify="left", show_header=False)
+    table.add_row("shards", _of(status.shards, status.shards_planned))
+    table.add_row("images", _of(status.images, status.images_planned))
+    for name, count in status.statuses.items():
+        table.add_row(f"images {name}", str(count))
+    for name, count in status.rejects.items():
+        table.add_row(f"rejected: {name}", str(count))
+    table.add_row("last commit", status.last_commit or "none yet")
+    rate, left = status.images_per_second, status.seconds_left
+    table.add_row("images/s", "-" if rate is None else f"{rate:.2f}")
+    if left is not None:
+        table.add_row("time left", _clock(left))
+    return table
+
+
+def _of(done: int, planned: int) -> str:
+    return f"{done} of {planned} ({done / planned:.1%})"
 
 
 def corpus_tables(corpus: Corpus) -> Iterable[Table]:
