@@ -6,7 +6,7 @@ One photograph (scikit-image's `coffee`, or --image), the bundled weights and th
 run-length codes, a point of each curve at a time. Beside each stands the floor: the matrix products of the
 network, counted from its shapes (`benchmarks/flops.py`), at the best rate at which this machine multiplies
 matrices. Prints a table for people and JSON on the last line; writes the JSON to benchmarks/results/ and the
-plot to docs/growth.png. Takes about six minutes on two cores that are otherwise idle.
+plot to docs/growth.png. Takes about a minute on two CPUs that are otherwise idle.
 """
 
 from __future__ import annotations

@@ -23,8 +23,8 @@ logger = logging.getLogger(__name__)
 CPU_MESSAGES = ("not enough memory", "can't allocate memory")
 """What torch's CPU allocator says, as a plain RuntimeError."""
 
-MOST_LANES = 8
-"""Each lane needs a batch's memory; further cores are shared out among the lanes."""
+MOST_LANES = 64
+"""Each lane needs a batch's memory, some tens of megabytes."""
 
 
 def in_batches(total: int, batch: int, work: Callable[[slice], Result], lanes: int = 1) -> Iterator[Result]:

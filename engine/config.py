@@ -16,7 +16,7 @@ class GeneratorConfig(BaseModel):
     points_per_batch: int = Field(
         8,
         ge=1,
-        description="Prompts decoded together on a CPU, whose cache holds few; a GPU goes by its budget.",
+        description="Prompts decoded together in each lane of a CPU; a GPU goes by its budget.",
     )
     encode_batch: int = Field(
         1, ge=1, description="Images or crops encoded together; above 1 pays on a GPU only."

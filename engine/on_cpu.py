@@ -1,4 +1,4 @@
-"""The generator's work on a CPU: small batches that stay in the cache, a core each (`engine.batching`).
+"""The generator's work on a CPU: small batches, a core each (`engine.batching`).
 
 The network and the compiled loops let go of the interpreter lock, so lanes go through all steps side by side.
 """

@@ -82,7 +82,7 @@ class CompiledResampler:
         return Measures(counts_N3[:, 0], counts_N3[:, 1], counts_N3[:, 2], box_N4)
 
     def cut(self, logits_hw: Tensor, box: Box) -> Patch:
-        """Copy what `paint` needs of one mask's logits, given the mask's tight box."""
+        """Copy what `run_ends` needs of one mask's logits, given the mask's tight box."""
         x0, y0, x1, y1 = box
         top, left = int(self.y.band_n[y0]), int(self.x.band_n[x0])
         bottom, right = int(self.y.band_n[y1]) + TAPS, int(self.x.band_n[x1]) + TAPS

@@ -30,8 +30,8 @@ class Runs:
         (x_E, y_E) is the first pixel that differs from the one above it; y is the image's height where a run
         reaches the image's bottom.
         """
-        ends = x_E * size[0] + y_E
-        return cls(ends[::2], ends[1::2], size)
+        start_R, stop_R = (x_E * size[0] + y_E).reshape(-1, 2).T.copy()
+        return cls(start_R, stop_R, size)
 
     @classmethod
     def of(cls, mask_HW: npt.NDArray[np.bool_]) -> Runs:

@@ -19,9 +19,10 @@ the weights. The variance is a quadratic form in ρ and the weights. Whoever loo
 what is shared, which is projected once an image, and with R rows in place of C channels: in the published
 shapes 45,000 multiplications a cell for 100,000, and arrays of 56 or 112 numbers a cell for 256.
 
-It is linear algebra, exact up to rounding, and ordinary autograd goes through it. On a CPU loops over the
-cells are compiled (`model.cells_compiled`). Axis letters are those of `mask_decoder`; S = N·T counts through
-heads and tokens, M through the heads of all exchanges so far, R = M·T through their tokens.
+It is linear algebra, exact up to rounding, and ordinary autograd goes through it. In fp32 on a CPU, without
+gradients, the loops over the cells are compiled (`model.cells_compiled`). Axis letters are those of
+`mask_decoder`; S = N·T counts through heads and tokens, M through the heads of all exchanges so far, R = M·T
+through their tokens.
 """
 
 from __future__ import annotations
@@ -109,7 +110,7 @@ class Cells:
         """What tokens take from the cells that they attend to by x·(W cells), head by head: B×P×N×T×D."""
         heads = x_BPNTD.shape[2]
         carried_BPNTR = x_BPNTD @ self._rows_seen(look.weight_DC, heads).mT
-        if cells_compiled.suits(x_BPNTD):
+        if cells_compiled.suits(x_BPNTD, self.share_BPL, look.image_BNDL):
             mixed_BPNTR, taken_BPNTD = cells_compiled.seen(
                 x_BPNTD,
                 carried_BPNTR,
@@ -145,7 +146,7 @@ class Cells:
         values_BPMTD = torch.cat([self.values_BPMTD, values_BPNTD], 2)
         gram_BPRR = rows_BPRC @ rows_BPRC.mT
         carried_BPNTR = keys_BPNTD @ self._rows_seen(look.weight_DC, keys_BPNTD.shape[2]).mT
-        if cells_compiled.suits(keys_BPNTD):
+        if cells_compiled.suits(keys_BPNTD, self.share_BPL, look.image_BNDL):
             share_BPL, weights_BPRL = cells_compiled.exchanged(
                 keys_BPNTD,
                 carried_BPNTR,

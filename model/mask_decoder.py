@@ -24,7 +24,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from model import cells_compiled
+from model import cells_compiled, drawing_compiled
 from model.cells import Cells, Gather, Look, Norm, centre, plus_product
 from model.config import SamConfig
 from model.layers import MLP, LayerNorm2d, MLPBlock
@@ -179,6 +179,9 @@ class MaskDecoder(nn.Module):
 
     def attend(self, image: ImageTokens, sparse_BPTC: Tensor, together: int | None = None) -> Decoded:
         """Run the transformer and score the prompts; `together` of each image at once, if it is given."""
+        if sparse_BPTC.shape[0] != image.keys_BNLD.shape[0]:
+            images, got = image.keys_BNLD.shape[0], sparse_BPTC.shape[0]
+            raise ValueError(f"expected prompts for {images} image(s), got them for {got}")
         learned_MC = torch.cat([self.iou_token.weight, self.mask_tokens.weight])
         learned_BPMC = learned_MC.expand(*sparse_BPTC.shape[:2], -1, -1)
         prompts_BPTC = torch.cat([learned_BPMC, sparse_BPTC], 2)
@@ -226,8 +229,8 @@ class MaskDecoder(nn.Module):
         weights_JMC = torch.stack([head(token_JC) for head, token_JC in heads], 1)
         _, norm, _, second, _ = self.output_upscaling
         rows_1JRX = part.cells.rows_BPRC @ image.upscaling_XC.T
-        if cells_compiled.suits(weights_JMC):
-            return cells_compiled.drawn(
+        if cells_compiled.suits(weights_JMC, rows_1JRX, image.upscaled_BXL):
+            return drawing_compiled.drawn(
                 part.cells.share_BPL[0],
                 part.cells.weights_BPRL[0],
                 rows_1JRX[0],

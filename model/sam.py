@@ -120,8 +120,8 @@ class Sam(nn.Module):
         Points are (x, y), boxes XYXY, in pixels of the model's input; labels 1 foreground, 0 background,
         −1 padding; masks are low-resolution logits, four pixels to an image cell. Draws nothing yet.
         `together` prompts of each image are worked on at once, here and in `draw`, to bound the memory; by
-        default as many as suit the device. Raises ValueError for a prompt of nothing, for points without
-        labels, or for a misshapen mask.
+        default all. Raises ValueError for a prompt of nothing, for points without labels, for prompts of
+        another number of images, or for a misshapen mask.
         """
         if (points_BPN2 is None) != (labels_BPN is None):
             raise ValueError("points and labels come together; got only one of them")

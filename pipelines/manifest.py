@@ -43,6 +43,7 @@ CONVENTIONS: dict[str, str] = {
 }
 _SOFTWARE = (
     "maskmill",
+    "numba",
     "numpy",
     "opencv-python",
     "Pillow",

@@ -14,7 +14,7 @@ MODULES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob
 
 THIRD_PARTY = {
     "model": {"torch", "numpy", "numba", "safetensors", "platformdirs"},
-    "engine": {"numpy", "torch", "cv2", "PIL", "pycocotools", "pydantic"},
+    "engine": {"numpy", "torch", "PIL", "pycocotools", "pydantic"},
 }
 # Read by whoever opens a corpus, or loaded before a worker has said what it needs.
 LIGHT = ("corpus", "decode", "errors", "manifest", "plan", "schema", "shards", "sources", "storage", "verify")

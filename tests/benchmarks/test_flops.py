@@ -8,7 +8,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode, bmm_flop
 
 from benchmarks.flops import TOKENS, decoder_flops, encoder_flops, published_decoder_flops
-from model import MODELS, Sam
+from model import MODELS, Sam, cells_compiled
 from pipelines.released import released_generator
 
 # Windows that do not divide the grid (10 cells by 8), and no two widths alike.
@@ -60,6 +60,12 @@ def published(sam):
     return released_generator(SMALL, sam.state_dict()).predictor.model
 
 
+@pytest.fixture(autouse=True)
+def _as_tensors(monkeypatch):
+    """PyTorch's counter does not see into compiled loops."""
+    monkeypatch.setattr(cells_compiled, "suits", lambda *_tensors: False)
+
+
 @pytest.fixture(scope="module")
 def encoded(sam):
     with torch.no_grad():
@@ -93,14 +99,16 @@ def test_the_published_decoder(published, encoded):
 
 def test_our_decoder_once_an_image(sam):
     count, _ = counted(lambda: sam.mask_decoder.share(torch.rand(1, 100, 32), torch.rand(100, 32)))
-    assert count == pytest.approx(decoder_flops(SMALL).image, rel=0.01)  # vectors count as narrow matrices
+    assert count == pytest.approx(
+        decoder_flops(SMALL, compiled=False).image, rel=0.01
+    )  # vectors count as narrow matrices
 
 
 def test_our_decoder_a_prompt(sam, encoded):
     count, _ = counted(
         lambda: sam.mask_decoder.attend(encoded.shared, torch.rand(1, PROMPTS, TOKENS - 5, 32))
     )
-    assert count == PROMPTS * decoder_flops(SMALL).prompt
+    assert count == PROMPTS * decoder_flops(SMALL, compiled=False).prompt
 
 
 def test_our_decoder_a_prompt_drawn_however_many_of_its_masks(sam, encoded):
@@ -108,7 +116,7 @@ def test_our_decoder_a_prompt_drawn_however_many_of_its_masks(sam, encoded):
         decoded = sam.attend(encoded, *points())
     prompt_K, token_K = torch.tensor([0, 0, 3]), torch.tensor([1, 2, 3])
     count, _ = counted(lambda: sam.draw(decoded, prompt_K, token_K))
-    assert count == 2 * decoder_flops(SMALL).drawn
+    assert count == 2 * decoder_flops(SMALL, compiled=False).drawn
 
 
 @pytest.mark.parametrize("name", ["nano", "vit_b", "vit_h"])

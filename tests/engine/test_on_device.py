@@ -28,7 +28,7 @@ LENIENT = {"points_per_side": 6, "pred_iou_thresh": 0.35, "stability_score_thres
 @pytest.fixture(autouse=True)
 def _as_tensors(monkeypatch):
     """On a device nothing is compiled for a CPU."""
-    monkeypatch.setattr(cells_compiled, "suits", lambda _x: False)
+    monkeypatch.setattr(cells_compiled, "suits", lambda *_tensors: False)
 
 
 @cache
@@ -155,8 +155,9 @@ def test_the_host_waits_a_few_times_an_image(images, clean_up):
     }
 
 
-def test_what_crosses_is_small():
-    # No array of the image's size comes to the host unless it is to be cleaned up there.
+@pytest.mark.parametrize("clean_up", [0, 100])
+def test_what_crosses_is_small(clean_up):
+    # No array of the image's size comes to the host.
     sam, fetched = tiny(), []
     fetch = engine.crossing.fetch
 
@@ -164,7 +165,7 @@ def test_what_crosses_is_small():
         fetched.extend(tensor.nbytes for tensor in tensors)
         return fetch(*tensors)
 
-    config = GeneratorConfig(**OPEN)
+    config = GeneratorConfig(**OPEN, min_mask_region_area=clean_up)
     generator = MaskGenerator(sam, config, OnDevice(sam, config))
     with pytest.MonkeyPatch.context() as patch:
         for module in (engine.paint, engine.on_device):

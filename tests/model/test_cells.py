@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
-from model import cells_compiled
+from model import cells_compiled, loops
 from model.cells import Cells
 from model.config import MODELS, SamConfig
 from model.mask_decoder import TwoWayBlock
@@ -62,8 +64,12 @@ def test_two_exchanges_and_what_is_seen_of_them() -> None:
     torch.testing.assert_close(seen, looking(tokens[0], expected + positions_LC, expected))
 
 
+@pytest.mark.parametrize("compiled", [True, False])
 @torch.no_grad()
-def test_a_cell_that_what_it_takes_cancels_is_normalised_like_any_other() -> None:
+def test_a_cell_that_what_it_takes_cancels_is_normalised_like_any_other(
+    monkeypatch: pytest.MonkeyPatch, compiled: bool
+) -> None:
+    monkeypatch.setattr(cells_compiled, "suits", lambda *_tensors: compiled)
     # One head, one token: every cell takes the same row, and that is minus what all the cells are.
     torch.manual_seed(0)
     decoder = Sam(SMALL).mask_decoder
@@ -113,7 +119,13 @@ def test_a_few_prompts_at_a_time_give_what_all_at_once_give(at_once: int, gradie
     torch.testing.assert_close(few_masks, masks)
 
 
-@pytest.mark.parametrize(("points", "config"), [(1, SMALL), (4, SMALL), (2, MODELS["nano"])])
+# 1,600 cells: three blocks and a rest, 25 rows to draw and 15. One head of seven tokens: an odd number.
+UNEVEN = replace(SMALL, img_size=640, decoder_num_heads=1)
+
+
+@pytest.mark.parametrize(
+    ("points", "config"), [(1, SMALL), (4, SMALL), (2, MODELS["nano"]), (1, UNEVEN), (2, UNEVEN)]
+)
 def test_compiled_loops_give_what_tensors_give(points: int, config: SamConfig) -> None:
     torch.manual_seed(0)
     sam = Sam(config).eval()
@@ -127,20 +139,43 @@ def test_compiled_loops_give_what_tensors_give(points: int, config: SamConfig) -
     assert tensors.iou_BPM.requires_grad
     masks_Khw = sam.draw(tensors, prompt_K, token_K)
     with torch.inference_mode():
-        loops = sam.attend(images, *given)
-        torch.testing.assert_close(loops.iou_BPM, tensors.iou_BPM.detach())
+        compiled = sam.attend(images, *given)
+        torch.testing.assert_close(compiled.iou_BPM, tensors.iou_BPM.detach())
         scale = masks_Khw.abs().max().item()
         torch.testing.assert_close(
-            sam.draw(loops, prompt_K, token_K), masks_Khw.detach(), atol=2e-6 * scale, rtol=1e-4
+            sam.draw(compiled, prompt_K, token_K), masks_Khw.detach(), atol=2e-6 * scale, rtol=1e-4
         )
+
+
+@torch.no_grad()
+def test_tensors_that_do_not_fit_each_other_are_refused_before_the_loops() -> None:
+    sam = Sam(SMALL).eval()
+    one = sam.encode_padded(torch.randn(1, 3, 64, 64))
+    two = 64 * torch.rand(2, 3, 1, 2), torch.ones(2, 3, 1, dtype=torch.int64)
+    with pytest.raises(ValueError, match="for 1 image"):
+        sam.attend(one, *two)
+    with pytest.raises(ValueError, match="shape"):
+        cells_compiled.array_of(torch.zeros(2, 3, 4), 2, 3, 5)
+
+
+@torch.no_grad()
+def test_what_is_not_a_number_stays_none() -> None:
+    sam = Sam(SMALL).eval()
+    images = sam.encode_padded(torch.randn(1, 3, 64, 64))
+    points, labels = 64 * torch.rand(1, 2, 1, 2), torch.ones(1, 2, 1, dtype=torch.int64)
+    images.embedding_BCHW[0, :, 1, 2] = torch.nan
+    broken = replace(images, shared=sam._share(images.embedding_BCHW))
+    decoded = sam.attend(broken, points, labels)
+    assert decoded.iou_BPM.isnan().all()
+    assert sam.draw(decoded, torch.tensor([1]), torch.tensor([2])).isnan().all()
 
 
 def test_the_loops_exponentials_and_gelu_are_the_librarys() -> None:
     x = torch.linspace(-86, 0, 20_001)
     ours = x.clone()
-    cells_compiled._exponentials(ours.numpy(), np.zeros_like(ours), len(x), np.empty(len(x), np.int32))
+    loops.exponentials(ours.numpy(), np.zeros_like(ours), len(x), np.empty(len(x), np.int32))
     torch.testing.assert_close(ours, x.exp(), rtol=5e-7, atol=0)
     x = torch.cat([torch.linspace(-8, 8, 20_001), torch.tensor([-1e30, 1e30, 0])])[None]
     ours = x.clone()
-    cells_compiled._gelu(ours.numpy(), 1, x.shape[1])
+    loops.gelu(ours.numpy(), 1, x.shape[1])
     torch.testing.assert_close(ours, nn.functional.gelu(x), rtol=1e-6, atol=2e-6)
