@@ -79,22 +79,20 @@ def connect(config: RunConfig, address: str | None) -> Iterator[Placement]:
 def join(address: str, named: str = "--ray") -> None:
     """Join a running cluster: `host:port`, `ray://host:port` or `auto`; `named` is where that was said.
 
-    Raises UsageError where none answers, and where one answers that wants a token, or another one. The port
-    is tried first, since Ray itself goes on trying for a minute or more.
+    Raises UsageError where none answers, or one that turns this process away. The port is tried first, since
+    Ray itself goes on trying for a minute or more, and says the same of a wrong token as of no cluster.
     """
     host, _, port = address.rpartition("://")[2].rpartition(":")
+    hint = ""
     try:
         if host:
             socket.create_connection((host, int(port)), CONNECT_SECONDS).close()
+            hint = "; something answers there: are RAY_AUTH_MODE, the token and Ray's version the cluster's?"
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
-    except (OSError, ValueError, RuntimeError) as error:
-        line = " ".join(str(error).split())
-        raise UsageError(f"{named} {address}: expected a running Ray cluster's address: {line}") from None
-    except RayError as error:
+    except (OSError, ValueError, RuntimeError, RayError) as error:
         line = " ".join(str(error).split())
         raise UsageError(
-            f"{named} {address}: the cluster turned this process away; RAY_AUTH_MODE and the token must be "
-            f"the same on both sides: {line}"
+            f"{named} {address}: expected a running Ray cluster's address: {line}{hint}"
         ) from None
 
 

@@ -2,10 +2,11 @@
 
 import re
 import shlex
+from typing import get_args, get_type_hints
 
 import typer
 
-from pipelines.cli import app
+from pipelines.cli import app, generate
 from pipelines.config import load_config
 
 ENDS = {"|", "||", "&&", ";", ">", ">>", "&"}
@@ -50,5 +51,4 @@ def check_maskmill(words):
 
 def takes_a_range_of_workers():
     """Whether `--workers` is text, MIN:MAX, in the `generate` that there is."""
-    [option] = [o for o in typer.main.get_command(app).commands["generate"].params if "--workers" in o.opts]
-    return option.type.name != "integer"
+    return int not in get_args(get_type_hints(generate)["workers"])

@@ -77,6 +77,7 @@ def test_each_link_and_each_file_is_there():
     ("message", "module"),
     [
         ("expected a running Ray cluster's address", "pipelines/cluster.py"),
+        ("something answers there", "pipelines/cluster.py"),
         ("no node has room for a worker of", "pipelines/cluster.py"),
         ("expected cpu or auto, got cuda, and torch finds no GPU", "pipelines/worker.py"),
         ("is not this run's corpus there", "pipelines/worker.py"),
