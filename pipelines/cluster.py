@@ -57,12 +57,13 @@ def connect(config: RunConfig, address: str | None) -> Iterator[Placement]:
     if ray.is_initialized():
         yield _placement(config, grows=True)
         return
+    named = "--ray" if address else "RAY_ADDRESS"
     address = address or os.environ.get("RAY_ADDRESS")
     handler = signal.getsignal(signal.SIGTERM)
     try:
         try:
             if address:
-                join(address)
+                join(address, named)
             else:
                 _start(config)
         except SystemExit:  # what Ray makes of a SIGTERM while it starts
@@ -75,19 +76,24 @@ def connect(config: RunConfig, address: str | None) -> Iterator[Placement]:
         ray.shutdown()
 
 
-def join(address: str) -> None:
-    """Join a running cluster: `host:port`, `ray://host:port` or `auto`. Raises UsageError where none answers.
+def join(address: str, named: str = "--ray") -> None:
+    """Join a running cluster: `host:port`, `ray://host:port` or `auto`; `named` is where that was said.
 
-    The port is tried first, since Ray itself goes on trying for a minute or more.
+    Raises UsageError where none answers, or one that turns this process away. The port is tried first, since
+    Ray itself goes on trying for a minute or more, and says the same of a wrong token as of no cluster.
     """
     host, _, port = address.rpartition("://")[2].rpartition(":")
+    hint = ""
     try:
         if host:
             socket.create_connection((host, int(port)), CONNECT_SECONDS).close()
+            hint = "; something answers there: are RAY_AUTH_MODE, the token and Ray's version the cluster's?"
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
-    except (OSError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError, RayError) as error:
         line = " ".join(str(error).split())
-        raise UsageError(f"--ray {address}: expected a running Ray cluster's address: {line}") from None
+        raise UsageError(
+            f"{named} {address}: expected a running Ray cluster's address: {line}{hint}"
+        ) from None
 
 
 def _start(config: RunConfig) -> None:

@@ -90,6 +90,19 @@ def test_an_address_where_no_cluster_answers_is_wrong_use(address):
         join(address)
 
 
+@pytest.mark.parametrize(
+    ("given", "named"), [(None, "RAY_ADDRESS 127.0.0.1:1"), ("127.0.0.1:2", "--ray 127.0.0.1:2")]
+)
+def test_an_address_that_does_not_answer_is_named_by_where_it_was_given(monkeypatch, given, named):
+    from pipelines import cluster
+
+    monkeypatch.setattr(cluster.ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(cluster.ray, "shutdown", lambda: None)
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
+    with pytest.raises(UsageError, match=f"^{named}: "), cluster.connect(load_config(None, []), given):
+        pass
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_while_ray_starts_is_an_interruption_and_its_handler_comes_back(monkeypatch, number):
     from pipelines import cluster
