@@ -29,6 +29,7 @@ log = logging.getLogger(__name__)
 
 FAILED_STARTS = 3  # in a row for each worker of the run, before it is given up
 POLL_SECONDS = 1.0
+ASKED_A_SECOND = 64  # workers, how far they are: Ray takes about a millisecond of the driver's CPU for each
 
 Outcome = ShardReceipt | ShardFailure
 
@@ -211,10 +212,14 @@ class Dispatcher:
                 yield from self._settle(refs[ref], ref)
 
     def _ask(self) -> None:
-        """Ask busy workers how far they are: once a second, since each answer would else bring the next."""
+        """Ask busy workers how far they are: once a second, since each answer would else bring the next; or
+        less often where they are many, though several times within the time that a shard may stall.
+        """
         now = time.monotonic()
+        interval = min(len(self._slots) / ASKED_A_SECOND, self._limits.stall_seconds / 4)
+        due = now - max(POLL_SECONDS, interval)
         for slot in self._slots:
-            if slot.ready and slot.work and slot.asking is None and now - slot.asked >= POLL_SECONDS:
+            if slot.ready and slot.work and slot.asking is None and slot.asked <= due:
                 slot.asking, slot.asked = self._crew.call(slot.worker, "stats"), now
 
     def _settle(self, slot: Slot, ref: Any) -> Iterator[Outcome]:

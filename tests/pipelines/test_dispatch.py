@@ -4,6 +4,7 @@ from collections import Counter
 
 import pytest
 
+from pipelines import dispatch as dispatch_module
 from pipelines.config import load_config
 from pipelines.dispatch import Dispatcher, WorkerLost
 from pipelines.errors import IncompleteRun
@@ -161,3 +162,45 @@ def test_a_run_that_is_told_to_stop_finishes_what_is_in_hand(tmp_path):
     crew = Crew()
     seen = dispatch(crew, tasks_of(9, 2), tmp_path, lambda _in_hand, _working: not crew.given)
     assert sorted(outcome.shard for outcome in seen) == [0, 1]
+
+
+@pytest.mark.parametrize(
+    ("workers", "stall_seconds", "each"),
+    [
+        (4, 1800, 1.0),
+        (64, 1800, 1.0),
+        (256, 1800, 4.0),  # 64 a second
+        (256, 8, 2.0),  # but four times before one that is well would seem to have stalled
+    ],
+)
+def test_workers_are_asked_how_far_they_are_once_a_second_or_64_of_them(
+    tmp_path, monkeypatch, workers, stall_seconds, each
+):
+    clock = [1000.0]
+    monkeypatch.setattr(dispatch_module.time, "monotonic", lambda: clock[0])
+
+    class Slow(Crew):
+        """Its shards take 17 seconds; a turn of the driver a quarter of one."""
+
+        begun, asked = None, 0
+
+        def answered(self, refs, _seconds):
+            clock[0] += 0.25
+            running = [ref for ref in refs if self._calls[ref][0] == "run"]
+            if running and self.begun is None:
+                self.begun = clock[0]
+            waits = self.begun is None or clock[0] - self.begun < 17
+            return [ref for ref in refs if not (waits and ref in running)]
+
+        def stats(self):
+            self.asked += 1
+            return {shard: Tally(statuses=Counter(ok=self.asked)) for shard in range(workers)}
+
+    crew = Slow()
+    limits = ["cluster.shards_in_flight=1", f"cluster.stall_seconds={stall_seconds}"]
+    job = Job(tmp_path, load_config(None, limits), "")
+    tasks = tasks_of(workers, 1)
+    dispatcher = Dispatcher(job, range(workers), tasks.__getitem__, crew, workers)
+    outcomes = list(dispatcher.run(lambda _in_hand, _working: True))
+    assert len(outcomes) == len(crew.given) == workers, "none was thought to have stalled"
+    assert crew.asked / workers == pytest.approx(17 / each, abs=1.5)
