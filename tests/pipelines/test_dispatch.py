@@ -9,7 +9,7 @@ from pipelines.dispatch import Dispatcher, WorkerLost
 from pipelines.errors import IncompleteRun
 from pipelines.plan import PlannedImage
 from pipelines.schema import image_id
-from pipelines.tasks import Job, ShardFailure, ShardReceipt, ShardTask, Tally
+from pipelines.tasks import Job, ShardFailure, ShardReceipt, ShardTask, Tally, WorkerPlace
 
 
 class Crew:
@@ -42,7 +42,7 @@ class Crew:
         return True
 
     def hello(self):
-        return "node"
+        return WorkerPlace("node", "host", 1)
 
     def load(self):
         pass
