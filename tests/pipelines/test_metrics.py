@@ -18,6 +18,7 @@ from pipelines.corpus import Corpus
 from pipelines.metrics import EXPORTED, METRICS, RUN_CHARACTERS, Metrics
 from pipelines.tasks import ShardFailure, ShardReceipt, Tally, WorkerPlace
 from pipelines.watcher import Loss
+from tests.pipelines.commands import start, words
 
 DASHBOARD = Path(__file__).parents[2] / "examples" / "grafana" / "maskmill.json"
 EXPORTS = {EXPORTED.format(name=metric.name): metric for metric in METRICS}
@@ -250,3 +251,37 @@ def total(scraped, name, label=None):
         if found == name:
             sums[labels.get(label)] += value
     return dict(sums)
+
+
+HIDDEN = """
+import sys
+
+HIDDEN = {"aiohttp_cors", "colorful", "opencensus", "prometheus_client", "smart_open"}
+
+class Hidden:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in HIDDEN:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+sys.meta_path.insert(0, Hidden())
+"""
+
+
+@pytest.mark.slow
+def test_without_what_ray_default_brings_a_run_is_the_same(photos, tiny_settings, tmp_path):
+    (tmp_path / "sitecustomize.py").write_text(HIDDEN)
+    path = os.pathsep.join([str(tmp_path), *sys.path])
+    out, file = tmp_path / "corpus", tmp_path / "events.jsonl"
+    typed = words(photos, out, tiny_settings, "--workers", "2", "--log-json", str(file))
+    process = start(typed, PYTHONPATH=path)
+    said = process.communicate(timeout=300)
+    assert process.returncode == 0, said
+    assert json.loads(file.read_text().splitlines()[-1])["outcome"] == "complete"
+    assert len(list(Corpus(out))) == 12
+    hidden = subprocess.run(
+        [sys.executable, "-c", "import prometheus_client"],
+        env={**os.environ, "PYTHONPATH": path},
+        capture_output=True,
+        check=False,
+    )
+    assert b"ModuleNotFoundError" in hidden.stderr, "it was hidden"
