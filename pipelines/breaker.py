@@ -11,13 +11,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from pipelines.config import BreakerConfig
-from pipelines.errors import IncompleteRun
+from pipelines.errors import BreakerTripped
 from pipelines.tasks import ShardFailure, Tally
 
 CLASSES_TOLD = 4
 
 
-def too_many_refused(tally: Tally, limits: BreakerConfig) -> IncompleteRun | None:
+def too_many_refused(tally: Tally, limits: BreakerConfig) -> BreakerTripped | None:
     """The end of a run, with a diagnosis, that had too many of its images refused; None where it may go on.
 
     `tally` is of shards that are committed, so that a run that is stopped, and stopped again when it is run
@@ -33,7 +33,7 @@ def too_many_refused(tally: Tally, limits: BreakerConfig) -> IncompleteRun | Non
     left_out = len(tally.rejects) - len(classes)
     more = f"; and {left_out} more classes" if left_out else ""
     first = tally.rejects.most_common(1)[0][0]
-    return IncompleteRun(
+    return BreakerTripped(
         f"stopped: {refused} of the {tally.images} images that this run did are refused: "
         f"{'; '.join(classes)}{more}. Mend the cause and run the same command with --retry-rejects {first}; "
         "or, where they are rightly refused, go on with --set breaker.rejected_share=1"
@@ -41,12 +41,12 @@ def too_many_refused(tally: Tally, limits: BreakerConfig) -> IncompleteRun | Non
 
 
 def check_unwritten(failures: Sequence[ShardFailure], workers: int, limits: BreakerConfig) -> None:
-    """Raise IncompleteRun where the corpus's storage failed for too many shards; `failures`: since one was
+    """Raise BreakerTripped where the corpus's storage failed for too many shards; `failures`: since one was
     written.
     """
     unwritten = [failure for failure in failures if failure.output]
     if len(unwritten) >= limits.unwritten_shards * max(1, workers):
-        raise IncompleteRun(
+        raise BreakerTripped(
             f"stopped: the corpus's storage failed for the last {len(unwritten)} shards; shard "
             f"{unwritten[-1].shard}: {unwritten[-1].reason}: mend it, then run the same command again"
         )

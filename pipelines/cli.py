@@ -143,6 +143,10 @@ def generate(
         list[str] | None,
         typer.Option(metavar="CLASS", help="Run the images again that were refused as this. Repeatable."),
     ] = None,
+    log_json: Annotated[
+        str | None,
+        typer.Option(metavar="FILE", help="Add a line of JSON for each event; - is standard output."),
+    ] = None,
     print_config: Annotated[
         bool, typer.Option("--print-config", help="Print what would run, as YAML.")
     ] = False,
@@ -165,9 +169,12 @@ def generate(
     if ray is not None and settings.workers == 0:
         raise UsageError("expected --ray or --workers 0 (no Ray), not both")
     mode, retry = _mode(overwrite, extend, retry_rejects), retry_rejects or ()
+    from pipelines.event_log import opened
     from pipelines.generate import generate as run
 
-    run(inputs, out, settings, mode=mode, ray=ray, retry=retry, cleared=context.obj.without_overwrite)
+    cleared = context.obj.without_overwrite
+    with opened(log_json) as events:
+        run(inputs, out, settings, mode=mode, ray=ray, retry=retry, cleared=cleared, events=events)
 
 
 @app.command()

@@ -12,9 +12,10 @@ import os
 import signal
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -26,12 +27,22 @@ os.environ.setdefault("RAY_worker_niceness", "0")
 
 import ray
 from ray.exceptions import RayError, RayTaskError
+from ray.util.metrics import Counter, Gauge, Histogram
 
 from pipelines.dispatch import Dispatcher, WorkerLost
 from pipelines.errors import MaskmillError, UsageError
+from pipelines.metrics import BUSY, RUN_CHARACTERS, Instrument, Metric, Metrics
 from pipelines.placement import Node, Placement, how_many_fit, place
-from pipelines.tasks import Job, OnProgress, ShardFailure, ShardReceipt, ShardTask, Tally
-from pipelines.worker import batches_at_once, check_sees_corpus, is_infrastructure, make_generator, run_shard
+from pipelines.tasks import Job, OnProgress, ShardFailure, ShardReceipt, ShardTask, Tally, WorkerPlace
+from pipelines.watcher import Watcher, Watchers
+from pipelines.worker import (
+    batches_at_once,
+    check_sees_corpus,
+    is_infrastructure,
+    make_generator,
+    run_shard,
+    this_place,
+)
 
 if TYPE_CHECKING:
     import numpy as np
@@ -136,6 +147,50 @@ def live_nodes() -> list[Node]:
     return [Node(held.get("CPU", 0.0), held.get("GPU", 0.0)) for held in resources]
 
 
+def instrument(metric: Metric, run: str) -> Instrument:
+    """Ray's own of a metric, which each node exports; one that does nothing where `ray[default]` is missing.
+
+    `run` is the run's digest.
+    """
+    labels, always = ("run", *metric.labels), {"run": run[:RUN_CHARACTERS]}
+
+    def shown(take: Callable[..., None]) -> Instrument:
+        return lambda value, given=None: take(value, {**always, **(given or {})})
+
+    if metric.kind == "counter":
+        return shown(Counter(metric.name, metric.description, labels).inc)
+    if metric.kind == "gauge":
+        return shown(Gauge(metric.name, metric.description, labels).set)
+    return shown(Histogram(metric.name, metric.description, list(metric.boundaries), labels).observe)
+
+
+class _Busy:
+    """How long anything was at work: what goes on side by side counts once."""
+
+    def __init__(self, tell: Instrument) -> None:
+        self._tell = tell
+        self._lock = threading.Lock()
+        self._at_work = 0
+        self._told = 0.0  # until when
+
+    @contextmanager
+    def counted(self) -> Iterator[None]:
+        """Count the block's time, when it ends."""
+        with self._lock:
+            if not self._at_work:
+                self._told = time.perf_counter()
+            self._at_work += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                now = time.perf_counter()
+                self._at_work -= 1
+                passed, self._told = now - self._told, now
+            if passed > 0:
+                self._tell(passed)
+
+
 class _FewAtATime:
     """A generator's queue: shards overlap in decoding and committing, the network serves one batch at a time,
     on a GPU two.
@@ -149,9 +204,14 @@ class _FewAtATime:
     def __init__(self, job: Job) -> None:
         self._threads = ThreadPoolExecutor(batches_at_once(job.config.model), thread_name_prefix="generate")
         self._generator = self._threads.submit(make_generator, job).result()
+        self._busy = _Busy(instrument(BUSY, job.run_digest))
 
     def generate_batch(self, images: Sequence[np.ndarray]) -> list[GeneratedMasks]:
-        return self._threads.submit(self._generator.generate_batch, images).result()
+        return self._threads.submit(self._generate, images).result()
+
+    def _generate(self, images: Sequence[np.ndarray]) -> list[GeneratedMasks]:
+        with self._busy.counted():
+            return self._generator.generate_batch(images)
 
 
 class ShardWorker:
@@ -165,9 +225,10 @@ class ShardWorker:
         self._running: dict[int, Tally] = {}
 
     @ray.method(concurrency_group="ctl")
-    def hello(self) -> str:
-        """The id of the node this worker was placed on."""
-        return str(ray.get_runtime_context().get_node_id())
+    def hello(self) -> WorkerPlace:
+        """Where this worker was placed."""
+        gpus = [str(number) for number in ray.get_gpu_ids()]
+        return this_place(str(ray.get_runtime_context().get_node_id()), gpus)
 
     @ray.method(concurrency_group="ctl")
     def load(self) -> None:
@@ -262,10 +323,17 @@ def run_on_ray(
     task_of: Callable[[int], ShardTask | ShardFailure],
     address: str | None,
     on_progress: OnProgress,
+    watcher: Watcher,
 ) -> Iterator[ShardReceipt | ShardFailure]:
     """Run the shards on the cluster at `address`, or on a Ray of our own; yield each one's outcome as it
-    ends.
+    ends. The watcher is told of the workers, of the outcomes by whoever takes them.
     """
     with connect(job.config, address) as placement:
         crew = RayCrew(replace(job, threads=placement.threads), placement)
-        yield from Dispatcher(job, shards, task_of, crew, placement.workers).run(on_progress)
+        metrics = Metrics(lambda metric: instrument(metric, job.run_digest))
+        told = Watchers(watcher, metrics)
+        dispatcher = Dispatcher(job, shards, task_of, crew, placement.workers, told)
+        with closing(dispatcher.run(on_progress)) as outcomes:
+            for outcome in outcomes:
+                metrics.ended(outcome)
+                yield outcome

@@ -16,14 +16,15 @@ from __future__ import annotations
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
-from pipelines.errors import IncompleteRun
+from pipelines.errors import BreakerTripped
 from pipelines.interrupts import Interrupts, held_back
 from pipelines.suspects import Suspect
-from pipelines.tasks import Job, OnProgress, ShardFailure, ShardReceipt, ShardTask, Tally
+from pipelines.tasks import Job, OnProgress, ShardFailure, ShardReceipt, ShardTask, Tally, WorkerPlace
+from pipelines.watcher import Loss, Watcher
 
 log = logging.getLogger(__name__)
 
@@ -72,7 +73,7 @@ class Slot:
     hello: Any
     loading: Any
     placed: float | None = None  # when it said hello
-    node: str | None = None
+    place: WorkerPlace | None = None
     asking: Any = None
     asked: float = 0.0
     suspect: Suspect | None = None
@@ -84,6 +85,11 @@ class Slot:
     def ready(self) -> bool:
         """Whether it may be fed."""
         return self.loading is None
+
+    @property
+    def node(self) -> str | None:
+        """The id of its worker's node."""
+        return self.place and self.place.node
 
     def refs(self) -> list[Any]:
         """Of all answers it owes."""
@@ -118,7 +124,9 @@ class Dispatcher:
         task_of: Callable[[int], ShardTask | ShardFailure],
         crew: Crew,
         workers: int,
+        watcher: Watcher | None = None,
     ) -> None:
+        self._watcher = watcher or Watcher()
         self._limits = job.config.cluster
         self._deaths_allowed = job.config.breaker.worker_deaths * workers
         self._queue = deque(shards)
@@ -132,12 +140,12 @@ class Dispatcher:
         self._control: ShardTask | None = None  # one image, as a probe, of a shard that came through whole
         self._give_up_at: float | None = None  # after an interruption
 
-    def run(self, on_progress: OnProgress) -> Iterator[Outcome]:
+    def run(self, on_progress: OnProgress) -> Generator[Outcome, None, None]:
         """Yield each shard's outcome as it ends; about once a second, tell what is in hand and how many work.
 
         Where the answer to that is no, or a signal has come, nothing more is handed out, and what is in hand
         may finish within the grace. Raises KeyboardInterrupt then, if it was a signal; what a worker raised,
-        with the worker's traceback, if it was a bug; IncompleteRun where workers cannot be started, or die
+        with the worker's traceback, if it was a bug; BreakerTripped where workers cannot be started, or die
         again and again. However it ends, no worker is left behind.
         """
         try:
@@ -150,6 +158,8 @@ class Dispatcher:
                     self._ask()
                     working = sum(slot.ready for slot in self._slots)
                     in_hand = [tally for slot in self._slots for tally in slot.tallies.values()]
+                    given = sum(len(slot.work) for slot in self._slots)
+                    self._watcher.load(len(self._queue) + len(self._suspects), given, working)
                     go_on = on_progress(in_hand, working)
                     self._heed(signals)
                     if not go_on:
@@ -163,6 +173,7 @@ class Dispatcher:
                 [slot.worker for slot in self._slots], [ref for s in self._slots for ref in s.work]
             )
             self._slots.clear()
+            self._watcher.load(0, 0, 0)
 
     def _refill(self) -> None:
         """Start workers for the free slots, no more than there are shards to hold."""
@@ -230,10 +241,12 @@ class Dispatcher:
             yield from self._bury(slot, lost)
             return
         if ref is slot.hello:
-            slot.hello, slot.node, slot.placed = None, answer, time.monotonic()
+            slot.hello, slot.place, slot.placed = None, answer, time.monotonic()
         elif ref is slot.loading:
             slot.loading = None
             self._failed_starts = 0
+            if slot.place is not None:
+                self._watcher.worker_ready(slot.place)
         elif ref is slot.asking:
             slot.asking = None
             if slot.note(answer):
@@ -269,6 +282,8 @@ class Dispatcher:
         self._crew.end([slot.worker], [])
         self._slots.remove(slot)
         log.info("a worker died: %s", lost)
+        held = tuple(task.shard for task in slot.work.values())
+        self._watcher.worker_lost(Loss(slot.place, str(lost), held, not slot.ready))
         if not slot.ready:
             self._failed_starts += 1
             self._trip(self._failed_starts, FAILED_STARTS * self._workers, "died while starting", lost)
@@ -278,7 +293,7 @@ class Dispatcher:
         if slot.suspect is None:
             self._suspects.extend(Suspect(task) for task in slot.work.values() if not task.probe)
         elif gave_up := slot.suspect.died(proof):
-            yield ShardFailure(slot.suspect.task.shard, gave_up)
+            yield ShardFailure(slot.suspect.task.shard, gave_up, worker=slot.place.name if slot.place else "")
         else:
             self._suspects.append(slot.suspect)
         if proof and counts:
@@ -288,7 +303,7 @@ class Dispatcher:
 
     def _trip(self, count: int, limit: int, what: str, last: WorkerLost) -> None:
         if count >= limit:
-            raise IncompleteRun(
+            raise BreakerTripped(
                 f"stopped: {count} workers in a row {what}; the last: {' '.join(str(last).split())}; look "
                 "for too little memory (fewer --workers, a smaller generator.points_per_batch) or a "
                 "library that crashes (--workers 0 shows where), then run the same command again; "

@@ -7,6 +7,7 @@
     │   └── CorpusUnavailable    its storage does not give it, for now; by a run tried again, then 4
     ├── VerificationFailed   3   `maskmill verify` found something
     ├── IncompleteRun        4   shards are left undone
+    │   └── BreakerTripped       by a run that got nowhere and stopped itself
     └── InputRejected        –   one image that cannot be used: it becomes a `rejected` row and stops nothing
 
 What is not in the tree is either infrastructure (storage and memory, `pipelines.worker.is_infrastructure`:
@@ -63,6 +64,10 @@ class IncompleteRun(MaskmillError):  # noqa: N818
     """The run ended with shards left undone; the same command goes on from there."""
 
     exit_code = 4
+
+
+class BreakerTripped(IncompleteRun):
+    """The run stopped itself, since it got nowhere."""
 
 
 class InputRejected(MaskmillError):  # noqa: N818

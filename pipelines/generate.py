@@ -22,7 +22,8 @@ from rich.console import Console
 from pipelines import manifest, recorded, storage
 from pipelines.breaker import check_unwritten, too_many_refused
 from pipelines.config import RunConfig, digest
-from pipelines.errors import IncompleteRun
+from pipelines.errors import BreakerTripped, IncompleteRun
+from pipelines.event_log import EventLog
 from pipelines.lease import Lease, held
 from pipelines.patience import opening, retrying
 from pipelines.plan import PLAN, Mode, Run, open_run, refuse_foreign
@@ -31,7 +32,8 @@ from pipelines.retry import refused_images, shard_sha256
 from pipelines.shards import SHARDS
 from pipelines.sources import list_inputs
 from pipelines.tasks import Job, OnProgress, ShardFailure, ShardReceipt, ShardTask, Tally
-from pipelines.worker import make_generator, one_line, run_shard, weights_sha256
+from pipelines.watcher import Watcher
+from pipelines.worker import make_generator, one_line, run_shard, this_place, weights_sha256
 
 
 def generate(
@@ -43,31 +45,36 @@ def generate(
     ray: str | None = None,
     retry: Collection[str] = (),
     cleared: Callable[[], None] = lambda: None,
+    events: EventLog | None = None,
 ) -> Tally:
     """Make the corpus `out` of `inputs`, or what is missing of it; return what this call did.
 
     `ray` is a cluster's address; None starts a Ray for the run, and `workers: 0` does without. `retry` names
-    the classes of refused images that are to be run again. `cleared` is called as `open_run` says. Raises
-    UsageError and CorpusError before any work; IncompleteRun at once where another run is at it, or the
-    storage of a corpus that is there keeps failing, when what is in hand is finished where the breaker trips,
-    else after all that could be done.
+    the classes of refused images that are to be run again. `cleared` is called as `open_run` says. `events`
+    is told of all that happens. Raises UsageError and CorpusError before any work; IncompleteRun at once
+    where another run is at it, or the storage of a corpus that is there keeps failing, when what is in hand
+    is finished where the breaker trips, else after all that could be done.
     """
-    console = Console(soft_wrap=True, markup=False, highlight=False)
-    out, config = out.absolute(), _with_absolute_checkpoint(config)
-    listed = list_inputs(inputs, config.input.extensions, config.input.image_column, console.print)
-    record = _record(config)
-    is_there = opening(lambda: refuse_foreign(out), out, is_there=True)  # or that cannot be told
-    with held(out, console.print, is_there=is_there) as lease, _swept(out, lease):
-        open_it = partial(open_run, out, listed, record, config.shard_size, mode, cleared)
-        run = opening(open_it, out, is_there=is_there)
-        del listed, open_it  # the run reads its plan from the disk
-        work = opening(lambda: _work_of(run, retry, console), out, is_there=True)
-        if not work.shards:
-            if not work.is_closed:
-                _finish(run)
-            console.print(f"{out}: complete, nothing to do")
-            return Tally()
-        return _do(work, config, ray, lease, console)
+    events = events or EventLog()
+    console = Console(stderr=events.is_standard_output, soft_wrap=True, markup=False, highlight=False)
+    with events.of_a_run():
+        out, config = out.absolute(), _with_absolute_checkpoint(config)
+        listed = list_inputs(inputs, config.input.extensions, config.input.image_column, console.print)
+        record = _record(config)
+        events.identify(record.digest)
+        is_there = opening(lambda: refuse_foreign(out), out, is_there=True)  # or that cannot be told
+        with held(out, console.print, is_there=is_there) as lease, _swept(out, lease):
+            open_it = partial(open_run, out, listed, record, config.shard_size, mode, cleared)
+            run = opening(open_it, out, is_there=is_there)
+            del listed, open_it  # the run reads its plan from the disk
+            work = opening(lambda: _work_of(run, retry, console), out, is_there=True)
+            events.started(inputs, **work.facts())
+            if not work.shards:
+                if not work.is_closed:
+                    _finish(run)
+                console.print(f"{out}: complete, nothing to do")
+                return Tally()
+            return _do(work, config, ray, lease, console, events)
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +95,21 @@ class _Work:
     @property
     def images(self) -> int:
         return self.run.plan.size(self.todo) + sum(map(len, self.again.values()))
+
+    def facts(self) -> dict[str, Any]:
+        """What the log of events says of a run that starts."""
+        record, plan = self.run.record, self.run.plan
+        return {
+            "out": str(self.run.out),
+            "images_planned": len(plan),
+            "shards_planned": len(plan.shards),
+            "images_left": self.images,
+            "shards_left": len(self.shards),
+            "config_digest": record.config_digest,
+            "model": record.model_name,
+            "weights_sha256": record.weights_sha256,
+            "version": manifest.software_versions()["maskmill"],
+        }
 
     def task(self, shard: int) -> ShardTask | ShardFailure:
         """What a worker is told; a failure where the storage keeps failing that has the plan."""
@@ -126,9 +148,11 @@ def _work_of(run: Run, retry: Collection[str], console: Console) -> _Work:
     return _Work(run, todo, again, is_closed)
 
 
-def _do(work: _Work, config: RunConfig, ray: str | None, lease: Lease, console: Console) -> Tally:
+def _do(
+    work: _Work, config: RunConfig, ray: str | None, lease: Lease, console: Console, events: EventLog
+) -> Tally:
     started = time.monotonic()
-    done, failures = _run_shards(work, config, ray, lease)
+    done, failures = _run_shards(work, config, ray, lease, events)
     lease.check()
     totals = None if failures else _finish(work.run)["totals"]
     console.print(summary_table(done, time.monotonic() - started, totals))
@@ -141,7 +165,7 @@ def _do(work: _Work, config: RunConfig, ray: str | None, lease: Lease, console: 
 
 
 def _run_shards(
-    work: _Work, config: RunConfig, ray: str | None, lease: Lease
+    work: _Work, config: RunConfig, ray: str | None, lease: Lease, events: EventLog
 ) -> tuple[Tally, list[ShardFailure]]:
     """Run the shards, showing progress; what was done, and what failed."""
     record = work.run.record
@@ -150,7 +174,7 @@ def _run_shards(
     failures: list[ShardFailure] = []
     in_a_row: list[ShardFailure] = []
     at_work, committed = 1, 0
-    stopped: IncompleteRun | None = None
+    stopped: BreakerTripped | None = None
 
     def show(in_hand: Sequence[Tally], workers: int) -> bool:
         nonlocal at_work, stopped
@@ -163,8 +187,9 @@ def _run_shards(
         stopped = stopped or too_many_refused(done, config.breaker)
         return stopped is None
 
-    with LiveLine(work.images) as line, closing(_outcomes(job, work, ray, show)) as outcomes:
+    with LiveLine(work.images) as line, closing(_outcomes(job, work, ray, show, events)) as outcomes:
         for outcome in outcomes:
+            events.ended(outcome)
             if isinstance(outcome, ShardReceipt):
                 done.add(outcome.tally)
                 committed += 1
@@ -179,10 +204,11 @@ def _run_shards(
 
 
 def _outcomes(
-    job: Job, work: _Work, ray: str | None, show: OnProgress
+    job: Job, work: _Work, ray: str | None, show: OnProgress, watcher: Watcher
 ) -> Generator[ShardReceipt | ShardFailure, None, None]:
     if job.config.workers == 0:
         generator = make_generator(job)
+        watcher.worker_ready(this_place())
 
         def note(tally: Tally) -> None:
             show([tally], 1)
@@ -198,7 +224,7 @@ def _outcomes(
         return
     from pipelines.cluster import run_on_ray  # only now: a run without Ray never loads it
 
-    yield from run_on_ray(job, work.shards, work.task, ray, show)
+    yield from run_on_ray(job, work.shards, work.task, ray, show, watcher)
 
 
 @contextmanager

@@ -26,11 +26,14 @@ COMMIT_ATTEMPTS = 6  # a quarter of a minute of pauses: by then the shard has co
 FIRST_PAUSE_SECONDS = 0.5  # doubled after each attempt
 
 
-def retrying(call: Callable[[], T], attempts: int = ATTEMPTS) -> T:
+def retrying(
+    call: Callable[[], T], attempts: int = ATTEMPTS, on_retry: Callable[[], None] = lambda: None
+) -> T:
     """The call's answer; where storage fails, again after a pause that doubles, so many times in all.
 
-    Each pause is drawn from half of it to half as much again: a hundred workers that a storage turned away
-    at once do not come back at once. Raises OSError, whatever kind a store's library has of it.
+    `on_retry` is called, in this thread, each time that it will be tried again. Each pause is drawn from half
+    of it to half as much again: a hundred workers that a storage turned away at once do not come back at
+    once. Raises OSError, whatever kind a store's library has of it.
     """
     for attempt in range(attempts - 1):
         try:
@@ -39,6 +42,7 @@ def retrying(call: Callable[[], T], attempts: int = ATTEMPTS) -> T:
         except OSError as error:
             pause = FIRST_PAUSE_SECONDS * 2**attempt * random.uniform(0.5, 1.5)
             log.info("trying again in %.1f s: %s", pause, error)
+            on_retry()
             time.sleep(pause)
     with as_os_errors():
         return call()

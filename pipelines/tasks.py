@@ -9,6 +9,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 from pipelines.config import RunConfig
 from pipelines.plan import PlannedImage
@@ -26,6 +27,7 @@ class Tally:
     rejects: Counter[str] = field(default_factory=Counter)
     examples: dict[str, str] = field(default_factory=dict)  # class of refusal → the first image, and why
     seconds: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
+    retries: Counter[str] = field(default_factory=Counter)  # "read", "write" → times tried again
 
     @property
     def images(self) -> int:
@@ -50,6 +52,7 @@ class Tally:
         self.drops.update(other.drops)
         self.rejects.update(other.rejects)
         self.examples = {**other.examples, **self.examples}
+        self.retries.update(other.retries)
         self.add_seconds(other.seconds)
 
     def add_seconds(self, seconds: Mapping[str, float]) -> None:
@@ -90,11 +93,19 @@ class ShardTask:
 
 @dataclass(frozen=True, slots=True)
 class ShardReceipt:
-    """A shard is committed: by this worker, or, where `committed` is False, by another one before it."""
+    """A shard is committed: by this worker, or, where `committed` is False, by another one before it.
+
+    Attributes:
+        worker: who did it, as `WorkerPlace.name` has it.
+        seconds: from when it was taken up; a worker does several side by side.
+
+    """
 
     shard: int
     committed: bool
     tally: Tally
+    worker: str = field(default="", compare=False)
+    seconds: float = field(default=0.0, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,12 +114,30 @@ class ShardFailure:
 
     Attributes:
         output: the corpus's own storage failed: it did not give the plan, or not take what was done.
+        worker: in whose hands it failed; empty where it was in nobody's.
+        retries: as `Tally` has them.
 
     """
 
     shard: int
     reason: str
     output: bool = False
+    worker: str = field(default="", compare=False)
+    retries: Counter[str] = field(default_factory=Counter, compare=False)
+
+
+class WorkerPlace(NamedTuple):
+    """Where a worker is: its node's id, its process by host and number, the GPUs that are its own."""
+
+    node: str
+    host: str
+    pid: int
+    gpus: tuple[str, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """What logs call it: `host:pid`."""
+        return f"{self.host}:{self.pid}"
 
 
 OnProgress = Callable[[Sequence[Tally], int], bool]

@@ -16,11 +16,13 @@ import copy
 import functools
 import itertools
 import logging
+import os
 import socket
 import time
+from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -38,7 +40,7 @@ from pipelines.reader import read_input
 from pipelines.retry import replace_rows
 from pipelines.schema import ImageRow, rejected_row, row_from_result, table_from_rows
 from pipelines.shards import commit_table, shard_metadata
-from pipelines.tasks import Job, ShardFailure, ShardReceipt, ShardTask, Tally
+from pipelines.tasks import Job, ShardFailure, ShardReceipt, ShardTask, Tally, WorkerPlace
 
 if TYPE_CHECKING:
     import numpy as np
@@ -129,6 +131,11 @@ def resolve_device(device: str) -> str:
     return device
 
 
+def this_place(node: str = "", gpus: Sequence[str] = ()) -> WorkerPlace:
+    """Where this process is."""
+    return WorkerPlace(node, socket.gethostname(), os.getpid(), tuple(gpus))
+
+
 def run_shard(
     task: ShardTask, generator: Generates, job: Job, on_progress: Callable[[Tally], None] = lambda _: None
 ) -> ShardReceipt | ShardFailure:
@@ -137,13 +144,17 @@ def run_shard(
     `on_progress` gets a copy of the counts after each batch of images. Returns a ShardFailure where storage
     or memory kept failing; whatever else is raised is a bug.
     """
+    began, me, retries = time.perf_counter(), this_place().name, Counter[str]()
     for pause in (patience.FIRST_PAUSE_SECONDS, 0):
         try:
-            return _attempt(task, generator, job, on_progress)
+            outcome = _attempt(task, generator, job, on_progress, retries)
+            if isinstance(outcome, ShardFailure):
+                return replace(outcome, worker=me, retries=retries)
+            return replace(outcome, worker=me, seconds=time.perf_counter() - began)
         except (OSError, MemoryError, RuntimeError) as error:
             if not is_infrastructure(error):
                 raise
-            failure = ShardFailure(task.shard, one_line(error))
+            failure = ShardFailure(task.shard, one_line(error), worker=me, retries=retries)
             if isinstance(error, OSError):  # tried again already, where it happened
                 return failure
         log.info("shard %d: memory ran out: %s", task.shard, failure.reason)
@@ -164,10 +175,14 @@ def is_infrastructure(error: BaseException) -> bool:
 
 
 def _attempt(
-    task: ShardTask, generator: Generates, job: Job, on_progress: Callable[[Tally], None]
+    task: ShardTask,
+    generator: Generates,
+    job: Job,
+    on_progress: Callable[[Tally], None],
+    retries: Counter[str],
 ) -> ShardReceipt | ShardFailure:
     rows: list[ImageRow] = []
-    tally = Tally()
+    tally = Tally(retries=retries)  # which outlive an attempt that fails
     decoded = _decoded_ahead(task, job.config, tally)
     batches = _batched(decoded, job.config.generator.encode_batch)
     for batch, results in _generated(batches, generator, batches_at_once(job.config.model)):
@@ -184,11 +199,13 @@ def _attempt(
 
 @dataclass(frozen=True, slots=True)
 class _Prepared:
-    """A planned image, read and decoded, or refused."""
+    """A planned image, read and decoded, or refused; or storage failed."""
 
     planned: PlannedImage
     decoded: DecodedImage | None = None
     refused: ImageRow | None = None
+    failed: OSError | None = None
+    retries: int = 0
     read_seconds: float = 0.0
     decode_seconds: float = 0.0
 
@@ -212,6 +229,9 @@ def _waited(future: Future[_Prepared], tally: Tally) -> _Prepared:
     prepared = future.result()
     waited = time.perf_counter() - started
     tally.add_seconds({"read": prepared.read_seconds, "decode": prepared.decode_seconds, "wait": waited})
+    tally.retries["read"] += prepared.retries
+    if prepared.failed is not None:
+        raise prepared.failed
     return prepared
 
 
@@ -221,15 +241,20 @@ def _prepare(planned: PlannedImage, deadly: Collection[int], config: RunConfig) 
     data: bytes | None = None
     decoded: DecodedImage | None = None
     refused: ImageRow | None = None
+    failed: OSError | None = None
+    retries: list[None] = []
     try:
         if planned.image_id in deadly:
             raise InputRejected("generate", "WorkerDied", "each worker that was given this image alone died")
-        data = retrying(lambda: read_input(planned.uri))
+        data = retrying(lambda: read_input(planned.uri), on_retry=lambda: retries.append(None))
         decoding = time.perf_counter()
         decoded = decode_image(data, config.input.max_pixels)
     except InputRejected as error:
         refused = rejected_row(planned, error, data)
-    return _Prepared(planned, decoded, refused, decoding - began, time.perf_counter() - decoding)
+    except OSError as error:
+        failed = error
+    took = decoding - began, time.perf_counter() - decoding
+    return _Prepared(planned, decoded, refused, failed, len(retries), *took)
 
 
 def _batched(images: Iterator[_Prepared], size: int) -> Iterator[list[_Prepared]]:
@@ -288,6 +313,6 @@ def _commit(task: ShardTask, rows: list[ImageRow], job: Job, tally: Tally) -> bo
         metadata = shard_metadata(job.run_digest, task.shard, tally.seconds)
         return commit_table(job.out, task.shard, table, metadata)
 
-    committed = retrying(write, COMMIT_ATTEMPTS)
+    committed = retrying(write, COMMIT_ATTEMPTS, lambda: tally.retries.update(["write"]))
     tally.add_seconds({"write": time.perf_counter() - built})
     return committed

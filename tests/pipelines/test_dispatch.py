@@ -7,10 +7,11 @@ import pytest
 from pipelines import dispatch as dispatch_module
 from pipelines.config import load_config
 from pipelines.dispatch import Dispatcher, WorkerLost
-from pipelines.errors import IncompleteRun
+from pipelines.errors import BreakerTripped, IncompleteRun
 from pipelines.plan import PlannedImage
 from pipelines.schema import image_id
-from pipelines.tasks import Job, ShardFailure, ShardReceipt, ShardTask, Tally
+from pipelines.tasks import Job, ShardFailure, ShardReceipt, ShardTask, Tally, WorkerPlace
+from pipelines.watcher import Loss, Watcher
 
 
 class Crew:
@@ -43,7 +44,7 @@ class Crew:
         return True
 
     def hello(self):
-        return "node"
+        return WorkerPlace("node", "host", 1)
 
     def load(self):
         pass
@@ -78,9 +79,9 @@ def ids(task, rows):
     return {image.image_id for image in task.images if image.row in rows}
 
 
-def dispatch(crew, tasks, tmp_path, on_progress=lambda _in_hand, _working: True, workers=1):
+def dispatch(crew, tasks, tmp_path, on_progress=lambda _in_hand, _working: True, workers=1, watcher=None):
     job = Job(tmp_path, load_config(None, []), "")
-    dispatcher = Dispatcher(job, range(len(tasks)), tasks.__getitem__, crew, workers)
+    dispatcher = Dispatcher(job, range(len(tasks)), tasks.__getitem__, crew, workers, watcher)
     return list(dispatcher.run(on_progress))
 
 
@@ -204,3 +205,55 @@ def test_workers_are_asked_how_far_they_are_once_a_second_or_64_of_them(
     outcomes = list(dispatcher.run(lambda _in_hand, _working: True))
     assert len(outcomes) == len(crew.given) == workers, "none was thought to have stalled"
     assert crew.asked / workers == pytest.approx(17 / each, abs=1.5)
+
+
+class Told(Watcher):
+    """Writes down what it is told."""
+
+    def __init__(self):
+        self.ready, self.lost, self.loads = [], [], []
+
+    def worker_ready(self, worker):
+        self.ready.append(worker)
+
+    def worker_lost(self, loss):
+        self.lost.append(loss)
+
+    def load(self, queued, in_hand, workers):
+        self.loads.append((queued, in_hand, workers))
+
+
+class Unhurried(Crew):
+    """Shards take it a while."""
+
+    turns = 0
+
+    def answered(self, refs, _seconds):
+        self.turns += 1
+        return [ref for ref in refs if self._calls[ref][0] != "run" or self.turns > 3]
+
+
+def test_a_watcher_is_told_of_workers_that_come_and_go_and_of_the_load(tmp_path):
+    tasks, told = tasks_of(4, 1), Told()
+    crew = Unhurried(ids(tasks[0], [0]))
+    dispatch(crew, tasks, tmp_path, watcher=told)
+    place = WorkerPlace("node", "host", 1)
+    deaths = 5  # with its neighbour, alone, and the image three times
+    assert told.lost[0] == Loss(place, "a crash", (0, 1), starting=False)
+    assert told.lost[1:] == [Loss(place, "a crash", (0,), starting=False)] * (deaths - 1)
+    assert told.ready == [place] * (deaths + 1)
+    assert told.loads[:2] == [(4, 0, 1), (2, 2, 1)]
+    assert (4, 0, 0) in told.loads, "suspects wait too"
+    assert told.loads[-1] == (0, 0, 0)
+
+
+def test_a_watcher_is_told_of_a_worker_that_dies_before_it_is_placed(tmp_path):
+    class Stillborn(Crew):
+        def hello(self):
+            raise WorkerLost("its node is gone")
+
+    told = Told()
+    with pytest.raises(BreakerTripped, match="3 workers in a row died while starting"):
+        dispatch(Stillborn(), tasks_of(1, 1), tmp_path, watcher=told)
+    assert told.lost == [Loss(None, "its node is gone", (), starting=True)] * 3
+    assert told.ready == []

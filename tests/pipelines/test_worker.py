@@ -2,9 +2,12 @@
 
 import hashlib
 import json
+import os
 import shutil
+import socket
 import threading
 import time
+from collections import Counter
 from dataclasses import replace
 
 import pyarrow.parquet as pq
@@ -350,3 +353,36 @@ def test_a_gpu_that_is_not_there_is_wrong_use(monkeypatch):
     with pytest.raises(ConfigError, match="finds no GPU"):
         resolve_device("cuda")
     assert resolve_device("auto") == resolve_device("cpu") == "cpu"
+
+
+@pytest.mark.parametrize("failures", [0, 3, 4])
+def test_reads_that_are_tried_again_are_counted_whether_or_not_they_help(job, photos, monkeypatch, failures):
+    def read(uri):
+        tried.append(uri)
+        if uri == str(paths[1]) and tried.count(uri) <= failures:
+            raise OSError("again")
+        return paths[0].read_bytes()
+
+    tried, paths = [], [photos / "coffee" / f"{number}.png" for number in range(2)]
+    monkeypatch.setattr(worker, "read_input", read)
+    outcome = run_shard(ShardTask(0, planned(paths)), Counting(), job)
+    if failures == 4:
+        assert outcome == ShardFailure(0, "OSError: again")
+        assert outcome.retries == Counter(read=3)
+    else:
+        assert outcome.tally.retries == Counter(read=failures)
+
+
+def test_commits_that_are_tried_again_are_counted_and_who_did_it_is_told(job, photos, monkeypatch):
+    def commit(*arguments):
+        tried.append(arguments)
+        if len(tried) < 3:
+            raise OSError("again")
+        return True
+
+    tried = []
+    monkeypatch.setattr(worker, "commit_table", commit)
+    receipt = run_shard(ShardTask(0, planned([photos / "coffee" / "0.png"])), Counting(), job)
+    assert receipt.tally.retries == Counter(read=0, write=2)
+    assert receipt.worker == f"{socket.gethostname()}:{os.getpid()}"
+    assert receipt.seconds >= receipt.tally.seconds["write"] > 0

@@ -1,0 +1,71 @@
+"""What a run tells while it works, to whoever listens: its log of events, its metrics.
+
+Told in the driver's process only. A shard's outcome reaches the driver once, whichever worker made it and
+however many died over it, and so it is counted once. A worker that counted what it commits would take what
+was not exported yet with it when it dies.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from pipelines.tasks import ShardFailure, ShardReceipt, WorkerPlace
+
+
+class Loss(NamedTuple):
+    """A worker that died, hung, or went with its node.
+
+    Attributes:
+        worker: None where it died before it was placed.
+        shards: what it had in its hands.
+        starting: whether it was not ready yet.
+
+    """
+
+    worker: WorkerPlace | None
+    reason: str
+    shards: tuple[int, ...]
+    starting: bool
+
+
+class Watcher:
+    """Told of what happens, as it happens; this one lets it pass. No call may fail or take long."""
+
+    def worker_ready(self, worker: WorkerPlace) -> None:
+        """It has loaded its weights, and will be fed."""
+
+    def worker_lost(self, loss: Loss) -> None:
+        """A worker will not answer any more."""
+
+    def ended(self, outcome: ShardReceipt | ShardFailure) -> None:
+        """A shard is there, or is left undone: once for each shard of the run."""
+
+    def load(self, queued: int, in_hand: int, workers: int) -> None:
+        """Shards that nobody has, shards that workers have, workers that are ready: about once a second."""
+
+
+class Watchers(Watcher):
+    """Several, told one after the other."""
+
+    def __init__(self, *watchers: Watcher) -> None:
+        self._watchers = watchers
+
+    def worker_ready(self, worker: WorkerPlace) -> None:
+        """See `Watcher`."""
+        for watcher in self._watchers:
+            watcher.worker_ready(worker)
+
+    def worker_lost(self, loss: Loss) -> None:
+        """See `Watcher`."""
+        for watcher in self._watchers:
+            watcher.worker_lost(loss)
+
+    def ended(self, outcome: ShardReceipt | ShardFailure) -> None:
+        """See `Watcher`."""
+        for watcher in self._watchers:
+            watcher.ended(outcome)
+
+    def load(self, queued: int, in_hand: int, workers: int) -> None:
+        """See `Watcher`."""
+        for watcher in self._watchers:
+            watcher.load(queued, in_hand, workers)
