@@ -59,8 +59,8 @@ from pipelines.plan import PlannedImage, Run, open_run
 from pipelines.report import LiveLine
 from pipelines.schema import ImageRow, table_from_rows
 from pipelines.shards import commit_table, committed_shards, shard_metadata
-from pipelines.tasks import Job, ShardFailure, ShardReceipt, ShardTask, Tally
-from pipelines.worker import check_sees_corpus
+from pipelines.tasks import Job, ShardFailure, ShardReceipt, ShardTask, Tally, WorkerPlace
+from pipelines.worker import check_sees_corpus, this_place
 
 PACKAGES = ("maskmill", "ray", "numpy", "pyarrow")
 STAGES = ("read", "decode", "resize", "encode", "prompt", "draw", "resample", "filter", "nms", "rle", "table")
@@ -209,9 +209,9 @@ class InThreads(StandIn):
         super().__init__(job, 1.0)
         self.threads = ThreadPoolExecutor(job.config.cluster.shards_in_flight)
 
-    def hello(self) -> str:
-        """The id of the node."""
-        return "this one"
+    def hello(self) -> WorkerPlace:
+        """Where it is."""
+        return this_place("this one")
 
     def die(self) -> None:
         """End this shard and the other one in hand, as a process that dies would."""

@@ -88,12 +88,17 @@ def connect(config: RunConfig, address: str | None) -> Iterator[Placement]:
 
 
 def join(address: str, named: str = "--ray") -> None:
-    """Join a running cluster: `host:port`, `ray://host:port` or `auto`; `named` is where that was said.
+    """Join a running cluster: `host:port` or `auto`; `named` is where that was said.
 
-    Raises UsageError where none answers, or one that turns this process away. The port is tried first, since
+    Ray's client, `ray://`, cannot tell a worker's calls apart as it has to be asked here. Raises UsageError where none answers, or one that turns this process away. The port is tried first, since
     Ray itself goes on trying for a minute or more, and says the same of a wrong token as of no cluster.
     """
-    host, _, port = address.rpartition("://")[2].rpartition(":")
+    if "://" in address:
+        raise UsageError(
+            f"{named} {address}: expected auto or HOST:PORT of a cluster that this machine is in; from outside "
+            "submit the command as a job (ray job submit)"
+        )
+    host, _, port = address.rpartition(":")
     hint = ""
     try:
         if host:

@@ -80,9 +80,16 @@ def test_a_ray_of_our_own_has_the_cpus_that_one_worker_asks_for(monkeypatch):
     assert asked["num_cpus"] == 2
 
 
-@pytest.mark.parametrize(
-    "address", ["127.0.0.1:1", "ray://127.0.0.1:1", "127.0.0.1:port", "no.such.host.invalid:6379"]
-)
+def test_rays_client_is_refused():
+    from pipelines.cluster import join
+
+    with pytest.raises(
+        UsageError, match="^--ray ray://127.0.0.1:1: expected auto or HOST:PORT.*ray job submit"
+    ):
+        join("ray://127.0.0.1:1")
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:1", "127.0.0.1:port", "no.such.host.invalid:6379"])
 def test_an_address_where_no_cluster_answers_is_wrong_use(address):
     from pipelines.cluster import join
 
