@@ -90,13 +90,14 @@ def connect(config: RunConfig, address: str | None) -> Iterator[Placement]:
 def join(address: str, named: str = "--ray") -> None:
     """Join a running cluster: `host:port` or `auto`; `named` is where that was said.
 
-    Ray's client, `ray://`, cannot tell a worker's calls apart as it has to be asked here. Raises UsageError where none answers, or one that turns this process away. The port is tried first, since
-    Ray itself goes on trying for a minute or more, and says the same of a wrong token as of no cluster.
+    Ray's client, `ray://`, cannot carry the workers' calls. Raises UsageError for it, where no cluster answers,
+    and where one turns this process away. The port is tried first, since Ray itself goes on trying for a minute
+    or more, and says the same of a wrong token as of no cluster.
     """
     if "://" in address:
         raise UsageError(
-            f"{named} {address}: expected auto or HOST:PORT of a cluster that this machine is in; from outside "
-            "submit the command as a job (ray job submit)"
+            f"{named} {address}: expected auto or HOST:PORT of a cluster that this machine is in; from "
+            "outside submit the command as a job (ray job submit)"
         )
     host, _, port = address.rpartition(":")
     hint = ""

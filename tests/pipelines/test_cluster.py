@@ -84,7 +84,7 @@ def test_rays_client_is_refused():
     from pipelines.cluster import join
 
     with pytest.raises(
-        UsageError, match="^--ray ray://127.0.0.1:1: expected auto or HOST:PORT.*ray job submit"
+        UsageError, match=r"^--ray ray://127\.0\.0\.1:1: expected auto or HOST:PORT.*ray job submit"
     ):
         join("ray://127.0.0.1:1")
 
