@@ -90,9 +90,9 @@ def connect(config: RunConfig, address: str | None) -> Iterator[Placement]:
 def join(address: str, named: str = "--ray") -> None:
     """Join a running cluster: `host:port` or `auto`; `named` is where that was said.
 
-    Ray's client, `ray://`, cannot carry the workers' calls. Raises UsageError for it, where no cluster answers,
-    and where one turns this process away. The port is tried first, since Ray itself goes on trying for a minute
-    or more, and says the same of a wrong token as of no cluster.
+    Ray's client, `ray://`, cannot carry the workers' calls. Raises UsageError for it, where no cluster
+    answers, and where one turns this process away. The port is tried first, since Ray itself goes on trying
+    for a minute or more, and says the same of a wrong token as of no cluster.
     """
     if "://" in address:
         raise UsageError(
