@@ -6,8 +6,10 @@ import subprocess
 import tomllib
 from pathlib import Path
 
+import botocore.session
 import pytest
 import yaml
+from botocore.validate import ParamValidator
 from ray.autoscaler._private.util import prepare_config, validate_config
 from ray.scripts.scripts import start
 
@@ -100,6 +102,19 @@ def test_the_head_runs_no_shard_and_the_workers_are_spot_from_none_to_the_most(c
             assert node["scheduling"]["onHostMaintenance"] == "TERMINATE", "a GPU cannot be moved"
     assert config["provider"]["cache_stopped_nodes"] is False
     assert config["idle_timeout_minutes"] > 0
+
+
+def test_a_node_on_aws_is_asked_for_in_words_that_ec2_has():
+    ec2 = botocore.session.get_session().get_service_model("ec2")
+    shape = ec2.operation_model("RunInstances").input_shape
+
+    def complaints(node):
+        return ParamValidator().validate({"MinCount": 1, "MaxCount": 1, **node}, shape).generate_report()
+
+    types = yaml.safe_load(FILES[0].read_text())["available_node_types"]
+    for node_type in types.values():
+        assert complaints(node_type["node_config"]) == ""
+    assert "MarketKind" in complaints({"InstanceMarketOptions": {"MarketKind": "spot"}})
 
 
 @pytest.mark.parametrize("name", STARTS)

@@ -26,7 +26,7 @@ pytestmark = pytest.mark.slow
 
 RAY = str(Path(sys.executable).with_name("ray"))
 MARK = "MASKMILL_TEST_CLUSTER"  # in the environment of all that belongs to a cluster of these tests
-SECONDS = 120
+SECONDS = 300
 
 
 def free_ports(count):
