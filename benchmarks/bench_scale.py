@@ -3,7 +3,7 @@
     python benchmarks/bench_scale.py                 # shards of 60 s and of 5 s; about twenty minutes
 
 The driver is the real one (`pipelines.dispatch`), with the progress that `maskmill generate` shows; the
-workers are stand-ins: they sleep in place of the network, an image at a time for the two shards they hold,
+workers are stand-ins: they sleep in place of the network, by turns for the two shards that each holds,
 and commit real shards of empty rows. Some shards end their worker once, in the middle. Up to what the machine
 holds the workers are Ray's actors, a process and a logical GPU each, or, with --processes, several to a
 process, so that the driver has as many calls under way as with a process each. Beyond, they are threads of
@@ -86,7 +86,7 @@ class StandInJob(Job):
 
 
 class Seat:
-    """One worker's place: its device, which serves one image at a time, and when it had nothing in hand."""
+    """One worker's place: its device, which serves one shard at a time, and when it had nothing in hand."""
 
     def __init__(self) -> None:
         self.device = threading.Lock()
