@@ -1,9 +1,9 @@
 """What the driver costs as workers grow in number: shards handed out, answers taken in, deaths mended.
 
-    python benchmarks/bench_scale.py                 # shards of 60 s and of 5 s; about twenty minutes
+    python benchmarks/bench_scale.py                 # shards of 60 s and of 5 s; eighteen minutes
 
 The driver is the real one (`pipelines.dispatch`), with the progress that `maskmill generate` shows; the
-workers are stand-ins: they sleep in place of the network, an image at a time for the two shards they hold,
+workers are stand-ins: they sleep in place of the network, by turns for the two shards that each holds,
 and commit real shards of empty rows. Some shards end their worker once, in the middle. Up to what the machine
 holds the workers are Ray's actors, a process and a logical GPU each, or, with --processes, several to a
 process, so that the driver has as many calls under way as with a process each. Beyond, they are threads of
@@ -86,7 +86,7 @@ class StandInJob(Job):
 
 
 class Seat:
-    """One worker's place: its device, which serves one image at a time, and when it had nothing in hand."""
+    """One worker's place: its device, which serves one shard at a time, and when it had nothing in hand."""
 
     def __init__(self) -> None:
         self.device = threading.Lock()
@@ -327,7 +327,7 @@ def arguments() -> argparse.Namespace:
     parser = OneLineParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--workers", type=at_least(1), nargs="+", default=[1, 8, 64, 256])
     parser.add_argument("--seconds", type=positive, nargs="+", default=[60.0, 5.0], help="that a shard takes")
-    parser.add_argument("--rounds", type=at_least(1), default=4, help="shards for each worker")
+    parser.add_argument("--rounds", type=at_least(1), default=3, help="shards for each worker")
     parser.add_argument("--shard-size", type=at_least(1), default=64, help="images a shard")
     parser.add_argument("--deaths", type=share, default=0.01, help="share of shards that end their worker")
     parser.add_argument("--crew", choices=("auto", "ray", "threads"), default="auto")
