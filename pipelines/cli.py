@@ -129,7 +129,17 @@ def generate(
     config: Config = None,
     set_: Set = None,
     workers: Annotated[
-        int | None, typer.Option(metavar="N", help="Worker processes; 0: this process, without Ray.")
+        str | None,
+        typer.Option(
+            metavar="N|MIN:MAX",
+            help="Worker processes; 0: this process, without Ray. Begin when MIN are ready.",
+        ),
+    ] = None,
+    gpus_per_worker: Annotated[
+        str | None, typer.Option(metavar="F", help="GPUs of a worker: 0, a share of one, or some.")
+    ] = None,
+    cpus_per_worker: Annotated[
+        str | None, typer.Option(metavar="N", help="CPUs, and threads, of a worker.")
     ] = None,
     ray: Annotated[
         str | None,
@@ -155,7 +165,9 @@ def generate(
     from pipelines.config import load_config
     from pipelines.settings import to_yaml
 
-    overrides = [] if workers is None else [f"workers={workers}"]
+    overrides = [] if workers is None else _workers(workers)
+    overrides += [] if gpus_per_worker is None else [f"cluster.gpus_per_worker={gpus_per_worker}"]
+    overrides += [] if cpus_per_worker is None else [f"threads_per_worker={cpus_per_worker}"]
     settings = load_config(config, [*(set_ or ()), *overrides])
     if print_config:
         typer.echo(to_yaml(settings), nl=False)
@@ -382,6 +394,16 @@ def models_get(
         task = bar.add_task(name, total=None)
         path = download(name, progress=lambda done, total: bar.update(task, completed=done, total=total))
     typer.echo(path)
+
+
+def _workers(text: str) -> list[str]:
+    """`N` or `MIN:MAX` as values of the configuration."""
+    if text.isdecimal():
+        return [f"workers={text}"]
+    least, _, most = text.partition(":")
+    if not (least.isdecimal() and most.isdecimal() and 1 <= int(least) <= int(most)):
+        raise UsageError(f"--workers: expected N, or MIN:MAX with 1 ≤ MIN ≤ MAX, got {text}")
+    return [f"cluster.min_workers={least}", f"workers={most}"]
 
 
 def _mode(overwrite: bool, extend: bool, retry: list[str] | None) -> Mode:

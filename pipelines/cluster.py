@@ -32,7 +32,7 @@ from ray.util.metrics import Counter, Gauge, Histogram
 from pipelines.dispatch import Dispatcher, WorkerLost
 from pipelines.errors import MaskmillError, UsageError
 from pipelines.metrics import BUSY, RUN_CHARACTERS, Instrument, Metric, Metrics
-from pipelines.placement import Node, Placement, how_many_fit, place
+from pipelines.placement import Node, Placement, check_sees_its_gpus, how_many_fit, place
 from pipelines.tasks import Job, OnProgress, ShardFailure, ShardReceipt, ShardTask, Tally, WorkerPlace
 from pipelines.watcher import Watcher, Watchers
 from pipelines.worker import (
@@ -233,6 +233,9 @@ class ShardWorker:
     @ray.method(concurrency_group="ctl")
     def hello(self) -> WorkerPlace:
         """Where this worker was placed."""
+        return self._place()
+
+    def _place(self) -> WorkerPlace:
         gpus = [str(number) for number in ray.get_gpu_ids()]
         return this_place(str(ray.get_runtime_context().get_node_id()), gpus)
 
@@ -240,8 +243,11 @@ class ShardWorker:
     def load(self) -> None:
         """Load the weights: a call, not the constructor, so that an error keeps its type and traceback.
 
-        Raises UsageError where this node does not see the run's corpus, whose shards would stay here.
+        Raises UsageError where this node does not see the run's corpus, whose shards would stay here, and
+        where the process sees other GPUs than it was given.
         """
+        here = self._place()
+        check_sees_its_gpus(here.host, here.gpus, os.environ.get("CUDA_VISIBLE_DEVICES"))
         check_sees_corpus(self._job)
         self._generator = _FewAtATime(self._job)
 

@@ -61,6 +61,9 @@ class ClusterConfig(Section):
         ge=0,
         description="GPUs a worker reserves, fractions allowed; null: 1 where the cluster has any, else 0.",
     )
+    min_workers: int = Field(
+        1, ge=1, description="No shard is handed out before so many workers are ready; more may come later."
+    )
     shards_in_flight: int = Field(
         2, ge=1, le=8, description="Shards a worker holds at once, so that decoding overlaps with computing."
     )
@@ -113,7 +116,7 @@ class RunConfig(Section):
     workers: int | None = Field(
         None,
         ge=0,
-        description="Worker processes; null: one per GPU, or one per 2 CPUs; 0: this process, without Ray.",
+        description="Worker processes at most; null: one a GPU, or 2 CPUs; 0: this process, without Ray.",
     )
     threads_per_worker: int | None = Field(
         None, ge=1, description="CPU threads of each worker; null: the machine's CPUs shared evenly."

@@ -133,6 +133,8 @@ class Dispatcher:
         self._task_of = task_of  # a shard's images are looked up when it is handed out, not before
         self._crew = crew
         self._workers = workers
+        self._least = self._limits.min_workers
+        self._begun = False
         self._suspects: deque[Suspect] = deque()
         self._slots: list[Slot] = []
         self._failed_starts = 0  # in a row, like the deaths: since an image came through anywhere
@@ -184,10 +186,13 @@ class Dispatcher:
             self._slots.append(Slot(worker, hello, loading))
 
     def _feed(self) -> Iterator[ShardFailure]:
-        """Hand out shards: a suspect goes to an idle slot, which holds nothing else until it is done, and so
-        does a control.
+        """Hand out shards, once enough workers are ready. A suspect goes to an idle slot, which holds nothing
+        else until it is done, and so does a control.
         """
         ready = [slot for slot in self._slots if slot.ready and slot.suspect is None]
+        if not self._begun and len(ready) < min(self._least, len(self._slots)):
+            return
+        self._begun = True
         control = self._control if self._doubts() else None
         if ready and (control or (self._suspects and not self._doubts())):
             slot = min(ready, key=lambda slot: len(slot.work))  # kept from new work until it is idle
@@ -246,6 +251,7 @@ class Dispatcher:
             slot.loading = None
             self._failed_starts = 0
             if slot.place is not None:
+                log.info("a worker is ready: %s, GPUs %s", slot.place.name, slot.place.gpus or "none")
                 self._watcher.worker_ready(slot.place)
         elif ref is slot.asking:
             slot.asking = None

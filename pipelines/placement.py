@@ -40,6 +40,9 @@ def place(config: RunConfig, nodes: Sequence[Node], *, grows: bool = True) -> Pl
     there yet: where the cluster `grows`, it may be added. Raises UsageError where no node holds a worker and
     none will be added.
     """
+    least = config.cluster.min_workers
+    if config.workers is not None and least > config.workers:
+        raise UsageError(f"cluster.min_workers: expected at most workers, {config.workers}, got {least}")
     share = _gpu_share(config, nodes)
     asked = config.threads_per_worker
     room = asked or (1 if share else CPUS_PER_WORKER)
@@ -58,6 +61,19 @@ def how_many_fit(nodes: Sequence[Node], threads: int, gpus: float) -> int:
     """Workers of this size that the nodes hold together."""
     by_gpus = [int(node.gpus / gpus + 1e-6) if gpus else node.cpus for node in nodes]
     return sum(int(min(node.cpus // threads, most)) for node, most in zip(nodes, by_gpus, strict=True))
+
+
+def check_sees_its_gpus(host: str, given: Sequence[str], visible: str | None) -> None:
+    """Raise UsageError where a process does not see exactly the GPUs, by their ids, that it was given.
+
+    `visible` is its CUDA_VISIBLE_DEVICES: None lets it see all that there are.
+    """
+    if visible != ",".join(given):
+        raise UsageError(
+            f"{host}: a worker was given {'GPU ' + ','.join(given) if given else 'no GPU'}, and sees "
+            f"{'all there are' if visible is None else visible or 'none'} (CUDA_VISIBLE_DEVICES): let "
+            "nothing but Ray set it there; RAY_EXPERIMENTAL_NOSET_CUDA_VISIBLE_DEVICES keeps Ray from it"
+        )
 
 
 def _gpu_share(config: RunConfig, nodes: Sequence[Node]) -> float:

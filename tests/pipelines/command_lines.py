@@ -2,11 +2,10 @@
 
 import re
 import shlex
-from typing import get_args, get_type_hints
 
 import typer
 
-from pipelines.cli import app, generate
+from pipelines.cli import app
 from pipelines.config import load_config
 
 ENDS = {"|", "||", "&&", ";", ">", ">>", "&"}
@@ -47,8 +46,3 @@ def check_maskmill(words):
     if "set_" in values:
         return load_config(values["config"], list(values["set_"] or ()))
     return None
-
-
-def takes_a_range_of_workers():
-    """Whether `--workers` is text, MIN:MAX, in the `generate` that there is."""
-    return int not in get_args(get_type_hints(generate)["workers"])

@@ -29,7 +29,7 @@ from tests.pipelines.corpora import make_corpus, make_photos
         ("generate photos --out c --outt x", "No such option: --outt"),
         ("generate photos --out c --overwrite --extend", "expected --overwrite or --extend, not both"),
         ("generate photos --out c --ray auto --workers 0", "expected --ray or --workers 0"),
-        ("generate photos --out c --workers many", "Invalid value for '--workers'"),
+        ("generate photos --out c --workers many", "--workers: expected N, or MIN:MAX"),
         ("generate photos --out c --workers -1", "workers: should be greater than or equal to 0, got -1"),
         ("generate photos --out c --config nanoo", "--config nanoo: expected a YAML file"),
         (
@@ -172,6 +172,35 @@ def test_print_config_shows_what_would_run_and_needs_no_input(capsys):
     )
     printed = yaml.safe_load(capsys.readouterr().out)
     assert (printed["shard_size"], printed["workers"], printed["generator"]["crop_n_layers"]) == (9, 3, 2)
+
+
+def test_options_of_the_workers_are_values_of_the_configuration(capsys):
+    asked = ["--workers", "2:8", "--gpus-per-worker", "0.5", "--cpus-per-worker", "3"]
+    assert main(["generate", *asked, "--print-config"]) == 0
+    printed = yaml.safe_load(capsys.readouterr().out)
+    assert (printed["workers"], printed["cluster"]["min_workers"]) == (8, 2)
+    assert (printed["cluster"]["gpus_per_worker"], printed["threads_per_worker"]) == (0.5, 3)
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["--workers", "8:2"], "--workers: expected N, or MIN:MAX"),
+        (["--workers", "0:3"], "--workers: expected N, or MIN:MAX"),
+        (["--workers", ":3"], "--workers: expected N, or MIN:MAX"),
+        (["--workers", "2:"], "--workers: expected N, or MIN:MAX"),
+        (["--workers", "two"], "--workers: expected N, or MIN:MAX"),
+        (["--workers", "-1"], "--workers: expected N, or MIN:MAX"),
+        (["--gpus-per-worker", "many"], "cluster.gpus_per_worker"),
+        (["--gpus-per-worker", "-1"], "cluster.gpus_per_worker"),
+        (["--cpus-per-worker", "0"], "threads_per_worker"),
+    ],
+)
+def test_wrong_options_of_the_workers_are_one_line(words, expected, capsys):
+    assert main(["generate", *words, "--print-config"]) == 2
+    said = capsys.readouterr().err
+    assert expected in said
+    assert len(said.splitlines()) == 1
 
 
 def test_help_and_version_load_nothing_heavy():

@@ -1,7 +1,9 @@
 """Shards on a real Ray: workers that crash, hang and misbehave, seen through the files that are left."""
 
+import json
 import os
 import signal
+import subprocess
 import sys
 import time
 from dataclasses import replace
@@ -13,7 +15,7 @@ from pipelines.config import load_config
 from pipelines.errors import ConfigError, IncompleteRun, UsageError
 from pipelines.interrupts import orderly
 from pipelines.manifest import write_run
-from pipelines.placement import Node, Placement, place
+from pipelines.placement import Node, Placement, check_sees_its_gpus, place
 from pipelines.plan import PlannedImage
 from pipelines.retry import shard_sha256
 from pipelines.schema import image_id
@@ -31,6 +33,7 @@ from tests.pipelines.corpora import make_record
         (["threads_per_worker=16"], [(64, 0), (8, 1)], "expected a node with 16 CPU.* and 1 GPU"),
         ([], [(0, 0)], "expected a node with 1 CPU"),
         (["cluster.gpus_per_worker=1.5"], [(8, 4)], "gpus_per_worker: expected a fraction"),
+        (["workers=2", "cluster.min_workers=3"], [(8, 0)], "min_workers: expected at most workers, 2, got 3"),
     ],
 )
 def test_a_worker_that_fits_on_no_node_is_refused_where_none_will_be_added(overrides, nodes, expected):
@@ -185,6 +188,60 @@ def quick_worker():
 
 def statuses(job, shard):
     return pq.read_table(shard_path(job.out, shard))["status"].to_pylist()
+
+
+@pytest.mark.parametrize(
+    ("given", "visible"),
+    [((), None), ((), "0"), (("0",), None), (("0",), ""), (("0",), "1"), (("0", "1"), "1,0")],
+)
+def test_a_process_that_sees_other_gpus_than_its_own_is_refused(given, visible):
+    with pytest.raises(UsageError, match=r"^gpu-7: a worker was given .*CUDA_VISIBLE_DEVICES"):
+        check_sees_its_gpus("gpu-7", given, visible)
+
+
+@pytest.mark.parametrize(("given", "visible"), [((), ""), (("0",), "0"), (("2", "3"), "2,3")])
+def test_a_process_that_sees_its_own_gpus_is_well(given, visible):
+    check_sees_its_gpus("gpu-7", given, visible)
+    assert visible.split(",") == list(given or [""])
+
+
+def test_a_worker_that_sees_a_gpu_it_was_not_given_ends_the_run(job, photos):
+    from pipelines.cluster import ShardWorker
+
+    class Greedy(ShardWorker):
+        def __init__(self, job, gpus):
+            super().__init__(job, gpus)
+            os.environ["CUDA_VISIBLE_DEVICES"] = "7"
+
+    with pytest.raises(UsageError, match=r"was given no GPU, and sees 7 \(CUDA_VISIBLE_DEVICES\)"):
+        dispatch(job, tasks_of(photos, 1), Greedy, workers=1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("share", "expected"), [(1, ["0", "1"]), (0.5, ["0", "0", "1", "1"])])
+def test_workers_are_pinned_to_logical_gpus(share, expected):
+    """In a process of its own: Ray tells them apart, and each sees its own alone."""
+    script = f"""
+import json, ray
+from pipelines.cluster import RayCrew
+from pipelines.config import load_config
+from pipelines.placement import Placement, check_sees_its_gpus
+from pipelines.tasks import Job
+ray.init(address="local", num_cpus=4, num_gpus=2, include_dashboard=False, log_to_driver=False)
+from pipelines.cluster import ShardWorker
+import os
+class Told(ShardWorker):
+    def stats(self):
+        place = self._place()
+        check_sees_its_gpus(place.host, place.gpus, os.environ.get("CUDA_VISIBLE_DEVICES"))
+        return list(place.gpus)
+crew = RayCrew(Job("/nowhere", load_config(None, []), ""), Placement({len(expected)}, 1, {share}), Told)
+workers = [crew.start() for _ in range({len(expected)})]
+print(json.dumps(sorted(sum((crew.answer(crew.call(worker, "stats")) for worker in workers), []))))
+"""
+    environment = {**os.environ, "RAY_AUTH_MODE": "disabled", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=environment)
+    assert json.loads(done.stdout.splitlines()[-1]) == expected, done.stderr
 
 
 def test_a_bug_ends_the_run_with_the_workers_traceback(job, photos):

@@ -207,6 +207,33 @@ def test_workers_are_asked_how_far_they_are_once_a_second_or_64_of_them(
     assert crew.asked / workers == pytest.approx(17 / each, abs=1.5)
 
 
+@pytest.mark.parametrize(("least", "shards"), [(1, 6), (3, 6), (3, 2)])
+def test_nothing_is_handed_out_before_enough_workers_are_ready(tmp_path, least, shards):
+    """One is ready at once, another in each fifth turn; two shards are no work for three workers."""
+    ready_at_first_shard = []
+
+    class OneByOne(Crew):
+        turns = ready = 0
+
+        def answered(self, refs, _seconds):
+            self.turns += 1
+            loading = [ref for ref in refs if self._calls[ref][0] == "load"]
+            held_back = loading if self.turns % 5 else loading[1:]
+            return [ref for ref in refs if ref not in held_back]
+
+        def load(self):
+            self.ready += 1
+
+        def run(self, task):
+            ready_at_first_shard.append(self.ready)
+            return super().run(task)
+
+    job = Job(tmp_path, load_config(None, [f"cluster.min_workers={least}", "workers=4"]), "")
+    dispatcher = Dispatcher(job, range(shards), tasks_of(shards, 1).__getitem__, OneByOne(), 4)
+    assert len(list(dispatcher.run(lambda _in_hand, _working: True))) == shards
+    assert ready_at_first_shard[0] == min(least, shards)
+
+
 class Told(Watcher):
     """Writes down what it is told."""
 
