@@ -30,7 +30,7 @@ from tests.pipelines.corpora import make_corpus, make_photos
         ("generate photos --out c --overwrite --extend", "expected --overwrite or --extend, not both"),
         ("generate photos --out c --ray auto --workers 0", "expected --ray or --workers 0"),
         ("generate photos --out c --workers many", "--workers: expected N, or MIN:MAX"),
-        ("generate photos --out c --workers -1", "workers: should be greater than or equal to 0, got -1"),
+        ("generate photos --out c --workers -1", "--workers: expected N, or MIN:MAX"),
         ("generate photos --out c --config nanoo", "--config nanoo: expected a YAML file"),
         (
             "generate photos --out c --set generator.points_per_sid=3",
