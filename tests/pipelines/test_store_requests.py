@@ -36,17 +36,17 @@ def asked(photos, tiny_settings, tmp_path_factory):
     with stores.s3_server() as server, pytest.MonkeyPatch.context() as patched:
         for number, path in enumerate(sorted(photos.rglob("*.png"))[:4]):
             body = path.read_bytes()
-            stores.client_of(server).put_object(Bucket="photos", Key=f"trip/{number}.png", Body=body)
+            stores.client_of(server).put_object(Bucket="photos", Key=f"counted/{number}.png", Body=body)
         for _ in range(2):
             with Counting(server) as proxy:
                 stores.use(patched, proxy.address)
-                assert main(words("s3://photos/trip", "s3://corpora/counted", tiny_settings)) == 0
+                assert main(words("s3://photos/counted", "s3://corpora/counted", tiny_settings)) == 0
             counted.append(proxy.asked)
     return counted
 
 
 def test_an_image_is_one_request(asked):
-    images = {name: counts for name, counts in asked[0].items() if name.startswith("/photos/trip/")}
+    images = {name: counts for name, counts in asked[0].items() if name.startswith("/photos/counted/")}
     assert len(images) == 4
     assert all(counts == {"GET": 1} for counts in images.values())
 
@@ -60,10 +60,10 @@ def test_a_shard_is_three_requests_to_commit_and_five_to_close(asked):
 
 def test_folders_are_listed_a_few_times_a_run_whatever_their_size(asked):
     first, again = asked
-    assert first["/photos/trip"]["LIST"] == again["/photos/trip"]["LIST"] == 1
+    assert first["/photos/counted"]["LIST"] == again["/photos/counted"]["LIST"] == 1
     assert first[f"{OUT}/shards"]["LIST"] <= 8
     assert again[f"{OUT}/shards"]["LIST"] <= 10
 
 
 def test_the_same_command_again_asks_for_no_image_and_no_shard(asked):
-    assert not [name for name in asked[1] if name.startswith(("/photos/trip/", f"{OUT}/shards/"))]
+    assert not [name for name in asked[1] if name.startswith(("/photos/counted/", f"{OUT}/shards/"))]
