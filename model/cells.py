@@ -21,7 +21,7 @@ shapes 45,000 multiplications a cell for 100,000, and arrays of 56 or 112 number
 
 It is linear algebra, exact up to rounding, and ordinary autograd goes through it. In fp32 on a CPU, without
 gradients, the loops over the cells are compiled (`model.cells_compiled`). Axis letters are those of
-`mask_decoder`; S = N·T counts through heads and tokens, M through the heads of all exchanges so far, R = M·T
+`transformer`; S = N·T counts through heads and tokens, M through the heads of all exchanges so far, R = M·T
 through their tokens.
 """
 

@@ -18,8 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from model.image_encoder import ImageEncoderViT
-from model.mask_decoder import Attention
 from model.sam import Sam
+from model.transformer import Attention
 
 KEY_GAIN = 1.6
 TOKEN_SCALE = 0.2

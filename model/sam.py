@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from model.config import SamConfig
 from model.image_encoder import ImageEncoderViT
-from model.mask_decoder import Decoded, ImageTokens, MaskDecoder
+from model.mask_decoder import Decoded, MaskDecoder, SharedImage
 from model.prompt_encoder import PromptEncoder
 from model.tiny_vit import TinyViT
 
@@ -30,7 +30,7 @@ class EncodedImages:
     """B encoded images: their embeddings and what all prompts share of them."""
 
     embedding_BCHW: Tensor
-    shared: ImageTokens
+    shared: SharedImage
 
     def __len__(self) -> int:
         return len(self.embedding_BCHW)
@@ -101,7 +101,7 @@ class Sam(nn.Module):
         embedding_BCHW = self.image_encoder(pixels_BCHW).to(no_mask.dtype)
         return EncodedImages(embedding_BCHW, self._share(embedding_BCHW + no_mask[0][:, None, None]))
 
-    def _share(self, cells_BCHW: Tensor) -> ImageTokens:
+    def _share(self, cells_BCHW: Tensor) -> SharedImage:
         positions_LC = self.prompt_encoder.image_positions(cells_BCHW.shape[-1])
         return self.mask_decoder.share(cells_BCHW.flatten(2).mT, positions_LC)
 

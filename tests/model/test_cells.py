@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from model import cells_compiled, loops
 from model.cells import Cells
 from model.config import MODELS, SamConfig
-from model.mask_decoder import TwoWayBlock
 from model.sam import Sam
+from model.transformer import TwoWayBlock
 from tests.model.oracles import randomise
 
 SMALL = SamConfig(
@@ -45,7 +45,7 @@ def test_two_exchanges_and_what_is_seen_of_them() -> None:
     cells_BLC = torch.randn(BATCH, CELLS, 48).double()
     positions_LC = torch.randn(CELLS, 48).double()
     tokens = torch.randn(2, BATCH, PROMPTS, TOKENS, 48).double()
-    image = decoder.share(cells_BLC, positions_LC)
+    image = decoder.share(cells_BLC, positions_LC).tokens
 
     taking = first.cross_attn_image_to_token
     keys, values = taking.tokens(tokens[0], tokens[0])
@@ -76,7 +76,7 @@ def test_a_cell_that_what_it_takes_cancels_is_normalised_like_any_other(
     first, _ = decoder.transformer.blocks()
     nn.init.zeros_(first.cross_attn_image_to_token.out_proj.bias)
     cell_C = 100 * torch.randn(48)
-    image = decoder.share(cell_C.expand(1, CELLS, 48), torch.zeros(CELLS, 48))
+    image = decoder.share(cell_C.expand(1, CELLS, 48), torch.zeros(CELLS, 48)).tokens
     heads = first.cross_attn_image_to_token.num_heads
     values_1PNTD = torch.linalg.lstsq(
         first.cross_attn_image_to_token.out_proj.weight, -cell_C[:, None]
