@@ -33,6 +33,7 @@ from pipelines.dispatch import Dispatcher, WorkerLost
 from pipelines.errors import MaskmillError, UsageError
 from pipelines.metrics import BUSY, RUN_CHARACTERS, Instrument, Metric, Metrics
 from pipelines.placement import Node, Placement, check_sees_its_gpus, how_many_fit, place
+from pipelines.resources import limit_threads
 from pipelines.tasks import Job, OnProgress, ShardFailure, ShardReceipt, ShardTask, Tally, WorkerPlace
 from pipelines.watcher import Watcher, Watchers
 from pipelines.worker import (
@@ -243,12 +244,13 @@ class ShardWorker:
     def load(self) -> None:
         """Load the weights: a call, not the constructor, so that an error keeps its type and traceback.
 
-        Raises UsageError where this node does not see the run's corpus, whose shards would stay here, and
-        where the process sees other GPUs than it was given.
+        Raises UsageError where this node does not see the run's corpus, whose shards would stay here, where
+        the process sees other GPUs than it was given, and where it can never have the memory it needs.
         """
         here = self._place()
         check_sees_its_gpus(here.host, here.gpus, os.environ.get("CUDA_VISIBLE_DEVICES"))
         check_sees_corpus(self._job)
+        limit_threads(self._job.threads or 1)
         self._generator = _FewAtATime(self._job)
 
     @ray.method(concurrency_group="ctl")
@@ -341,7 +343,9 @@ def run_on_ray(
     ends. The watcher is told of the workers, of the outcomes by whoever takes them.
     """
     with connect(job.config, address) as placement:
-        crew = RayCrew(replace(job, threads=placement.threads), placement)
+        share = placement.gpus or 1.0
+        job = replace(job, threads=placement.threads, neighbours=placement.neighbours, gpu_share=share)
+        crew = RayCrew(job, placement)
         metrics = Metrics(lambda metric: instrument(metric, job.run_digest))
         told = Watchers(watcher, metrics)
         dispatcher = Dispatcher(job, shards, task_of, crew, placement.workers, told)

@@ -169,7 +169,13 @@ def _run_shards(
 ) -> tuple[Tally, list[ShardFailure]]:
     """Run the shards, showing progress; what was done, and what failed."""
     record = work.run.record
-    job = Job(work.run.out, config, record.digest, config.threads_per_worker, record.weights_sha256)
+    job = Job(
+        work.run.out,
+        config,
+        record.digest,
+        threads=config.threads_per_worker,
+        weights_sha256=record.weights_sha256,
+    )
     done = Tally()
     failures: list[ShardFailure] = []
     in_a_row: list[ShardFailure] = []
@@ -207,7 +213,10 @@ def _outcomes(
     job: Job, work: _Work, ray: str | None, show: OnProgress, watcher: Watcher
 ) -> Generator[ShardReceipt | ShardFailure, None, None]:
     if job.config.workers == 0:
-        generator = make_generator(job)
+        try:
+            generator = make_generator(job)
+        except MemoryError as error:
+            raise IncompleteRun(f"no shard was begun: {error}") from None
         watcher.worker_ready(this_place())
 
         def note(tally: Tally) -> None:

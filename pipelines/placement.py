@@ -25,11 +25,12 @@ class Node(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Placement:
-    """How many workers, and what each reserves."""
+    """How many workers, what each reserves, and how many of them one node may have to hold."""
 
     workers: int
     threads: int
     gpus: float
+    neighbours: int = 1
 
 
 def place(config: RunConfig, nodes: Sequence[Node], *, grows: bool = True) -> Placement:
@@ -50,11 +51,12 @@ def place(config: RunConfig, nodes: Sequence[Node], *, grows: bool = True) -> Pl
     here = min(workers, how_many_fit(nodes, 1, share))  # the others come with nodes of their own
     most = max((int(node.cpus) for node in nodes if node.gpus >= share), default=1)
     fitting = (threads for threads in range(most, 1, -1) if how_many_fit(nodes, threads, share) >= here)
-    placement = Placement(workers, asked or next(fitting, 1), share)
-    if not grows and not how_many_fit(nodes, placement.threads, share):
+    threads = asked or next(fitting, 1)
+    if not grows and not how_many_fit(nodes, threads, share):
         gpus = f" and {share:g} GPU(s)" if share else ""
-        raise UsageError(f"expected a node with {placement.threads} CPU(s){gpus} for a worker, there is none")
-    return placement
+        raise UsageError(f"expected a node with {threads} CPU(s){gpus} for a worker, there is none")
+    on_one = max((how_many_fit([node], threads, share) for node in nodes), default=1)
+    return Placement(workers, threads, share, max(1, min(workers, on_one)))
 
 
 def how_many_fit(nodes: Sequence[Node], threads: int, gpus: float) -> int:

@@ -69,6 +69,8 @@ class Job:
     config: RunConfig
     run_digest: str
     threads: int | None = None  # of the CPU; None leaves torch its own choice
+    neighbours: int = 1  # workers that a machine may have to hold, each one counted
+    gpu_share: float = 1.0  # of one GPU, or how many of them
     weights_sha256: str | None = None  # of the run's weights, where a worker's are to be held against them
 
 

@@ -37,6 +37,7 @@ from pipelines.manifest import read_run
 from pipelines.patience import COMMIT_ATTEMPTS, retrying
 from pipelines.plan import PlannedImage
 from pipelines.reader import read_input
+from pipelines.resources import check_memory
 from pipelines.retry import replace_rows
 from pipelines.schema import ImageRow, rejected_row, row_from_result, table_from_rows
 from pipelines.shards import commit_table, shard_metadata
@@ -60,7 +61,8 @@ class Generates(Protocol):
 def make_generator(job: Job) -> MaskGenerator:
     """Load the network and set the thread count of this process.
 
-    Raises UsageError where there are no such weights here, or other ones than the run's.
+    Raises UsageError where there are no such weights here, or other ones than the run's, and where the
+    machine is too small for them; MemoryError where too much of it is taken.
     """
     import torch
 
@@ -77,7 +79,9 @@ def make_generator(job: Job) -> MaskGenerator:
                 f"{socket.gethostname()}: expected the run's weights of {chosen.name}, with sha256 "
                 f"{job.weights_sha256}, got others there, with sha256 {here}"
             )
-        sam = load_sam(chosen.name, chosen.checkpoint, device=resolve_device(chosen.device), dtype=dtype)
+        device, threads = resolve_device(chosen.device), torch.get_num_threads()
+        check_memory(job.config, device, threads=threads, neighbours=job.neighbours, gpu_share=job.gpu_share)
+        sam = load_sam(chosen.name, chosen.checkpoint, device=device, dtype=dtype)
     except CheckpointError as error:
         raise UsageError(str(error)) from None
     if chosen.compile:

@@ -99,7 +99,7 @@ def test_a_layer_of_crops_and_clean_up():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("crop_n_layers", [0, 1])
-def test_full_grid_and_clean_up_on_all_photographs(crop_n_layers):
-    for agreement in agreements(PHOTOS, {"crop_n_layers": crop_n_layers, **LENIENT}, (0, 100)):
+@pytest.mark.parametrize("grid", [{}, {"points_per_side": 16, "crop_n_layers": 1}], ids=["full", "crops"])
+def test_a_fine_grid_and_clean_up_on_all_photographs(grid):
+    for agreement in agreements(PHOTOS, {**grid, **LENIENT}, (0, 100)):
         check(agreement, at_least=200)

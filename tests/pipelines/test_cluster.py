@@ -301,6 +301,33 @@ def test_a_cpu_worker_sees_no_gpu(job, photos):
     assert receipt.committed
 
 
+def test_a_worker_keeps_to_its_threads_and_to_its_part_of_the_memory(job, photos):
+    from pipelines import resources
+    from pipelines.cluster import ShardWorker
+
+    class Counting(ShardWorker):
+        def load(self):
+            import cv2
+            import pyarrow
+            import torch
+
+            super().load()
+            counts = torch.get_num_threads(), torch.get_num_interop_threads(), cv2.getNumThreads()
+            assert (*counts, pyarrow.cpu_count()) == (1, 1, 1, 1)
+            assert self._job.neighbours == 3
+
+    (receipt,) = dispatch(replace(job, neighbours=3), tasks_of(photos, 1), Counting)
+    assert receipt.committed
+
+    class Cramped(ShardWorker):
+        def load(self):
+            resources.memory_of_machine = lambda: (2**30, 2**30)
+            super().load()
+
+    with pytest.raises(UsageError, match=r"3 worker\(s\) on this machine: .* there is 0\.33 GiB for each"):
+        dispatch(replace(job, neighbours=3), tasks_of(photos, 1), Cramped)
+
+
 def test_an_image_that_kills_its_workers_is_a_row_and_its_neighbours_survive(job, photos):
     tasks = tasks_of(photos, 3)
     deadly = tasks[1].images[0]
