@@ -27,8 +27,6 @@ from pipelines.errors import CorpusError
 Annotation = dict[str, Any]
 Priority = Literal["area", "predicted_iou"]
 PRIORITIES: tuple[Priority, ...] = ("area", "predicted_iou")
-FIELDS = ("segmentation", "area", "predicted_iou", "stability_score")
-"""What a view may look at of an annotation."""
 
 
 class ViewWarning(UserWarning):
@@ -67,11 +65,22 @@ class View:
         if self.max_area is not None and self.max_area < self.min_area:
             raise ValueError(f"max_area: expected at least min_area, {self.min_area}, got {self.max_area}")
 
-    def annotations(self, row: Mapping[str, Any]) -> list[Annotation]:
-        """The annotations of a row that the view keeps, in their order.
+    @property
+    def fields(self) -> tuple[str, ...]:
+        """What the view looks at of an annotation."""
+        compares = self.mask_nms is not None
+        looks_at = {
+            "segmentation": compares,
+            "area": compares or self.min_area > 0 or self.max_area is not None,
+            "predicted_iou": compares or bool(self.predicted_iou),
+            "stability_score": bool(self.stability_score),
+        }
+        return tuple(name for name, needed in looks_at.items() if needed)
 
-        They need those of `FIELDS` that the view tests; the segmentation for `mask_nms` only. Raises
-        CorpusError where a mask's code is damaged.
+    def annotations(self, row: Mapping[str, Any]) -> list[Annotation]:
+        """The annotations of a row that the view keeps, in their order; they need its `fields`.
+
+        Raises CorpusError where a mask's code is damaged.
         """
         kept = [annotation for annotation in row["annotations"] if self._passes(annotation)]
         if self.mask_nms is None:
@@ -163,6 +172,33 @@ def label_map(
         for start, end in zip(ends[:-1:2].tolist(), ends[1::2].tolist(), strict=True):
             labels[start:end] = index + 1
     return np.ascontiguousarray(labels.reshape(width, height).T)
+
+
+@dataclass(frozen=True, slots=True)
+class Cutout:
+    """A mask in its own box: `mask_HW[0, 0]` is pixel (x, y) of the image; outside it the mask is nowhere."""
+
+    x: int
+    y: int
+    mask_HW: npt.NDArray[np.bool_]
+
+
+def cutout(row: Mapping[str, Any], index: int) -> Cutout:
+    """Mask `index` of a row, of its code's box; of size 0×0 for an empty mask. Costs the box's columns only.
+
+    Raises CorpusError where the code is damaged or of another size.
+    """
+    ends = np.cumsum(checked_lengths(row, index, row["annotations"][index]))
+    starts, ends = ends[:-1:2], ends[1::2]
+    if len(starts) == 0:
+        return Cutout(0, 0, np.zeros((0, 0), np.bool_))
+    height = row["height"]
+    left, right = int(starts[0]) // height, int(ends[-1] - 1) // height
+    changes = np.concatenate([[left * height], np.stack([starts, ends], 1).ravel(), [(right + 1) * height]])
+    inside = np.arange(len(changes) - 1) % 2 == 1
+    columns_HW = np.repeat(inside, np.diff(changes)).reshape(right - left + 1, height).T
+    rows = np.flatnonzero(columns_HW.any(1))
+    return Cutout(left, int(rows[0]), columns_HW[rows[0] : rows[-1] + 1])
 
 
 def checked_lengths(
