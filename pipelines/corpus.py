@@ -11,7 +11,6 @@ made. Nothing here needs torch or Ray.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -29,7 +28,7 @@ from pipelines.plan import read_plan
 from pipelines.rows import as_dict, check_status, parquet_columns
 from pipelines.schema import STATUSES, image_id
 from pipelines.shards import committed_shards, open_parquet, shard_path
-from pipelines.views import Cutout, View, ViewWarning, checked_lengths, cutout
+from pipelines.views import Cutout, View, checked_lengths, cutout, warn_of
 
 
 class Corpus:
@@ -95,9 +94,7 @@ class Corpus:
 
         """
         check_status(status)
-        if view is not None:
-            for caveat in view.caveats(self.run.config):
-                warnings.warn(caveat, ViewWarning, stacklevel=2)
+        warn_of(view, self.run.config, stacklevel=2)
         return self._as_dicts(self.windows(Order(seed, epoch), parquet_columns(columns, view)), status, view)
 
     def row(
@@ -166,7 +163,7 @@ class Corpus:
         from pipelines.originals import original
 
         height, width = _size(row, "pixels")
-        limit = self.run.config.get("input", {}).get("max_pixels") or height * width
+        limit = self.run.config.get("input", {}).get("max_pixels") or 2 * height * width
         try:
             decoded = decode_image(original(row), limit)
         except InputRejected as error:
