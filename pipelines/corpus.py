@@ -28,7 +28,7 @@ from pipelines.plan import read_plan
 from pipelines.rows import as_dict, check_status, parquet_columns
 from pipelines.schema import STATUSES, image_id
 from pipelines.shards import committed_shards, open_parquet, shard_path
-from pipelines.views import Cutout, View, checked_lengths, cutout, warn_of
+from pipelines.views import Cutout, View, checked_lengths, cutout, paint, warn_of
 
 
 class Corpus:
@@ -140,13 +140,10 @@ class Corpus:
         Raises ValueError for a rejected image, which has no size; CorpusError where a mask's code is damaged.
         """
         height, width = _size(row)
-        annotations = row["annotations"]
-        masks_HWN = np.zeros((height, width, len(annotations)), np.bool_, order="F")
-        for index, annotation in enumerate(annotations):
-            counts = checked_lengths(row, index, annotation)
-            inside = np.arange(len(counts)) % 2 == 1
-            masks_HWN[:, :, index] = np.repeat(inside, counts).reshape(width, height).T
-        return masks_HWN
+        pixels_NP = np.zeros((len(row["annotations"]), width * height), np.bool_)
+        for index, annotation in enumerate(row["annotations"]):
+            paint(pixels_NP[index], checked_lengths(row, index, annotation), True)
+        return pixels_NP.reshape(-1, width, height).transpose(2, 1, 0)
 
     def cutouts(self, row: Mapping[str, Any]) -> list[Cutout]:
         """The masks of a row, each in its own box: far less memory than `masks`, which raises the same."""

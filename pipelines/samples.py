@@ -1,7 +1,7 @@
 """From Arrow's columns to tensors: what `pipelines.torch_dataset` hands out of a row group.
 
-A row group's boxes and scores become one tensor each, of which every sample has a slice: no annotation is made
-a Python object. A sample that is kept keeps its row group's boxes and scores alive, and no codes.
+A row group's boxes and scores become one tensor each, of which every sample has a slice: no annotation is
+made an object of Python's. A sample that is kept keeps its row group's boxes and scores alive, and no codes.
 """
 
 from __future__ import annotations
@@ -14,12 +14,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 
 from pipelines.corpus import Corpus
 from pipelines.errors import CorpusError
 from pipelines.rows import parquet_columns
-from pipelines.views import View, checked_lengths, mask_nms
+from pipelines.views import View, checked_lengths, mask_nms, paint
 
 Sample = dict[str, Any]
 _NUMBERS = ("area", "predicted_iou", "stability_score")
@@ -29,8 +30,9 @@ _OF_THE_FILE = ("uri", "image_sha256", "image")
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """What is in a sample: `masks`, the `image`, and the annotations that the `view` keeps."""
+    """What is in a sample: `codes`, `masks`, the `image`, and the annotations that the `view` keeps."""
 
+    codes: bool = False
     masks: bool = False
     images: bool = False
     view: View | None = None
@@ -39,7 +41,7 @@ class Wanted:
     def columns(self) -> list[str]:
         """What is read for it, as paths of Parquet's."""
         names = [*_OF_THE_ROW, "annotations.bbox", *(f"annotations.{name}" for name in _NUMBERS)]
-        names += ["annotations.segmentation"] * self.masks + list(_OF_THE_FILE) * self.images
+        names += ["annotations.segmentation"] * (self.codes or self.masks) + list(_OF_THE_FILE) * self.images
         found = parquet_columns(names, self.view)
         assert found is not None, "columns were named"
         return found
@@ -48,48 +50,51 @@ class Wanted:
 class RowGroup:
     """The samples of a batch that was read from the file `path` with the columns of `wanted`.
 
-    Raises CorpusError where an annotation lacks a value.
+    Raises CorpusError where an annotation lacks a value, and where a view that compares masks meets a damaged
+    code.
     """
 
     def __init__(self, corpus: Corpus, wanted: Wanted, path: Path, batch: pa.RecordBatch) -> None:
-        self._corpus, self._wanted, self._path, self._batch = corpus, wanted, path, batch
-        self.status: list[str] = batch["status"].to_pylist()
-        self._ids = batch["image_id"].to_pylist()
-        self._keys = batch["key"].to_pylist()
+        self._corpus, self._wanted, self._batch = corpus, wanted, batch
+        self._ids, self._keys = batch["image_id"].to_pylist(), batch["key"].to_pylist()
         self._sizes = list(zip(batch["height"].to_pylist(), batch["width"].to_pylist(), strict=True))
-        masks = batch["annotations"]
-        self._ends = _whole(masks, path).offsets.to_numpy()
+        masks = _whole(batch["annotations"], path)
         records = _whole(masks.values, path)
-        boxes_N4 = _whole(_whole(records.field("bbox"), path).values, path).to_numpy().reshape(-1, 4).copy()
-        boxes_N4[:, 2:] += boxes_N4[:, :2]
-        values = {name: _whole(records.field(name), path).to_numpy().copy() for name in _NUMBERS}
-        self._codes = (
-            _whole(records.field("segmentation"), path) if "segmentation" in _names(records) else None
-        )
-        self._kept = self._in_view(values)
-        counts = np.diff(self._ends).tolist()
-        if self._kept is not None:
-            boxes_N4, values = (
-                boxes_N4[self._kept],
-                {name: array[self._kept] for name, array in values.items()},
-            )
-            counts = np.diff(np.searchsorted(self._kept, self._ends)).tolist()
-        self._boxes = torch.from_numpy(boxes_N4).split(counts)
-        self._values = {name: torch.from_numpy(array).split(counts) for name, array in values.items()}
+        values = {name: _whole(records.field(name), path).to_numpy() for name in _NUMBERS}
+        boxes_N4 = _whole(_whole(records.field("bbox"), path).values, path).to_numpy().reshape(-1, 4)
+        has_codes = any(field.name == "segmentation" for field in records.type.fields)
+        codes = _whole(records.field("segmentation"), path) if has_codes else None
+        ends = masks.offsets.to_numpy()
+        if wanted.view is not None:
+            kept = self._in_view(wanted.view, values, codes, ends)
+            values, boxes_N4 = {name: array[kept] for name, array in values.items()}, boxes_N4[kept]
+            codes = None if codes is None else codes.take(pa.array(kept))
+            ends = np.searchsorted(kept, ends)
+        boxes_N4 = boxes_N4.copy()
+        for near, far in ((0, 2), (1, 3)):  # a column at a time: numpy is slow at rows of two
+            boxes_N4[:, far] += boxes_N4[:, near]
+        arrays = [boxes_N4, *(values[name].copy() for name in _NUMBERS)]
+        counts = np.diff(ends).tolist()
+        self._codes, self._ends = codes, ends.tolist()
+        self._tensors = [torch.from_numpy(array).split(counts) for array in arrays]
 
     def sample(self, row: int) -> Sample:
         """The sample of a row of the batch; `pipelines.torch_dataset` says what is in it.
 
         Raises CorpusError where a mask's code is damaged, or the image is not to be had.
         """
-        height, width = self._sizes[row]
+        boxes, area, predicted_iou, stability_score = self._tensors
         found: Sample = {
             "image_id": self._ids[row],
             "key": self._keys[row],
-            "size": (height, width),
-            "boxes": self._boxes[row],
-            **{name: tensors[row] for name, tensors in self._values.items()},
+            "size": self._sizes[row],
+            "boxes": boxes[row],
+            "area": area[row],
+            "predicted_iou": predicted_iou[row],
+            "stability_score": stability_score[row],
         }
+        if self._wanted.codes:
+            found["codes"] = self._codes_of(row)
         if self._wanted.masks:
             found["masks"] = torch.from_numpy(self._masks(row))
         if self._wanted.images:
@@ -98,48 +103,48 @@ class RowGroup:
             found["image"] = torch.from_numpy(self._corpus.image(of_file)).permute(2, 0, 1).contiguous()
         return found
 
-    def _masks(self, row: int) -> npt.NDArray[np.bool_]:
-        places = np.arange(self._ends[row], self._ends[row + 1])
-        if self._kept is not None:
-            places = self._kept[slice(*np.searchsorted(self._kept, self._ends[row : row + 2]))]
-        height, width = self._sizes[row]
-        masks_NHW = np.zeros((len(places), height, width), np.bool_)
-        for index, annotation in enumerate(self._annotations(places)):
-            counts = checked_lengths(self._named(row), index, annotation)
-            inside = np.arange(len(counts)) % 2 == 1
-            masks_NHW[index] = np.repeat(inside, counts).reshape(width, height).T
-        return masks_NHW
+    def _codes_of(self, row: int) -> pa.StructArray:
+        assert self._codes is not None, "the codes were read"
+        return self._codes.slice(self._ends[row], self._ends[row + 1] - self._ends[row])
 
-    def _in_view(self, values: Mapping[str, npt.NDArray[Any]]) -> npt.NDArray[np.int64] | None:
-        """Which of all the batch's annotations the view keeps; None for all."""
-        view = self._wanted.view
-        if view is None:
-            return None
+    def _masks(self, row: int) -> npt.NDArray[np.bool_]:
+        codes, (height, width) = self._codes_of(row).to_pylist(), self._sizes[row]
+        pixels_NP = np.zeros((len(codes), width * height), np.bool_)
+        for index, code in enumerate(codes):
+            paint(pixels_NP[index], checked_lengths(self._named(row), index, {"segmentation": code}), 1)
+        return pixels_NP.reshape(-1, width, height).transpose(0, 2, 1)
+
+    def _in_view(
+        self,
+        view: View,
+        values: Mapping[str, npt.NDArray[Any]],
+        codes: pa.StructArray | None,
+        ends: npt.NDArray[np.int32],
+    ) -> npt.NDArray[np.int64]:
+        """Which of all the batch's annotations the view keeps."""
         passing = np.broadcast_to(view.passes(values), len(values["area"]))
         if view.mask_nms is None:
             return np.flatnonzero(passing)
+        assert codes is not None, "the view's fields were read"
         kept = [np.zeros(0, np.int64)]
         for row in range(len(self._ids)):
-            first, stop = self._ends[row : row + 2]
-            places = first + np.flatnonzero(passing[first:stop])
-            annotations = self._annotations(places)
-            for name in ("area", "predicted_iou"):
-                for annotation, value in zip(annotations, values[name][places].tolist(), strict=True):
-                    annotation[name] = value
+            places = ends[row] + np.flatnonzero(passing[ends[row] : ends[row + 1]])
+            columns = [codes.take(pa.array(places)).to_pylist()]
+            columns += [values[name][places].tolist() for name in ("area", "predicted_iou")]
+            names = ("segmentation", "area", "predicted_iou")
+            annotations = [dict(zip(names, one, strict=True)) for one in zip(*columns, strict=True)]
             kept.append(places[mask_nms(self._named(row), annotations, view.mask_nms)])
         return np.concatenate(kept)
-
-    def _annotations(self, places: npt.NDArray[np.int64]) -> list[dict[str, Any]]:
-        assert self._codes is not None, "the codes were read"
-        return [{"segmentation": code} for code in self._codes.take(pa.array(places)).to_pylist()]
 
     def _named(self, row: int) -> dict[str, Any]:
         height, width = self._sizes[row]
         return {"key": self._keys[row], "height": height, "width": width}
 
 
-def _names(records: pa.StructArray) -> list[str]:
-    return [field.name for field in records.type.fields]
+def sampled(batch: pa.RecordBatch, status: str | None) -> npt.NDArray[np.bool_]:
+    """Which rows of a batch are samples: those of the status, or all but the rejected."""
+    found = pc.equal(batch["status"], status) if status else pc.not_equal(batch["status"], "rejected")
+    return np.asarray(found.to_numpy(zero_copy_only=False), np.bool_)
 
 
 def _whole(array: pa.Array, path: Path) -> pa.Array:

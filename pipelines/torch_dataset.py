@@ -20,11 +20,13 @@ A sample is a dict:
     area               N int64, pixels
     predicted_iou      N float32
     stability_score    N float32
+    codes              N run-length codes as Arrow has them, if asked for: `codes.to_pylist()` is what
+                       pycocotools takes; what the corpus has, unchecked
     masks              N×H×W bool, if asked for
     image              3×H×W uint8 RGB, if asked for
     position           of a stream: (worker, workers, rows of the worker's share up to this one)
 
-Codes are not even read unless masks are asked for.
+Codes are not even read unless they or masks are asked for.
 """
 
 from __future__ import annotations
@@ -43,7 +45,7 @@ from torch.utils.data import Dataset, IterableDataset, get_worker_info
 from pipelines.corpus import Corpus
 from pipelines.order import Order, Stretch, pieces
 from pipelines.rows import check_status
-from pipelines.samples import RowGroup, Sample, Wanted
+from pipelines.samples import RowGroup, Sample, Wanted, sampled
 from pipelines.views import View, warn_of
 
 GROUPS_KEPT = 4
@@ -57,7 +59,7 @@ class CorpusStream(IterableDataset[Sample]):
         corpus: a `Corpus`, or where one lies.
         status: of the rows; None for all but the rejected, which are never samples.
         view: which annotations are handed out. A sample that has none left stays.
-        masks, images: whether samples have them.
+        codes, masks, images: whether samples have them.
         seed: shuffles, differently in each epoch; None keeps the order of the plan.
         rank, world: this process among those that train together. Shares differ by a row of the corpus at
             most; by more samples, where rows of another status are passed over.
@@ -73,6 +75,7 @@ class CorpusStream(IterableDataset[Sample]):
         *,
         status: str | None = "ok",
         view: View | None = None,
+        codes: bool = False,
         masks: bool = False,
         images: bool = False,
         seed: int | None = None,
@@ -83,7 +86,7 @@ class CorpusStream(IterableDataset[Sample]):
         Order(seed, 0, rank, world)
         self.corpus = corpus if isinstance(corpus, Corpus) else Corpus(corpus)
         warn_of(view, self.corpus.run.config, stacklevel=2)
-        self._status, self._wanted = status, Wanted(masks, images, view)
+        self._status, self._wanted = status, Wanted(codes, masks, images, view)
         self._seed, self._rank, self._world = seed, rank, world
         self._shards = self.corpus.shards  # the same ones in every worker, whatever is committed meanwhile
         self._epoch = torch.zeros(1, dtype=torch.int64).share_memory_()  # seen by workers that stay
@@ -105,14 +108,16 @@ class CorpusStream(IterableDataset[Sample]):
         self._workers = workers
         for window in self.corpus.windows(order, self._wanted.columns, skip):
             groups = [
-                RowGroup(self.corpus, self._wanted, path, batch)
+                (RowGroup(self.corpus, self._wanted, path, batch), sampled(batch, self._status).tolist())
                 for path, batch in zip(window.paths, window.batches, strict=True)
             ]
             for position, (at, row) in enumerate(window.rows_K2.tolist(), start=window.position + 1):
-                group = groups[at]
-                if _is_wanted(group.status[row], self._status):
+                group, is_sample = groups[at]
+                if is_sample[row]:
                     self._done[worker] = position
-                    yield {**group.sample(row), "position": (worker, workers, position)}
+                    sample = group.sample(row)
+                    sample["position"] = (worker, workers, position)
+                    yield sample
 
     def advance(self, samples: Iterable[Mapping[str, Any]]) -> None:
         """Note that these samples, or targets of `for_detection`, were used.
@@ -136,7 +141,7 @@ class CorpusStream(IterableDataset[Sample]):
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on in the epoch, and after the rows, of `state_dict`; until `set_epoch` begins another one.
 
-        Raises ValueError where the state is that of another corpus, other shards, another seed, rank or world.
+        Raises ValueError where the state is that of another corpus, other shards, seed, rank or world.
         """
         if state["order"] != self._identity():
             raise ValueError(
@@ -164,7 +169,7 @@ class CorpusStream(IterableDataset[Sample]):
 
 
 class CorpusImages(Dataset[Sample]):
-    """The samples of a corpus by number, in the order of the plan; `status`, `view`, `masks` and `images` as
+    """The samples of a corpus by number, in the order of the plan; the other arguments as
     `CorpusStream` has them.
 
     When it is made it reads every shard's statuses. A sample costs its row group, unless it is one of the
@@ -177,18 +182,18 @@ class CorpusImages(Dataset[Sample]):
         *,
         status: str | None = "ok",
         view: View | None = None,
+        codes: bool = False,
         masks: bool = False,
         images: bool = False,
     ) -> None:
         check_status(status)
         self.corpus = corpus if isinstance(corpus, Corpus) else Corpus(corpus)
         warn_of(view, self.corpus.run.config, stacklevel=2)
-        self._wanted = Wanted(masks, images, view)
+        self._wanted = Wanted(codes, masks, images, view)
         places = [np.zeros((0, 3), np.int64)]
         for shard in self.corpus.shards:
             for piece in pieces(self.corpus.path, Stretch(shard, 0, None)):
-                statuses = piece.read(["status"])["status"].to_pylist()
-                rows = np.flatnonzero([_is_wanted(one, status) for one in statuses])
+                rows = np.flatnonzero(sampled(piece.read(["status"]), status))
                 places.append(np.stack([np.full_like(rows, shard), np.full_like(rows, piece.group), rows], 1))
         self._places_K3 = np.concatenate(places)
         self._kept: OrderedDict[tuple[int, int], RowGroup] = OrderedDict()
@@ -230,13 +235,8 @@ def for_detection(samples: Sequence[Sample]) -> tuple[list[Tensor], list[dict[st
             "image_id": sample["image_id"],
         }
         if "masks" in sample:
-            target["masks"] = sample["masks"].to(torch.uint8)
+            target["masks"] = sample["masks"].view(torch.uint8)
         if "position" in sample:
             target["position"] = sample["position"]
         targets.append(target)
     return images, targets
-
-
-def _is_wanted(status: str, wanted: str | None) -> bool:
-    """Whether a row is a sample."""
-    return status == wanted if wanted else status != "rejected"

@@ -178,11 +178,18 @@ def label_map(
     rank_N = np.array([sign * annotation[priority] for annotation in annotations], np.float64)
     labels = np.zeros(height * width, np.int32)  # down the columns, as the runs go
     for index in np.argsort(rank_N, kind="stable")[::-1]:
-        counts = checked_lengths(row, int(index), annotations[index])
-        ends = np.cumsum(counts)
-        for start, end in zip(ends[:-1:2].tolist(), ends[1::2].tolist(), strict=True):
-            labels[start:end] = index + 1
+        paint(labels, checked_lengths(row, int(index), annotations[index]), index + 1)
     return np.ascontiguousarray(labels.reshape(width, height).T)
+
+
+def paint(pixels: npt.NDArray[Any], counts: npt.NDArray[np.int64], value: int) -> None:
+    """Set the pixels of a mask, given by its run lengths, to a value; `pixels` lie column after column.
+
+    That costs the mask's outline and area, where decoding it costs the image's.
+    """
+    ends = np.cumsum(counts)
+    for start, end in zip(ends[:-1:2].tolist(), ends[1::2].tolist(), strict=True):
+        pixels[start:end] = value
 
 
 @dataclass(frozen=True, slots=True)
