@@ -73,6 +73,8 @@ class RowGroup:
         boxes_N4 = boxes_N4.copy()
         for near, far in ((0, 2), (1, 3)):  # a column at a time: numpy is slow at rows of two
             boxes_N4[:, far] += boxes_N4[:, near]
+        if corpus.run.is_imported:  # SA-1B's boxes end at the last pixel
+            boxes_N4[:, 2:] += 1
         arrays = [boxes_N4, *(values[name].copy() for name in _NUMBERS)]
         counts = np.diff(ends).tolist()
         self._codes, self._ends = codes, ends.tolist()

@@ -16,7 +16,8 @@ A sample is a dict:
 
     image_id, key      of the row
     size               (height, width) of the upright image
-    boxes              N×4 float32, XYXY; the second corner lies outside: x1 = x0 + width
+    boxes              N×4 float32, XYXY; the second corner lies outside: x1 = x_max + 1, whatever
+                       convention the corpus's own boxes have
     area               N int64, pixels
     predicted_iou      N float32
     stability_score    N float32

@@ -17,10 +17,12 @@ from torch.utils.data import DataLoader, DistributedSampler
 from pipelines import order, shards, torch_dataset
 from pipelines.corpus import Corpus
 from pipelines.errors import CorpusError
+from pipelines.plan import open_run
 from pipelines.schema import ROW_SCHEMA
+from pipelines.sources import list_inputs
 from pipelines.torch_dataset import CorpusImages, CorpusStream, for_detection
 from pipelines.views import View
-from tests.pipelines.corpora import make_corpus, make_photos
+from tests.pipelines.corpora import fill_shard, make_corpus, make_photos, make_record
 
 PHOTOS = 17
 
@@ -113,6 +115,24 @@ def test_boxes_hold_their_masks(corpus):
         for box, mask_HW in zip(sample["boxes"].tolist(), sample["masks"], strict=True):
             ys, xs = torch.nonzero(mask_HW, as_tuple=True)
             assert box == [int(xs.min()), int(ys.min()), int(xs.max()) + 1, int(ys.max()) + 1]
+
+
+def test_boxes_that_end_at_the_last_pixel(tmp_path):
+    """As SA-1B's do, which an imported corpus keeps."""
+    make_photos(tmp_path / "photos", 1)
+    (tmp_path / "photos" / "1.png").unlink()
+    (tmp_path / "photos" / "0.png").rename(tmp_path / "photos" / "sa_7.jpg")
+    record = make_record(config={"import": "sa1b", "embed_images": False})
+    run = open_run(tmp_path / "corpus", list_inputs([tmp_path / "photos"], [".jpg"]), record, 1)
+    fill_shard(run, 0)
+    (sample,) = CorpusStream(run.out)
+    row = Corpus(run.out).row("sa_7.jpg")
+    assert row["image_id"] == sample["image_id"] == 7
+    assert row == Corpus(run.out).row(7)
+    (x, y, width, height), *_ = (mask["bbox"] for mask in row["annotations"])
+    assert sample["boxes"][0].tolist() == [x, y, x + width + 1, y + height + 1]
+    with pytest.raises(KeyError, match="there is no such image in the plan"):
+        Corpus(run.out).row("7.jpg")
 
 
 def test_statuses(corpus):
