@@ -103,7 +103,16 @@ class Plan:
 
     def size(self, shards: Sequence[int]) -> int:
         """How many images these shards have together."""
-        return int(np.diff(self._begins)[np.asarray(shards, np.int64)].sum())
+        return int(self.sizes(shards).sum())
+
+    def sizes(self, shards: Sequence[int]) -> npt.NDArray[np.int64]:
+        """How many images each of these shards has."""
+        return np.diff(self._begins)[np.asarray(shards, np.int64)]
+
+    def place(self, row: int) -> tuple[int, int]:
+        """The shard that a row of the plan is in, and which row of the shard it is."""
+        shard = int(np.searchsorted(self._begins, row, side="right")) - 1
+        return shard, row - int(self._begins[shard])
 
     def images(self, shard: int) -> list[PlannedImage]:
         """The images of a shard, in plan order; none for a shard that is not planned."""
