@@ -21,13 +21,14 @@ import numpy as np
 import numpy.typing as npt
 
 from pipelines import manifest
+from pipelines.conventions import identify
 from pipelines.errors import CorpusError, InputRejected
 from pipelines.lookup import Lookup
 from pipelines.order import Order, Stretch, Window, pieces, windows
 from pipelines.places import place, scheme_of
 from pipelines.plan import read_plan
 from pipelines.rows import as_dict, check_status, parquet_columns
-from pipelines.schema import STATUSES, image_id
+from pipelines.schema import STATUSES
 from pipelines.shards import committed_shards, open_parquet, shard_path
 from pipelines.views import Cutout, View, ViewWarning, checked_lengths, cutout
 
@@ -110,7 +111,9 @@ class Corpus:
         one row group. Raises KeyError for an image that is not planned, or whose shard is not there yet;
         CorpusError where plan or shard is damaged.
         """
-        number = image_id(image) if isinstance(image, str) else image
+        number = identify(image, self.run.is_imported) if isinstance(image, str) else image
+        if number is None:
+            raise KeyError(f"{image}: no image of an imported corpus has such a key")
         shard, offset = self._lookup.find(number)
         if not shard_path(self.path, shard).is_file():
             raise KeyError(f"{image}: its shard, {shard}, is not committed yet")

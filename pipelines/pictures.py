@@ -31,7 +31,7 @@ def upright_jpeg(row: Mapping[str, Any]) -> bytes:
     try:
         if sniff(data) == "JPEG" and row["orientation"] not in range(2, 9):
             return data
-        pixels_HW3 = decode_image(data, row["width"] * row["height"]).pixels_HW3
+        pixels_HW3 = decode_image(data, 2 * row["width"] * row["height"]).pixels_HW3
     except InputRejected as error:
         raise CorpusError(f"{key}: the image cannot be decoded: {error.message}") from None
     if max(pixels_HW3.shape) > _LONGEST_JPEG_SIDE:

@@ -226,10 +226,11 @@ class _Import:
         """The rows, those rejected whose masks are not what is said of them."""
         annotations = table_from_rows([replace(row, image=None) for row in rows])["annotations"]
         column = annotations.combine_chunks()
-        sizes = [
+        plan_rows_R = np.array([row.row for row in rows], np.int64)
+        heights_R, widths_R = (
             np.array([getattr(row, side) or 0 for row in rows], np.int64) for side in ("height", "width")
-        ]
-        doubt_R = doubtful_rows(column, np.array([row.row for row in rows], np.int64), *sizes, imported=True)
+        )
+        doubt_R = doubtful_rows(column, plan_rows_R, heights_R, widths_R, imported=True)
         checked = []
         for row, doubt, masks in zip(rows, doubt_R, column, strict=True):
             doubted = masks.as_py() if doubt else ()

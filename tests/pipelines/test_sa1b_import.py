@@ -1,6 +1,5 @@
 """SA-1B's files into a corpus: bad input first, then what is kept, kills, and verify's own word."""
 
-import io
 import json
 import os
 import re
@@ -9,8 +8,6 @@ import tarfile
 
 import numpy as np
 import pytest
-from PIL import Image
-from pycocotools import mask as coco
 
 from pipelines import sa1b
 from pipelines.cli import main
@@ -23,57 +20,7 @@ from pipelines.sa1b import read_entry
 from pipelines.sa1b_import import import_sa1b
 from pipelines.verify import verify
 from tests.pipelines.commands import start, wait_for_a_shard
-
-
-def jpeg_of(number, size=(20, 30), **options):
-    pixels = np.random.default_rng(number).integers(0, 256, (*size, 3), np.uint8)
-    file = io.BytesIO()
-    Image.fromarray(pixels).save(file, "JPEG", **options)
-    return file.getvalue()
-
-
-def entry_of(number, size=(20, 30), masks=3):
-    """What the release would have written, by pycocotools and numpy."""
-    rng = np.random.default_rng(number)
-    height, width = size
-    annotations = []
-    for index in range(masks):
-        mask_HW = np.zeros(size, np.uint8)
-        y, x = rng.integers(0, height - 1), rng.integers(0, width - 1)
-        mask_HW[y : y + 1 + index * 3, x : x + 1 + index * 4] = 1
-        ys, xs = np.nonzero(mask_HW)
-        code = coco.encode(np.asfortranarray(mask_HW))
-        annotations.append(
-            {
-                "bbox": [float(v) for v in (xs.min(), ys.min(), np.ptp(xs), np.ptp(ys))],
-                "area": int(mask_HW.sum()),
-                "segmentation": {"size": [height, width], "counts": code["counts"].decode()},
-                "predicted_iou": float(np.float32(rng.uniform(0.88, 1.02))),
-                "point_coords": [[float(np.float32(rng.uniform(0, width))), float(y)]],
-                "crop_box": [0.0, 0.0, float(width), float(height)],
-                "id": int(rng.integers(0, 2**40)),
-                "stability_score": float(np.float32(rng.uniform(0.95, 1))),
-            }
-        )
-    image = {"image_id": number, "width": width, "height": height, "file_name": f"sa_{number}.jpg"}
-    return {"image": image, "annotations": annotations}
-
-
-def release(folder, numbers, **options):
-    """A folder of SA-1B's files."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for number in numbers:
-        (folder / f"sa_{number}.jpg").write_bytes(jpeg_of(number))
-        (folder / f"sa_{number}.json").write_text(json.dumps(entry_of(number, **options)))
-    return folder
-
-
-def pack(folder, path, prefix="./"):
-    """The folder's files as a tar file."""
-    with tarfile.open(path, "w") as tar:
-        for file in sorted(folder.iterdir()):
-            tar.add(file, prefix + file.name)
-    return path
+from tests.pipelines.releases import entry_of, jpeg_of, pack, release
 
 
 def rows_of(out):
@@ -343,6 +290,19 @@ def test_what_is_kept(tmp_path, form, embed):
     assert report.counts["images"] == len(numbers)
 
 
+def test_a_row_by_its_key_or_its_number(tmp_path):
+    import_sa1b([str(release(tmp_path / "sa", [1, 20]))], tmp_path / "out")
+    corpus = Corpus(tmp_path / "out")
+    assert corpus.row("sa_20.jpg") == corpus.row(20)
+    for image, says in (
+        ("sa_3.jpg", "3: there is no such image"),
+        ("x.jpg", "has such a key"),
+        (3, "3: there"),
+    ):
+        with pytest.raises(KeyError, match=says):
+            corpus.row(image)
+
+
 def test_boxes_are_held_to_the_convention_that_is_recorded(tmp_path):
     """The same rows under a `run.json` of an ordinary run are wrong, in ids, boxes and plan."""
     out = tmp_path / "corpus"
@@ -395,6 +355,22 @@ def test_again_extend_and_another_choice(tmp_path, capfd):
     assert verify(tmp_path / "out").problems == []
 
 
+def test_shards_that_are_gone_are_made_again(tmp_path):
+    folder = release(tmp_path / "sa", range(6))
+    out = tmp_path / "out"
+    import_sa1b([str(folder)], out, shard_size=2)
+    before = {path.name: path.read_bytes() for path in out.rglob("*.*")}
+    (out / "shards" / "shard-000001.parquet").unlink()
+    (out / "shards" / ".maskmill-shard-000001.parquet-0f.tmp").write_bytes(b"half")
+    tally = import_sa1b([str(folder)], out, shard_size=2)
+    assert tally.images == 2
+    assert verify(out).problems == []
+    after = {path.name: path.read_bytes() for path in out.rglob("*.*")}
+    assert after.keys() == before.keys()
+    assert {name for name in after if after[name] != before[name]} <= {"shard-000001.parquet", "corpus.json"}
+
+
+@pytest.mark.slow
 def test_a_killed_import_goes_on_and_ends_the_same(tmp_path):
     folder = release(tmp_path / "sa", range(200))
     words = ["import", str(folder), "--out", str(tmp_path / "killed")]
