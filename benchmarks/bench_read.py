@@ -11,10 +11,10 @@ times over, so that what else runs on the machine hits all alike:
 - `scan with codes`, `stream with codes`: the same with the masks' run-length codes, which are not decoded;
 - `rows`: `Corpus.rows`, everything as dicts.
 
-Once: rows looked up by their id, and masks decoded. A rate is the best of the rounds, by elapsed time and, on its
-own, by processor time: what the machine does while others leave it alone. A ratio is the stream's rate
-over the scan's of the same columns. pyarrow's scan verifies no checksums of pages; the stream does. Prints a
-table for people and JSON on the last line. Files are read from the page cache.
+Once: rows looked up by their id, and masks decoded. A rate is the best of the rounds, by elapsed time and by
+processor time: what the machine does while others leave it alone. A ratio is the stream's rate over the scan's
+of the same columns. pyarrow's scan verifies no checksums of pages; the stream does. Prints a table for people
+and JSON on the last line. Files are read from the page cache.
 """
 
 from __future__ import annotations

@@ -110,7 +110,7 @@ class Corpus:
         """
         number = identify(image, self.run.is_imported) if isinstance(image, str) else image
         if number is None:
-            raise KeyError(f"{image}: there is no such image in the plan")
+            raise KeyError(f"{image}: no image of an imported corpus has such a key")
         shard, offset = self._lookup.find(number)
         if not shard_path(self.path, shard).is_file():
             raise KeyError(f"{image}: its shard, {shard}, is not committed yet")

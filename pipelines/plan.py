@@ -155,12 +155,11 @@ class Run:
         return sorted(set(self.plan.shards) - committed_shards(self.out))
 
 
-def make_plan(
-    inputs: pa.Table, shard_size: int, *, first_shard: int = 0, imported: bool = False
-) -> pa.Table:
+def make_plan(inputs: pa.Table, shard_size: int, *, first_shard: int = 0, imported: bool = False) -> pa.Table:
     """The inputs (columns `key` and `uri`), sorted by key, in shards of `shard_size`: `PLAN_SCHEMA`.
 
-    Of an `imported` corpus each key has its image_id in it (`conventions.released_id`). Raises UsageError where two keys share an image_id, ValueError for a shard size below 1.
+    Of an `imported` corpus each key has its image_id in it (`conventions.released_id`). Raises UsageError
+    where two keys share an image_id, ValueError for a shard size below 1.
     """
     if shard_size < 1:
         raise ValueError(f"expected a shard size of at least 1, got {shard_size}")
@@ -184,10 +183,13 @@ def image_ids(keys: pa.ChunkedArray) -> npt.NDArray[np.int64]:
 
 def released_ids(keys: pa.ChunkedArray) -> npt.NDArray[np.int64]:
     """`conventions.released_id` of each key; ValueError for one that has none."""
-    ids = [released_id(key) for chunk in keys.chunks for key in chunk.to_pylist()]
-    if None in ids:
-        raise ValueError(f"{keys[ids.index(None)]}: expected a name as sa_1.jpg")
-    return np.array(ids, np.int64)
+    pieces = [np.zeros(0, np.int64)]
+    for chunk in keys.chunks:
+        ids = [released_id(key) for key in chunk.to_pylist()]
+        if None in ids:
+            raise ValueError(f"{chunk[ids.index(None)]}: expected a name as sa_1.jpg")
+        pieces.append(np.array(ids, np.int64))
+    return np.concatenate(pieces)
 
 
 def refuse_collisions(ids: npt.NDArray[np.int64], keys: Sequence[str] | pa.ChunkedArray) -> None:

@@ -59,7 +59,7 @@ def doubtful_rows(
     size, counts = column["segmentation"].flatten()
     sound_M &= (_numbers(size.flatten()).reshape(-1, 2) == np.stack([height_M, width_M], axis=1)).all(axis=1)
     area_M, bbox_M4 = _numbers(column["area"]), _numbers(column["bbox"].flatten()).reshape(-1, 4)
-    bbox_M4 = bbox_M4 + np.float32([0, 0, 1, 1]) if imported else bbox_M4
+    bbox_M4 = bbox_M4 + np.array([0, 0, 1, 1], np.float32) if imported else bbox_M4
     for piece in _pieces(counts):
         if sound_M[piece].all():
             boxes = bbox_M4[piece]

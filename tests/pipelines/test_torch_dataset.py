@@ -131,7 +131,7 @@ def test_boxes_that_end_at_the_last_pixel(tmp_path):
     assert row == Corpus(run.out).row(7)
     (x, y, width, height), *_ = (mask["bbox"] for mask in row["annotations"])
     assert sample["boxes"][0].tolist() == [x, y, x + width + 1, y + height + 1]
-    with pytest.raises(KeyError, match="there is no such image in the plan"):
+    with pytest.raises(KeyError, match="no image of an imported corpus has such a key"):
         Corpus(run.out).row("7.jpg")
 
 
