@@ -12,9 +12,9 @@ times over, so that what else runs on the machine hits all alike:
 - `rows`: `Corpus.rows`, everything as dicts.
 
 Once: rows looked up by their id, and masks decoded. A rate is the best of the rounds, by elapsed time and by
-processor time: what the machine does while others leave it alone. A ratio is the stream's rate over the scan's
-of the same columns. pyarrow's scan verifies no checksums of pages; the stream does. Prints a table for people
-and JSON on the last line. Files are read from the page cache.
+processor time: what the machine does while others leave it alone. A ratio is the stream's rate over that of
+the scan of the same columns; the scan verifies no checksums of pages, the stream does. Prints a table for
+people, and JSON on the last line. Files are read from the page cache.
 """
 
 from __future__ import annotations
