@@ -218,6 +218,26 @@ def test_a_loader_with_workers_that_is_stopped_and_goes_on(corpus):
     )
 
 
+@pytest.mark.slow
+def test_workers_that_are_spawned(corpus):
+    """As a corpus in a store wants them; an epoch that is set later reaches them too."""
+    stream = CorpusStream(corpus, seed=5)
+    loader = DataLoader(
+        stream,
+        2,
+        num_workers=2,
+        collate_fn=for_detection,
+        multiprocessing_context="spawn",
+        persistent_workers=True,
+    )
+    epochs = []
+    for epoch in range(2):
+        stream.set_epoch(epoch)
+        epochs.append([target["image_id"] for _, targets in loader for target in targets])
+    assert sorted(epochs[0]) == sorted(epochs[1]) == sorted(row["image_id"] for row in corpus.rows("ok"))
+    assert epochs[0] != epochs[1]
+
+
 def test_images_by_number(corpus):
     images = CorpusImages(corpus)
     in_order = keys(images[number] for number in range(len(images)))
