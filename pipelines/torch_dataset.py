@@ -210,7 +210,9 @@ class CorpusImages(Dataset[Sample]):
                 self._kept.popitem(last=False)
             self._kept[shard, group] = self._read(shard, group)
         self._kept.move_to_end((shard, group))
-        return self._kept[shard, group].sample(row)
+        sample = self._kept[shard, group].sample(row)
+        # Of its own, since what is changed in place would be found changed the next time.
+        return {name: value.clone() if isinstance(value, Tensor) else value for name, value in sample.items()}
 
     def _read(self, shard: int, group: int) -> RowGroup:
         piece = pieces(self.corpus.path, Stretch(shard, 0, None))[group]

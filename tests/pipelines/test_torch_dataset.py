@@ -245,6 +245,9 @@ def test_images_by_number(corpus):
     assert keys(images[number] for number in (-1, 7, 0, 7)) == [in_order[n] for n in (-1, 7, 0, 7)]
     with pytest.raises(IndexError):
         images[len(images)]
+    before = images[2]["boxes"].clone()
+    images[2]["boxes"].mul_(2)
+    assert torch.equal(images[2]["boxes"], before), "a sample may be changed in place"
     shares = []
     for rank in range(2):
         sampler = DistributedSampler(images, num_replicas=2, rank=rank, shuffle=True, seed=3, drop_last=True)
