@@ -1,13 +1,16 @@
 """Reading in any order, by id, by column, through a view: what is asked wrongly first."""
 
+import gc
 import re
 import subprocess
 import sys
+import time
 import warnings
 from collections import Counter
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.dataset as ds
 import pytest
 from hypothesis import given, settings
@@ -262,22 +265,30 @@ def bytes_read():
     return int(re.search(r"rchar: (\d+)", Path("/proc/self/io").read_text())[1])
 
 
-@pytest.mark.skipif(not Path("/proc/self/io").exists(), reason="the kernel does not count")
-def test_one_row_costs_one_row_group(tmp_path, monkeypatch):
-    """Twelve rows of 120 kB in one shard: one of them, by its id, and no other."""
-    monkeypatch.setattr(shards, "ROW_GROUP_BYTES", 1000)
-    photos = tmp_path / "photos"
+@pytest.fixture(scope="module")
+def heavy(tmp_path_factory):
+    """Twelve rows of 120 kB in one shard, a row group each."""
+    folder = tmp_path_factory.mktemp("heavy")
+    photos = folder / "photos"
     photos.mkdir()
     rng = np.random.default_rng(0)
     for number in range(12):
         pixels = rng.integers(0, 256, (200, 200, 3), dtype=np.uint8)
         Image.fromarray(pixels).save(photos / f"{number}.png")
     inputs = list_inputs([photos], [".png"])
-    run = open_run(tmp_path / "corpus", inputs, make_record(config={"embed_images": True}), 12)
-    fill_shard(run, 0)
-    corpus = Corpus(run.out)
-    size = (run.out / "shards" / "shard-000000.parquet").stat().st_size
-    assert size > 1_400_000
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(shards, "ROW_GROUP_BYTES", 1000)
+        run = open_run(folder / "corpus", inputs, make_record(config={"embed_images": True}), 12)
+        fill_shard(run, 0)
+    assert (run.out / "shards" / "shard-000000.parquet").stat().st_size > 1_400_000
+    return photos, run.out
+
+
+@pytest.mark.skipif(not Path("/proc/self/io").exists(), reason="the kernel does not count")
+def test_one_row_costs_one_row_group(heavy):
+    """Of twelve rows in one shard one, by its id, and no other."""
+    photos, out = heavy
+    corpus = Corpus(out)
     corpus.row("3.png", columns=["key"])  # the plan is read once
     began = bytes_read()
     row = corpus.row("7.png")
@@ -286,6 +297,17 @@ def test_one_row_costs_one_row_group(tmp_path, monkeypatch):
     began = bytes_read()
     assert corpus.row("8.png", columns=["width"])["width"] == 200
     assert bytes_read() - began < 200_000, "the footer, and no image"
+
+
+def test_a_shuffle_holds_three_windows(heavy, monkeypatch):
+    """By Arrow's own count of its memory: of six windows of two rows each, never more than three."""
+    monkeypatch.setattr(order, "WINDOW_GROUPS", 2)
+    gc.collect()
+    before, most = pa.total_allocated_bytes(), 0
+    for _ in Corpus(heavy[1]).windows(Order(seed=0)):
+        time.sleep(0.02)  # let the reader go ahead as far as it will
+        most = max(most, pa.total_allocated_bytes() - before)
+    assert 240_000 < most < 3.5 * 240_000
 
 
 def test_in_memory_and_while_it_is_written(folder):
