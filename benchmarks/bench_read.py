@@ -8,6 +8,7 @@ times over, so that what else runs on the machine hits all alike:
 - `scan`: pyarrow reads the columns of a sample (ids, sizes, boxes, areas, scores) and makes nothing of them:
   `ParquetFile.iter_batches`, file after file, in all of pyarrow's threads, page checksums verified as they
   are whenever a corpus is read;
+- `windows`: `Corpus.windows`, which reads the same ahead and in any order, and leaves it to Arrow;
 - `stream`, `shuffled`: `CorpusStream`, in order and by a seed: the same columns as tensors, image by image;
 - `scan with codes`, `stream with codes`: the same with the masks' run-length codes, which are not decoded;
 - `scan with codes, unverified`: what the checksums cost;
@@ -44,12 +45,13 @@ from benchmarks.arguments import OneLineParser, at_least
 from benchmarks.bench_verify import build
 from benchmarks.machine import Watch
 from pipelines.corpus import Corpus
+from pipelines.order import Order
 from pipelines.samples import Wanted
 from pipelines.shards import shard_path
 from pipelines.torch_dataset import CorpusStream
 
 PACKAGES = ("numpy", "pyarrow", "torch")
-RATIOS = {"stream": "scan", "shuffled": "scan", "stream with codes": "scan with codes"}
+RATIOS = {"windows": "scan", "stream": "scan", "shuffled": "scan", "stream with codes": "scan with codes"}
 """What is held against what."""
 
 LOOKED_UP = 100
@@ -82,6 +84,7 @@ def measure(corpus: Corpus, given: argparse.Namespace) -> dict[str, Any]:
     few = given.rows // 10 or 1
     sides: dict[str, Callable[[], int]] = {
         "scan": lambda: scan(corpus, Wanted().columns),
+        "windows": lambda: sum(len(one.rows_K2) for one in corpus.windows(Order(), Wanted().columns)),
         "stream": lambda: sum(1 for _ in CorpusStream(corpus)),
         "shuffled": lambda: sum(1 for _ in CorpusStream(corpus, seed=0)),
         "scan with codes": lambda: scan(corpus, Wanted(codes=True).columns),
