@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from pipelines import exchange_commands
 from pipelines.errors import (
     ConfigError,
     IncompleteRun,
@@ -42,6 +43,8 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+app.command("export")(exchange_commands.export_corpus)
+app.command("import")(exchange_commands.import_corpus)
 models_app = typer.Typer(help="List the public checkpoints; `models get NAME` downloads one.")
 app.add_typer(models_app, name="models")
 

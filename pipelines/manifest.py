@@ -24,6 +24,7 @@ import pyarrow as pa
 from engine.records import DROP_REASONS
 from pipelines import storage
 from pipelines.ahead import in_order
+from pipelines.conventions import CONVENTIONS, IMPORTED, is_imported
 from pipelines.errors import CorpusError
 from pipelines.recorded import BEFORE, recorded, refuse_changed
 from pipelines.recorded import CORPUS as CORPUS
@@ -34,17 +35,6 @@ from pipelines.shards import committed_shards, open_parquet, reading, shard_path
 RUN = "run.json"
 FILES_AT_ONCE = 16
 """Read side by side where a corpus is closed: a store's answers take tens of milliseconds each."""
-CONVENTIONS: dict[str, str] = {
-    "image_id": "first 63 bits of the SHA-256 of the key's UTF-8",
-    "annotation_id": "(row in the plan << 20) + mask index + 1",
-    "coordinates": "pixels of the upright image; x to the right, y down, origin at the top left corner",
-    "orientation": "EXIF tag as read; it is applied before anything is measured",
-    "bbox": "x, y, width, height; width = x_max - x_min + 1",
-    "crop_box": "x, y, width, height",
-    "point_coords": "x, y",
-    "segmentation": "COCO compressed RLE, column by column; size = height, width",
-    "colour": "RGB, 8 bits; transparency over white; 16 bits >> 8; ICC profiles are not applied",
-}
 _SOFTWARE = (
     "maskmill",
     "numba",
@@ -92,6 +82,11 @@ class RunRecord:
             )
         )
 
+    @property
+    def is_imported(self) -> bool:
+        """Whether the corpus keeps SA-1B's ids and boxes (see `pipelines.conventions`)."""
+        return is_imported(self.config)
+
     def as_json(self) -> dict[str, Any]:
         """The contents of `run.json`."""
         return {
@@ -102,7 +97,7 @@ class RunRecord:
             "config_digest": self.config_digest,
             "model": {"name": self.model_name, "weights_sha256": self.weights_sha256},
             "software": dict(self.software),
-            "conventions": CONVENTIONS,
+            "conventions": IMPORTED if self.is_imported else CONVENTIONS,
         }
 
     def differences(self, other: RunRecord) -> list[str]:

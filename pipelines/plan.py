@@ -29,6 +29,7 @@ import pyarrow as pa
 
 from pipelines import manifest, recorded, storage
 from pipelines.archives import INPUT_SCHEMA
+from pipelines.conventions import released_id
 from pipelines.errors import CorpusError, CorpusUnavailable, UsageError
 from pipelines.lease import LEASE
 from pipelines.manifest import RunRecord
@@ -102,7 +103,16 @@ class Plan:
 
     def size(self, shards: Sequence[int]) -> int:
         """How many images these shards have together."""
-        return int(np.diff(self._begins)[np.asarray(shards, np.int64)].sum())
+        return int(self.sizes(shards).sum())
+
+    def sizes(self, shards: Sequence[int]) -> npt.NDArray[np.int64]:
+        """How many images each of these shards has."""
+        return np.diff(self._begins)[np.asarray(shards, np.int64)]
+
+    def place(self, row: int) -> tuple[int, int]:
+        """The shard that a row of the plan is in, and which row of the shard it is."""
+        shard = int(np.searchsorted(self._begins, row, side="right")) - 1
+        return shard, row - int(self._begins[shard])
 
     def images(self, shard: int) -> list[PlannedImage]:
         """The images of a shard, in plan order; none for a shard that is not planned."""
@@ -145,15 +155,16 @@ class Run:
         return sorted(set(self.plan.shards) - committed_shards(self.out))
 
 
-def make_plan(inputs: pa.Table, shard_size: int, *, first_shard: int = 0) -> pa.Table:
+def make_plan(inputs: pa.Table, shard_size: int, *, first_shard: int = 0, imported: bool = False) -> pa.Table:
     """The inputs (columns `key` and `uri`), sorted by key, in shards of `shard_size`: `PLAN_SCHEMA`.
 
-    Raises UsageError where two keys share an image_id, ValueError for a shard size below 1.
+    Of an `imported` corpus each key has its image_id in it (`conventions.released_id`). Raises UsageError
+    where two keys share an image_id, ValueError for a shard size below 1.
     """
     if shard_size < 1:
         raise ValueError(f"expected a shard size of at least 1, got {shard_size}")
     inputs = in_order(inputs)
-    ids = image_ids(inputs["key"])
+    ids = released_ids(inputs["key"]) if imported else image_ids(inputs["key"])
     refuse_collisions(ids, inputs["key"])
     shards = (first_shard + np.arange(len(ids), dtype=np.int64) // shard_size).astype(np.int32)
     columns = [pa.chunked_array([ids]), inputs["key"], inputs["uri"], pa.chunked_array([shards])]
@@ -167,6 +178,17 @@ def image_ids(keys: pa.ChunkedArray) -> npt.NDArray[np.int64]:
         sha256, texts = hashlib.sha256, chunk.cast(pa.binary()).to_pylist()
         digests = b"".join([sha256(text).digest()[:8] for text in texts])
         pieces.append((np.frombuffer(digests, ">u8") >> np.uint64(1)).astype(np.int64))
+    return np.concatenate(pieces)
+
+
+def released_ids(keys: pa.ChunkedArray) -> npt.NDArray[np.int64]:
+    """`conventions.released_id` of each key; ValueError for one that has none."""
+    pieces = [np.zeros(0, np.int64)]
+    for chunk in keys.chunks:
+        ids = [released_id(key) for key in chunk.to_pylist()]
+        if None in ids:
+            raise ValueError(f"{chunk[ids.index(None)]}: expected a name as sa_1.jpg")
+        pieces.append(np.array(ids, np.int64))
     return np.concatenate(pieces)
 
 
@@ -202,7 +224,7 @@ def open_run(
     refuse_foreign(out)
     for folder in (out, out / PLAN, out / SHARDS):
         storage.sweep(folder)
-    wanted = make_plan(inputs, shard_size)
+    wanted = make_plan(inputs, shard_size, imported=record.is_imported)
     if mode == "overwrite":
         _clear_corpus(out)
         manifest.replace_run(out, record)
@@ -285,7 +307,12 @@ def _group_count(path: Path) -> int:
 
 
 def _append(out: Path, plan: Plan, new: pa.Table, shard_size: int, record: RunRecord) -> Plan:
-    table = make_plan(new.select(INPUT_SCHEMA.names), shard_size, first_shard=len(plan.shards))
+    table = make_plan(
+        new.select(INPUT_SCHEMA.names),
+        shard_size,
+        first_shard=len(plan.shards),
+        imported=record.is_imported,
+    )
     write_part(out, table, plan.parts, len(plan), record.digest)
     return read_plan(out)
 

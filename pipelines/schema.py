@@ -106,6 +106,7 @@ class ImageRow:
         image_sha256: of the file's bytes, in hex; None where they were not read.
         error: None unless the status is "rejected".
         image: the file's own bytes, where images are embedded.
+        annotation_ids: of the masks, where they are not those of `annotation_id`.
 
     """
 
@@ -123,6 +124,7 @@ class ImageRow:
     drops: Mapping[str, int] = field(default_factory=lambda: dict.fromkeys(DROP_REASONS, 0))
     image: bytes | None = None
     masks: Sequence[MaskRecord] = ()
+    annotation_ids: Sequence[int] | None = None
 
     def __post_init__(self) -> None:
         expected = "rejected" if self.error else "ok" if self.masks else "empty"
@@ -214,7 +216,7 @@ def _annotations(rows: Sequence[ImageRow]) -> pa.Array:
     """The list column, built column by column: a dict for each mask would cost more than the commit."""
     masks = [mask for row in rows for mask in row.masks]
     records = {
-        "id": [annotation_id(row.row, index) for row in rows for index in range(len(row.masks))],
+        "id": [identity for row in rows for identity in _annotation_ids(row)],
         "segmentation": _struct(
             SEGMENTATION,
             {
@@ -231,6 +233,12 @@ def _annotations(rows: Sequence[ImageRow]) -> pa.Array:
     }
     offsets = np.cumsum([0, *(len(row.masks) for row in rows)], dtype=np.int32)
     return pa.ListArray.from_arrays(pa.array(offsets), _struct(ANNOTATION, records), pa.list_(ANNOTATION))
+
+
+def _annotation_ids(row: ImageRow) -> Sequence[int]:
+    if row.annotation_ids is not None:
+        return row.annotation_ids
+    return [annotation_id(row.row, index) for index in range(len(row.masks))]
 
 
 def _struct(of: pa.StructType, values: Mapping[str, Any]) -> pa.StructArray:

@@ -22,13 +22,14 @@ import numpy as np
 
 from pipelines import manifest, storage
 from pipelines.config import digest_of
+from pipelines.conventions import identify
 from pipelines.errors import CorpusError
 from pipelines.lease import LEASE
 from pipelines.manifest import RUN, RunRecord
 from pipelines.places import place
 from pipelines.plan import PLAN, Plan, part_path, read_part, read_plan
 from pipelines.recorded import BEFORE, CORPUS, listed
-from pipelines.schema import FORMAT_NAME, FORMAT_VERSION, STATUSES, image_id
+from pipelines.schema import FORMAT_NAME, FORMAT_VERSION, STATUSES
 from pipelines.sealed import as_bytes, fingerprint, read_json, sealed
 from pipelines.shards import SHARDS, open_parquet, shard_path
 from pipelines.verify_shard import Findings, check_footer, check_shard, without_path
@@ -120,19 +121,19 @@ class _Check:
                 path, own = part_path(self.out, part), {"part": str(part), "first_row": str(first_row)}
                 with open_parquet(path) as file:
                     check_footer(_part_name(part), file, record, own, self.found)
-                first_row += self._part(path, _part_name(part))
+                first_row += self._part(path, _part_name(part), bool(record and record.is_imported))
         except (CorpusError, OSError) as error:
             self.say(PLAN, f"{without_path(self.out / PLAN, error)}; no row can be accounted for")
             return None
         return plan
 
-    def _part(self, path: Path, name: str) -> int:
+    def _part(self, path: Path, name: str, imported: bool) -> int:
         row, before = 0, ""
         for table in read_part(path):
             for key, identity in zip(*(table[name].to_pylist() for name in ("key", "image_id")), strict=True):
                 if key < before:
                     self.say(name, f"the keys are not in order: {before} stands before {key}")
-                if identity != image_id(key):
+                if identity != identify(key, imported):
                     self.say(name, f"row {row} ({key}): image_id is {identity}, not its key's")
                 row, before = row + 1, key
         return row

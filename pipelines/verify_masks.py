@@ -30,11 +30,14 @@ Ints = npt.NDArray[np.int64]
 Bools = npt.NDArray[np.bool_]
 
 
-def doubtful_rows(annotations: pa.ListArray, plan_rows_R: Ints, heights_R: Ints, widths_R: Ints) -> Bools:
+def doubtful_rows(
+    annotations: pa.ListArray, plan_rows_R: Ints, heights_R: Ints, widths_R: Ints, imported: bool = False
+) -> Bools:
     """For each of R rows, whether something may be wrong with one of its masks.
 
     `annotations` is that column of the rows; the others are the rows' places in the plan and the images'
-    sizes in pixels (0 where there is none: such rows have masks only if they are damaged).
+    sizes in pixels (0 where there is none: such rows have masks only if they are damaged). `imported`: ids
+    and boxes are as `conventions.IMPORTED` has them.
     """
     if len(annotations) == 0:
         return np.zeros(0, np.bool_)
@@ -46,12 +49,17 @@ def doubtful_rows(annotations: pa.ListArray, plan_rows_R: Ints, heights_R: Ints,
     place_M = np.arange(len(row_M)) - np.repeat(np.cumsum(counts_R) - counts_R, counts_R)
     column = dict(zip(masks.type.names, masks.flatten(), strict=True))
     height_M, width_M = heights_R[row_M], widths_R[row_M]
-    sound_M = _numbers(column["id"]) == (plan_rows_R[row_M] << MASK_BITS) + place_M + 1
+    ids_M = _numbers(column["id"])
+    if imported:
+        sound_M = (ids_M >= 0) & _are_single(ids_M, row_M)
+    else:
+        sound_M = ids_M == (plan_rows_R[row_M] << MASK_BITS) + place_M + 1
     sound_M &= (height_M > 0) & (width_M > 0)
     sound_M &= _scores_are_sound(column) & _places_are_sound(column, height_M, width_M)
     size, counts = column["segmentation"].flatten()
     sound_M &= (_numbers(size.flatten()).reshape(-1, 2) == np.stack([height_M, width_M], axis=1)).all(axis=1)
     area_M, bbox_M4 = _numbers(column["area"]), _numbers(column["bbox"].flatten()).reshape(-1, 4)
+    bbox_M4 = bbox_M4 + np.array([0, 0, 1, 1], np.float32) if imported else bbox_M4
     for piece in _pieces(counts):
         if sound_M[piece].all():
             boxes = bbox_M4[piece]
@@ -76,6 +84,15 @@ def codes_agree(
     sound_M = np.add.reduceat(runs.foreground_P, runs.first_M) == area_M
     boxes_M4 = _boxes(runs, height_M, height_M * width_M)
     return np.asarray(sound_M & (bbox_M4 == boxes_M4).all(axis=1))
+
+
+def _are_single(ids_M: Ints, row_M: Ints) -> Bools:
+    """Whether no other mask of the same row has the same id."""
+    order_M = np.lexsort((ids_M, row_M))
+    twins = (np.diff(ids_M[order_M]) == 0) & (np.diff(row_M[order_M]) == 0)
+    single_M = np.ones(len(ids_M), np.bool_)
+    single_M[order_M[1:][twins]] = False
+    return single_M
 
 
 @dataclass(frozen=True, slots=True)

@@ -52,15 +52,27 @@ def head_problems(
 
 
 def mask_problems(
-    annotations: Sequence[Mapping[str, Any] | None], plan_row: int, height: int | None, width: int | None
+    annotations: Sequence[Mapping[str, Any] | None],
+    plan_row: int,
+    height: int | None,
+    width: int | None,
+    imported: bool = False,
 ) -> Iterator[str]:
-    """What is wrong with the masks of an image of that size, which is row `plan_row` of the plan."""
+    """What is wrong with the masks of an image of that size, which is row `plan_row` of the plan.
+
+    `imported`: ids and boxes are as `conventions.IMPORTED` has them.
+    """
+    seen: set[int] = set()
     for index, annotation in enumerate(annotations):
         if annotation is None:
             yield f"mask {index}: null"
             continue
-        for problem in _mask_problems(annotation, annotation_id(plan_row, index), height, width):
+        expected = None if imported else annotation_id(plan_row, index)
+        for problem in _mask_problems(annotation, expected, height, width):
             yield f"mask {index}: {problem}"
+        if imported and (annotation["id"] is None or annotation["id"] < 0 or annotation["id"] in seen):
+            yield f"mask {index}: id is {annotation['id']}, expected one of its own"
+        seen.add(annotation["id"])
 
 
 def _count_problems(row: Mapping[str, Any], masks: int) -> Iterator[str]:
@@ -112,13 +124,14 @@ def _image_problems(row: Mapping[str, Any], expected: bool) -> Iterator[str]:
 
 
 def _mask_problems(
-    annotation: Mapping[str, Any], identity: int, height: int | None, width: int | None
+    annotation: Mapping[str, Any], identity: int | None, height: int | None, width: int | None
 ) -> Iterator[str]:
-    if annotation["id"] != identity:
+    """`identity` is the id that the mask must have; None where the corpus was imported."""
+    if identity is not None and annotation["id"] != identity:
         yield f"id is {annotation['id']}, expected {identity}"
     if height is None or width is None or height < 1 or width < 1:
         return  # said already
-    yield from _code_problems(annotation, height, width)
+    yield from _code_problems(annotation, height, width, margin=1 if identity is None else 0)
     for name in ("predicted_iou", "stability_score"):
         if not _finite([annotation[name]]):
             yield f"{name} is {annotation[name]}"
@@ -134,8 +147,11 @@ def _mask_problems(
         yield f"point_coords {points} are no points in the image of {width}×{height}"
 
 
-def _code_problems(annotation: Mapping[str, Any], height: int, width: int) -> Iterator[str]:
-    """The run-length code is checked in numpy: a malformed one would lead pycocotools out of its memory."""
+def _code_problems(annotation: Mapping[str, Any], height: int, width: int, margin: int) -> Iterator[str]:
+    """The run-length code is checked in numpy: a malformed one would lead pycocotools out of its memory.
+
+    A box is `margin` pixels less wide and high than the mask.
+    """
     code = annotation["segmentation"]
     if code is None or code["size"] != [height, width] or code["counts"] is None:
         yield f"the segmentation's size is {code and code['size']}, expected {[height, width]}"
@@ -148,13 +164,14 @@ def _code_problems(annotation: Mapping[str, Any], height: int, width: int) -> It
         return
     if not runs[1:].all():
         yield "segmentation: a run after the first is empty"
-    area, bbox = rle.area(mask), rle.bbox(mask)
+    area, (x, y, box_width, box_height) = rle.area(mask), rle.bbox(mask)
+    bbox = [x, y, box_width - margin, box_height - margin]
     if area == 0:
         yield "the mask is empty"
     if annotation["area"] != area:
         yield f"area is {annotation['area']}, the mask has {area}"
-    if annotation["bbox"] != list(bbox):
-        yield f"bbox is {annotation['bbox']}, the mask's is {list(bbox)}"
+    if annotation["bbox"] != bbox:
+        yield f"bbox is {annotation['bbox']}, the mask's is {bbox}"
 
 
 def _finite(values: Sequence[float | None] | None) -> bool:

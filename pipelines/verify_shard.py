@@ -101,7 +101,8 @@ def check_shard(
     path: Path, name: str, shard: int, planned: Sequence[PlannedImage], record: RunRecord | None
 ) -> Findings:
     """Everything that is wrong with the contents of the shard at `path`, called `name` in the corpus."""
-    check = _ShardCheck(name, planned, bool(record and record.config.get("embed_images")))
+    embedded = bool(record and record.config.get("embed_images"))
+    check = _ShardCheck(name, planned, embedded, bool(record and record.is_imported))
     try:
         with open_parquet(path) as file:
             check_footer(name, file, record, {"shard": str(shard)}, check.findings)
@@ -120,10 +121,11 @@ def without_path(path: Path, error: Exception) -> str:
 class _ShardCheck:
     """One shard while it is read: what was found, and the ids of the rows so far."""
 
-    def __init__(self, name: str, planned: Sequence[PlannedImage], embedded: bool) -> None:
+    def __init__(self, name: str, planned: Sequence[PlannedImage], embedded: bool, imported: bool) -> None:
         self.name = name
         self.planned = {image.image_id: image for image in planned}
         self.embedded = embedded
+        self.imported = imported
         self.findings = Findings()
         self.order: list[int | None] = []
 
@@ -170,6 +172,7 @@ class _ShardCheck:
             np.array([image.row if image else -1 for image in planned], np.int64),
             np.array([head["height"] or 0 for head in heads], np.int64),
             np.array([head["width"] or 0 for head in heads], np.int64),
+            self.imported,
         )
         for row, (head, image) in enumerate(zip(heads, planned, strict=True)):
             where = f"row {len(self.order)} ({head['key']})"
@@ -182,7 +185,8 @@ class _ShardCheck:
                 self.say(f"{where}: {problem}")
             if doubtful_R[row]:
                 doubted = annotations[row].as_py() or ()
-                for problem in mask_problems(doubted, image.row, head["height"], head["width"]):
+                size = head["height"], head["width"]
+                for problem in mask_problems(doubted, image.row, *size, self.imported):
                     self.say(f"{where}: {problem}")
             self._count(head, masks[row] or 0)
 

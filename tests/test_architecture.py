@@ -17,7 +17,19 @@ THIRD_PARTY = {
     "engine": {"numpy", "torch", "PIL", "pycocotools", "pydantic"},
 }
 # Read by whoever opens a corpus, or loaded before a worker has said what it needs.
-LIGHT = ("corpus", "decode", "errors", "manifest", "plan", "schema", "shards", "sources", "storage", "verify")
+LIGHT = (
+    "corpus",
+    "decode",
+    "errors",
+    "manifest",
+    "plan",
+    "schema",
+    "shards",
+    "sources",
+    "storage",
+    "verify",
+    "views",
+)
 
 
 def imports_of(path):

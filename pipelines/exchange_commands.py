@@ -1,0 +1,111 @@
+"""`maskmill export` and `maskmill import`, as they are typed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, cast
+
+import typer
+
+from pipelines.errors import UsageError, visible
+from pipelines.places import place
+
+if TYPE_CHECKING:
+    from pipelines.export import Format
+    from pipelines.plan import Mode
+
+
+def import_corpus(
+    inputs: Annotated[
+        list[str],
+        typer.Argument(metavar="INPUT…", help="SA-1B's folders, or its tar files (a glob will do)."),
+    ],
+    out: Annotated[
+        Path | None, typer.Option(metavar="CORPUS", help="The corpus's folder.", parser=place)
+    ] = None,
+    embed: Annotated[
+        bool, typer.Option(help="Keep the JPEG files in the corpus; else they are needed where they are.")
+    ] = True,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Remove the corpus and start anew.")] = False,
+    extend: Annotated[
+        bool, typer.Option("--extend", help="Add inputs that the corpus does not have.")
+    ] = False,
+) -> None:
+    """Make a corpus of SA-1B's files, or go on where the last import stopped; ids and values stay."""
+    if out is None:
+        raise UsageError("expected --out CORPUS, the folder to write")
+    if overwrite and extend:
+        raise UsageError("expected --overwrite or --extend, not both")
+    from pipelines.sa1b_import import import_sa1b
+
+    mode: Mode = "overwrite" if overwrite else "extend" if extend else "resume"
+    import_sa1b(inputs, out, embed=embed, mode=mode)
+
+
+def export_corpus(
+    corpus: Annotated[Path, typer.Argument(metavar="CORPUS", help="The corpus's folder.", parser=place)],
+    out: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="The folder to write into.", parser=place)
+    ] = None,
+    format_: Annotated[
+        str | None, typer.Option("--format", metavar="sa1b|coco", help="SA-1B's tar files, or a COCO JSON.")
+    ] = None,
+    images_per_tar: Annotated[
+        int, typer.Option(metavar="N", min=1, help="Images in each of SA-1B's tar files.")
+    ] = 1000,
+    polygons: Annotated[
+        bool, typer.Option("--polygons", help="COCO: outlines in place of run-length codes.")
+    ] = False,
+    min_area: Annotated[int, typer.Option(metavar="PIXELS", min=0, help="Leave smaller masks out.")] = 0,
+    predicted_iou: Annotated[
+        float | None, typer.Option(metavar="IOU", min=0, max=1, help="Only masks that have more than this.")
+    ] = None,
+    stability_score: Annotated[
+        float | None, typer.Option(metavar="SCORE", min=0, max=1, help="Only masks that have at least this.")
+    ] = None,
+    mask_nms: Annotated[
+        float | None,
+        typer.Option(metavar="IOU", min=0, max=1, help="Of two masks that share more, only the better one."),
+    ] = None,
+    non_overlapping: Annotated[
+        str | None,
+        typer.Option(
+            metavar="area|predicted_iou",
+            help="Add label maps (PNG): where masks overlap, the smaller one shows, or the better one.",
+        ),
+    ] = None,
+    unfinished: Annotated[
+        bool, typer.Option("--unfinished", help="Export what is there of a corpus that is not finished.")
+    ] = False,
+    skip_missing: Annotated[
+        bool, typer.Option("--skip-missing", help="SA-1B: leave images out whose files are gone or changed.")
+    ] = False,
+) -> None:
+    """Write a corpus as SA-1B or COCO has it, or go on where the last export stopped."""
+    if out is None:
+        raise UsageError("expected --out DIR, the folder to write into")
+    if format_ not in ("sa1b", "coco"):
+        raise UsageError(f"--format: expected sa1b or coco, got {format_ or 'nothing'}")
+    if polygons and format_ != "coco":
+        raise UsageError("--polygons: SA-1B's files have run-length codes; expected --format coco")
+    if skip_missing and format_ != "sa1b":
+        raise UsageError("--skip-missing: COCO's JSON needs no image files; expected --format sa1b")
+    from pipelines.export import Options, export
+    from pipelines.views import PRIORITIES, View
+
+    if non_overlapping is not None and non_overlapping not in PRIORITIES:
+        raise UsageError(f"--non-overlapping: expected {' or '.join(PRIORITIES)}, got {non_overlapping}")
+    view = View(min_area, predicted_iou, stability_score, mask_nms)
+    options = Options(cast("Format", format_), images_per_tar, polygons, view, non_overlapping)
+
+    def note(line: str) -> None:
+        typer.echo(visible(line), err=True)
+
+    done = export(corpus, out, options, unfinished=unfinished, skip_missing=skip_missing, note=note)
+    if not done.parts:
+        typer.echo(f"{out}: complete, nothing to do")
+        return
+    typer.echo(
+        f"{out}: written, {done.images} images, {done.masks} masks, {done.left_out} left out, "
+        f"{done.rejected} rejected"
+    )

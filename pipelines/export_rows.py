@@ -1,0 +1,108 @@
+"""The rows of a corpus as an export reads them: those that are not rejected, numbered in plan order.
+
+A corpus is exported as it was recorded, or not at all: each shard is held against `corpus.json` before its
+first row is read. One that is unfinished has no such record; of it, page checksums are held.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow.compute as pc
+
+from pipelines import manifest
+from pipelines.corpus import Corpus
+from pipelines.errors import CorpusError
+from pipelines.order import Stretch, pieces
+from pipelines.recorded import recorded
+from pipelines.rows import as_dict, parquet_columns
+from pipelines.sealed import canonical, fingerprint, sha256_hex
+from pipelines.shards import SHARDS, open_parquet, reading, shard_path
+from pipelines.views import View
+
+
+class Source:
+    """A corpus, its shards as they were when this was made, and a view of their annotations.
+
+    Attributes:
+        corpus: the corpus.
+        shards: those that are committed.
+        images: rows that are not rejected.
+        rejected: rows that are.
+
+    Raises CorpusError for a damaged corpus, and for one that is not finished unless `unfinished` allows it.
+
+    """
+
+    def __init__(self, corpus: Corpus, view: View, *, unfinished: bool) -> None:
+        if not corpus.complete and not unfinished:
+            raise CorpusError(
+                f"{corpus.path}: not finished: it has no {manifest.CORPUS}; "
+                "finish its run, or export what is there with --unfinished"
+            )
+        self.corpus = corpus
+        self.shards = corpus.shards
+        self._view = view
+        self._recorded = recorded(corpus.path)
+        self._checked: set[int] = set()
+        counts = [self._count(shard) for shard in self.shards]
+        self._images = [usable for usable, _ in counts]
+        self.images = sum(self._images)
+        self.rejected = sum(rejected for _, rejected in counts)
+
+    def identity(self) -> dict[str, Any]:
+        """What tells these rows from others, as plain JSON."""
+        names = [f"{SHARDS}/{shard_path(self.corpus.path, shard).name}" for shard in self.shards]
+        entries = [self._recorded.get(name, name) for name in names]
+        return {
+            "run_digest": self.corpus.run.digest,
+            "shards": len(self.shards),
+            "shards_sha256": sha256_hex(canonical({"shards": entries})),
+            "images": self.images,
+        }
+
+    def images_of(self, shard: int) -> int:
+        """How many rows of a shard are not rejected."""
+        return self._images[self.shards.index(shard)]
+
+    def rows(self, first: int, stop: int, columns: Sequence[str] | None = None) -> Iterator[dict[str, Any]]:
+        """The rows number `first` to `stop` − 1, their annotations those of the view."""
+        start = 0
+        for shard, count in zip(self.shards, self._images, strict=True):
+            if first < start + count and start < stop:
+                for number, row in enumerate(self.shard_rows(shard, columns), start):
+                    if first <= number < stop:
+                        yield row
+            start += count
+
+    def shard_rows(self, shard: int, columns: Sequence[str] | None = None) -> Iterator[dict[str, Any]]:
+        """The rows of one shard that are not rejected."""
+        self._check(shard)
+        for piece in pieces(self.corpus.path, Stretch(shard, 0, None)):
+            batch = piece.read(parquet_columns(columns, self._view))
+            for row in np.flatnonzero(pc.not_equal(batch["status"], "rejected").to_numpy(False)).tolist():
+                yield as_dict(piece.path, batch, row, self._view)
+
+    def _count(self, shard: int) -> tuple[int, int]:
+        path = shard_path(self.corpus.path, shard)
+        with open_parquet(path) as file, reading(path):
+            status = file.read(["status"])["status"]
+        rejected = int(pc.sum(pc.equal(status, "rejected")).as_py() or 0)
+        return len(status) - rejected, rejected
+
+    def _check(self, shard: int) -> None:
+        """Hold a shard against what the corpus recorded of it, once."""
+        path = shard_path(self.corpus.path, shard)
+        name = f"{SHARDS}/{path.name}"
+        if shard in self._checked or (name not in self._recorded and not self.corpus.complete):
+            return
+        with reading(path):
+            now = {"path": name, **fingerprint(path)}
+        if now != self._recorded.get(name):
+            raise CorpusError(
+                f"{self.corpus.path}: {name} is damaged: it is not what was recorded when the corpus was "
+                "closed; maskmill verify lists all that is off"
+            )
+        self._checked.add(shard)
