@@ -62,12 +62,14 @@ def import_sa1b(
     *,
     embed: bool = True,
     mode: Mode = "resume",
+    cleared: Callable[[], None] = lambda: None,
     shard_size: int = SHARD_SIZE,
 ) -> Tally:
     """Make the corpus `out` of SA-1B's files, or what is missing of it; return what this call did.
 
     `inputs` are folders, globs and tar files, as `sources.list_inputs` takes them; files of other names than
-    `sa_NUMBER.jpg` and `.json` are passed over. With `embed` the JPEG files are kept in the rows. Raises
+    `sa_NUMBER.jpg` and `.json` are passed over. With `embed` the JPEG files are kept in the rows. `mode` and
+    `cleared` are those of `plan.open_run`. Raises
     UsageError and CorpusError before any work, IncompleteRun where storage fails.
     """
     console = Console(stderr=True, soft_wrap=True, markup=False, highlight=False)
@@ -77,7 +79,7 @@ def import_sa1b(
     is_there = opening(lambda: refuse_foreign(out), out, is_there=True)
     with held(out, console.print, is_there=is_there) as lease:
         run = opening(
-            partial(open_run, out, pairs.select(["key", "uri"]), record, shard_size, mode),
+            partial(open_run, out, pairs.select(["key", "uri"]), record, shard_size, mode, cleared),
             out,
             is_there=is_there,
         )
