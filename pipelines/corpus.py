@@ -11,7 +11,6 @@ made. Nothing here needs torch or Ray.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -30,7 +29,7 @@ from pipelines.plan import read_plan
 from pipelines.rows import as_dict, check_status, parquet_columns
 from pipelines.schema import STATUSES
 from pipelines.shards import committed_shards, open_parquet, shard_path
-from pipelines.views import Cutout, View, ViewWarning, checked_lengths, cutout
+from pipelines.views import Cutout, View, checked_lengths, cutout, paint, warn_of
 
 
 class Corpus:
@@ -96,9 +95,7 @@ class Corpus:
 
         """
         check_status(status)
-        if view is not None:
-            for caveat in view.caveats(self.run.config):
-                warnings.warn(caveat, ViewWarning, stacklevel=2)
+        warn_of(view, self.run.config, stacklevel=2)
         return self._as_dicts(self.windows(Order(seed, epoch), parquet_columns(columns, view)), status, view)
 
     def row(
@@ -146,13 +143,10 @@ class Corpus:
         Raises ValueError for a rejected image, which has no size; CorpusError where a mask's code is damaged.
         """
         height, width = _size(row)
-        annotations = row["annotations"]
-        masks_HWN = np.zeros((height, width, len(annotations)), np.bool_, order="F")
-        for index, annotation in enumerate(annotations):
-            counts = checked_lengths(row, index, annotation)
-            inside = np.arange(len(counts)) % 2 == 1
-            masks_HWN[:, :, index] = np.repeat(inside, counts).reshape(width, height).T
-        return masks_HWN
+        pixels_NP = np.zeros((len(row["annotations"]), width * height), np.bool_)
+        for index, annotation in enumerate(row["annotations"]):
+            paint(pixels_NP[index], checked_lengths(row, index, annotation), True)
+        return pixels_NP.reshape(-1, width, height).transpose(2, 1, 0)
 
     def cutouts(self, row: Mapping[str, Any]) -> list[Cutout]:
         """The masks of a row, each in its own box: far less memory than `masks`, which raises the same."""
@@ -169,7 +163,7 @@ class Corpus:
         from pipelines.originals import original
 
         height, width = _size(row, "pixels")
-        limit = self.run.config.get("input", {}).get("max_pixels") or height * width
+        limit = self.run.config.get("input", {}).get("max_pixels") or 2 * height * width
         try:
             decoded = decode_image(original(row), limit)
         except InputRejected as error:

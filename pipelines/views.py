@@ -12,6 +12,7 @@ view cannot have. `View.caveats` says so, and `Corpus.rows` warns with it.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -82,7 +83,7 @@ class View:
 
         Raises CorpusError where a mask's code is damaged.
         """
-        kept = [annotation for annotation in row["annotations"] if self._passes(annotation)]
+        kept = [annotation for annotation in row["annotations"] if self.passes(annotation)]
         if self.mask_nms is None:
             return kept
         return [kept[index] for index in mask_nms(row, kept, self.mask_nms)]
@@ -110,17 +111,27 @@ class View:
                 ]
         return found
 
-    def _passes(self, annotation: Mapping[str, Any]) -> bool:
-        # As the generator compares: in 32 bits.
-        if self.min_area and annotation["area"] < self.min_area:
-            return False
-        if self.max_area is not None and annotation["area"] > self.max_area:
-            return False
-        if self.predicted_iou and not annotation["predicted_iou"] > np.float32(self.predicted_iou):
-            return False
-        return not self.stability_score or bool(
-            annotation["stability_score"] >= np.float32(self.stability_score)
-        )
+    def passes(self, fields: Mapping[str, Any]) -> Any:
+        """Whether an annotation passes the tests of one mask at a time; N bools, if its fields are arrays N.
+
+        Scores are compared as the generator does it, in 32 bits.
+        """
+        found: Any = True
+        if self.min_area:
+            found &= fields["area"] >= self.min_area
+        if self.max_area is not None:
+            found &= fields["area"] <= self.max_area
+        if self.predicted_iou:
+            found &= fields["predicted_iou"] > np.float32(self.predicted_iou)
+        if self.stability_score:
+            found &= fields["stability_score"] >= np.float32(self.stability_score)
+        return found
+
+
+def warn_of(view: View | None, config: Mapping[str, Any], stacklevel: int) -> None:
+    """Warn of a view's caveats; `stacklevel` as `warnings.warn` has it, from the caller's side."""
+    for caveat in view.caveats(config) if view else ():
+        warnings.warn(caveat, ViewWarning, stacklevel=stacklevel + 1)
 
 
 def mask_nms(row: Mapping[str, Any], annotations: Sequence[Annotation], threshold: float) -> list[int]:
@@ -167,11 +178,18 @@ def label_map(
     rank_N = np.array([sign * annotation[priority] for annotation in annotations], np.float64)
     labels = np.zeros(height * width, np.int32)  # down the columns, as the runs go
     for index in np.argsort(rank_N, kind="stable")[::-1]:
-        counts = checked_lengths(row, int(index), annotations[index])
-        ends = np.cumsum(counts)
-        for start, end in zip(ends[:-1:2].tolist(), ends[1::2].tolist(), strict=True):
-            labels[start:end] = index + 1
+        paint(labels, checked_lengths(row, int(index), annotations[index]), index + 1)
     return np.ascontiguousarray(labels.reshape(width, height).T)
+
+
+def paint(pixels: npt.NDArray[Any], counts: npt.NDArray[np.int64], value: int) -> None:
+    """Set the pixels of a mask, given by its run lengths, to a value; `pixels` lie column after column.
+
+    That costs the mask's outline and area, where decoding it costs the image's.
+    """
+    ends = np.cumsum(counts)
+    for start, end in zip(ends[:-1:2].tolist(), ends[1::2].tolist(), strict=True):
+        pixels[start:end] = value
 
 
 @dataclass(frozen=True, slots=True)

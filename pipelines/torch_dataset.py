@@ -1,0 +1,243 @@
+"""A corpus for PyTorch: one image a sample, boxes and scores as tensors, masks and pixels if asked for.
+
+- `CorpusStream` is iterable and reads each byte once: for training. Ranks and the loader's workers share the
+  rows (`pipelines.order`); a seed shuffles them in windows; its position can be kept and taken up again.
+- `CorpusImages` is a map: any sample by its number, at the cost of a row group, of which it keeps a few. For
+  evaluation, and for samplers of one's own, torch's `DistributedSampler` among them.
+
+    stream = CorpusStream("out/corpus", masks=True, images=True, seed=0)
+    loader = DataLoader(stream, batch_size=4, num_workers=2, collate_fn=for_detection)
+    for epoch in range(10):
+        stream.set_epoch(epoch)
+        for images, targets in loader:
+            losses = detector(images, targets)
+
+A sample is a dict:
+
+    image_id, key      of the row
+    size               (height, width) of the upright image
+    boxes              N×4 float32, XYXY; the second corner lies outside: x1 = x_max + 1, whatever
+                       convention the corpus's own boxes have
+    area               N int64, pixels
+    predicted_iou      N float32
+    stability_score    N float32
+    codes              N run-length codes as Arrow has them, if asked for: `codes.to_pylist()` is what
+                       pycocotools takes; what the corpus has, unchecked
+    masks              N×H×W bool, if asked for
+    image              3×H×W uint8 RGB, if asked for
+    position           of a stream: (worker, workers, rows of the worker's share up to this one)
+
+Codes are not even read unless they or masks are asked for.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset, IterableDataset, get_worker_info
+
+from pipelines.corpus import Corpus
+from pipelines.order import Order, Stretch, pieces
+from pipelines.rows import check_status
+from pipelines.samples import RowGroup, Sample, Wanted, sampled
+from pipelines.views import View, warn_of
+
+GROUPS_KEPT = 4
+"""Row groups whose samples a `CorpusImages` holds, in each process: each comes to about 64 MiB at most."""
+
+
+class CorpusStream(IterableDataset[Sample]):
+    """The samples of a corpus one after another: this rank's share of them, and in it the worker's.
+
+    Args:
+        corpus: a `Corpus`, or where one lies.
+        status: of the rows; None for all but the rejected, which are never samples.
+        view: which annotations are handed out. A sample that has none left stays.
+        codes, masks, images: whether samples have them.
+        seed: shuffles, differently in each epoch; None keeps the order of the plan.
+        rank, world: this process among those that train together. Shares differ by a row of the corpus at
+            most; by more samples, where rows of another status are passed over.
+
+    The order is decided by corpus, seed, epoch, `world` and the number of workers. Over all ranks and workers
+    each sample comes once. Raises ValueError for a rank or seed that means nothing; CorpusError as `Corpus`.
+
+    """
+
+    def __init__(
+        self,
+        corpus: Corpus | str | Path,
+        *,
+        status: str | None = "ok",
+        view: View | None = None,
+        codes: bool = False,
+        masks: bool = False,
+        images: bool = False,
+        seed: int | None = None,
+        rank: int = 0,
+        world: int = 1,
+    ) -> None:
+        check_status(status)
+        Order(seed, 0, rank, world)
+        self.corpus = corpus if isinstance(corpus, Corpus) else Corpus(corpus)
+        warn_of(view, self.corpus.run.config, stacklevel=2)
+        self._status, self._wanted = status, Wanted(codes, masks, images, view)
+        self._seed, self._rank, self._world = seed, rank, world
+        self._shards = self.corpus.shards  # the same ones in every worker, whatever is committed meanwhile
+        self._epoch = torch.zeros(1, dtype=torch.int64).share_memory_()  # seen by workers that stay
+        self._begin: tuple[int, int, dict[int, int]] | None = None
+        self._workers, self._done = 1, dict[int, int]()
+
+    def set_epoch(self, epoch: int) -> None:
+        """What the next iteration is: epoch `epoch` from its beginning."""
+        Order(self._seed, epoch)
+        self._epoch[0] = epoch
+        self._begin, self._done = None, {}
+
+    def __iter__(self) -> Iterator[Sample]:
+        info = get_worker_info()
+        worker, workers = (info.id, info.num_workers) if info else (0, 1)
+        epoch = int(self._epoch)
+        order = Order(self._seed, epoch, self._rank * workers + worker, self._world * workers)
+        skip = self._skipped(epoch, worker, workers)
+        self._workers = workers
+        for window in self.corpus.windows(order, self._wanted.columns, skip):
+            groups = [
+                (RowGroup(self.corpus, self._wanted, path, batch), sampled(batch, self._status).tolist())
+                for path, batch in zip(window.paths, window.batches, strict=True)
+            ]
+            for position, (at, row) in enumerate(window.rows_K2.tolist(), start=window.position + 1):
+                group, is_sample = groups[at]
+                if is_sample[row]:
+                    self._done[worker] = position
+                    sample = group.sample(row)
+                    sample["position"] = (worker, workers, position)
+                    yield sample
+
+    def advance(self, samples: Iterable[Mapping[str, Any]]) -> None:
+        """Note that these samples, or targets of `for_detection`, were used.
+
+        For a loader with workers, which read ahead of what is used, in processes of their own; without
+        workers the stream knows by itself.
+        """
+        for sample in samples:
+            worker, self._workers, position = sample["position"]
+            self._done[worker] = max(position, self._done.get(worker, 0))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where the stream is, as plain JSON values: of each worker, how many rows of its share are done."""
+        return {
+            "order": self._identity(),
+            "epoch": int(self._epoch),
+            "workers": self._workers,
+            "done": {str(worker): rows for worker, rows in self._done.items()},
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on in the epoch, and after the rows, of `state_dict`; until `set_epoch` begins another one.
+
+        Raises ValueError where the state is that of another corpus, other shards, seed, rank or world.
+        """
+        if state["order"] != self._identity():
+            raise ValueError(
+                f"expected a position in the order {self._identity()}, got one in {state['order']}"
+            )
+        done = {int(worker): int(rows) for worker, rows in state["done"].items()}
+        self.set_epoch(int(state["epoch"]))
+        self._workers, self._done = int(state["workers"]), dict(done)
+        self._begin = int(state["epoch"]), self._workers, done
+
+    def _skipped(self, epoch: int, worker: int, workers: int) -> int:
+        """How many rows of its share a worker has done before."""
+        if self._begin is None or self._begin[0] != epoch:
+            return 0
+        if self._begin[1] != workers:
+            raise ValueError(
+                f"expected {self._begin[1]} workers, as when the position was kept, got {workers}"
+            )
+        return self._begin[2].get(worker, 0)
+
+    def _identity(self) -> dict[str, Any]:
+        shards = hashlib.sha256(",".join(map(str, self._shards)).encode()).hexdigest()[:16]
+        run = self.corpus.run.digest[:16]
+        return {"run": run, "shards": shards, "seed": self._seed, "rank": self._rank, "world": self._world}
+
+
+class CorpusImages(Dataset[Sample]):
+    """The samples of a corpus by number, in the order of the plan; the other arguments as
+    `CorpusStream` has them.
+
+    When it is made it reads every shard's statuses. A sample costs its row group, unless it is one of the
+    `GROUPS_KEPT` that were used last: neighbours come cheap, shuffled ones do not.
+    """
+
+    def __init__(
+        self,
+        corpus: Corpus | str | Path,
+        *,
+        status: str | None = "ok",
+        view: View | None = None,
+        codes: bool = False,
+        masks: bool = False,
+        images: bool = False,
+    ) -> None:
+        check_status(status)
+        self.corpus = corpus if isinstance(corpus, Corpus) else Corpus(corpus)
+        warn_of(view, self.corpus.run.config, stacklevel=2)
+        self._wanted = Wanted(codes, masks, images, view)
+        places = [np.zeros((0, 3), np.int64)]
+        for shard in self.corpus.shards:
+            for piece in pieces(self.corpus.path, Stretch(shard, 0, None)):
+                rows = np.flatnonzero(sampled(piece.read(["status"]), status))
+                places.append(np.stack([np.full_like(rows, shard), np.full_like(rows, piece.group), rows], 1))
+        self._places_K3 = np.concatenate(places)
+        self._kept: OrderedDict[tuple[int, int], RowGroup] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._places_K3)
+
+    def __getitem__(self, number: int) -> Sample:
+        """Raises IndexError past the end, CorpusError where the sample is damaged."""
+        shard, group, row = self._places_K3[number].tolist()
+        if (shard, group) not in self._kept:
+            while len(self._kept) >= GROUPS_KEPT:
+                self._kept.popitem(last=False)
+            self._kept[shard, group] = self._read(shard, group)
+        self._kept.move_to_end((shard, group))
+        return self._kept[shard, group].sample(row)
+
+    def _read(self, shard: int, group: int) -> RowGroup:
+        piece = pieces(self.corpus.path, Stretch(shard, 0, None))[group]
+        return RowGroup(self.corpus, self._wanted, piece.path, piece.read(self._wanted.columns))
+
+
+def for_detection(samples: Sequence[Sample]) -> tuple[list[Tensor], list[dict[str, Any]]]:
+    """A batch as torchvision's detectors take it: images as 3×H×W float32 from 0 to 1, and a target for each.
+
+    Images keep their sizes, so they are lists; the first is empty where samples have no image. A target has
+    `boxes` (XYXY), `labels` (all 1: a mask has no class), `area` float32, `iscrowd` (all 0), `image_id`,
+    `masks` uint8 where samples have them, and `position` where they come from a stream.
+    """
+    images = [sample["image"].float() / 255 for sample in samples if "image" in sample]
+    targets = []
+    for sample in samples:
+        count = len(sample["boxes"])
+        target = {
+            "boxes": sample["boxes"],
+            "labels": torch.ones(count, dtype=torch.int64),
+            "area": sample["area"].float(),
+            "iscrowd": torch.zeros(count, dtype=torch.int64),
+            "image_id": sample["image_id"],
+        }
+        if "masks" in sample:
+            target["masks"] = sample["masks"].view(torch.uint8)
+        if "position" in sample:
+            target["position"] = sample["position"]
+        targets.append(target)
+    return images, targets
