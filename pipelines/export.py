@@ -206,10 +206,10 @@ class _Writer:
         """The annotations of a shard; `images` gets its images."""
         for row in self._source.shard_rows(shard, _COCO_COLUMNS):
             images.append(coco.image_json(row))
-            for annotation in row["annotations"]:
+            for index in range(len(row["annotations"])):
                 with _naming(row):
                     entry = coco.annotation_json(
-                        row, annotation, imported=self._imported, as_polygons=self._options.polygons
+                        row, index, imported=self._imported, as_polygons=self._options.polygons
                     )
                 yield entry
             if self._options.non_overlapping:
