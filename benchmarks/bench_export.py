@@ -5,8 +5,8 @@
 
 Builds corpora of synthetic images of 1500×2250 in a temporary folder, as `bench_verify.py` does, and runs
 `maskmill export --format coco` over each. (SA-1B's files are not measured: most of that is copying
-photographs.) Prints a table for people and JSON on the last line. Elapsed
-time is what other programs leave over; processor time is what to compare on a machine that is shared.
+photographs.) Prints a table for people and JSON on the last line. Elapsed time is what other programs leave
+over; processor time is what to compare on a machine that is shared.
 """
 
 from __future__ import annotations

@@ -32,7 +32,7 @@ from pipelines import manifest, storage
 from pipelines.ahead import in_order
 from pipelines.config import digest_of
 from pipelines.conventions import SA1B, SOURCE
-from pipelines.errors import IncompleteRun, InputRejected, UsageError
+from pipelines.errors import IncompleteRun, InputRejected, UsageError, visible
 from pipelines.jpeg import read_jpeg
 from pipelines.lease import Lease, held
 from pipelines.patience import COMMIT_ATTEMPTS, opening, retrying
@@ -94,7 +94,7 @@ def import_sa1b(
             totals = retrying(lambda: manifest.finish_corpus(out, run.plan.shards))["totals"]
         console.print(summary_table(done.tally, time.monotonic() - started, totals))
         for name, example in done.tally.examples.items():
-            console.print(f"rejected: {name}: {done.tally.rejects[name]}, such as {example}")
+            console.print(visible(f"rejected: {name}: {done.tally.rejects[name]}, such as {example}"))
         if done.rounded:
             console.print(
                 f"{done.rounded} numbers are no 32-bit floats, as SA-1B's are, and were rounded to the next"
