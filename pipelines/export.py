@@ -186,7 +186,8 @@ class _Writer:
         """COCO's JSON: entries shard by shard, then the whole; the parts are removed."""
         whole, folder = self._out / ANNOTATIONS, self._out / PARTS
         images, annotations = [], []
-        for shard in () if whole.exists() else self._source.shards:
+        shards = [] if whole.exists() else zip(self._source.shards, self._source.images_by_shard, strict=True)
+        for shard, usable in shards:
             name = shard_path(folder, shard).stem
             images.append(folder / f"{name}.images")
             annotations.append(folder / f"{name}.annotations")
@@ -195,7 +196,7 @@ class _Writer:
                 found: list[bytes] = []
                 storage.replace(annotations[-1], coco.joined(self._entries(shard, found)))
                 made = storage.link(images[-1], coco.joined(iter(found)))
-            self._count_part(made, self._source.images_of(shard))
+            self._count_part(made, usable)
         info = {"description": "exported by maskmill", "run_digest": self._source.corpus.run.digest}
         storage.link(whole, lambda file: coco.write_whole(file, info, images, annotations))
         if folder.is_dir():

@@ -33,7 +33,7 @@ def polygons(mask: Cutout) -> list[list[float]]:
         return []
     _, parts_HW = cv2.connectedComponents(np.pad(mask.mask_HW, 1).astype(np.uint8), connectivity=4)
     found: dict[int, list[list[int]]] = {}
-    for part, ring in _rings(parts_HW):
+    for part, ring in _rings(np.asarray(parts_HW, np.int32)):
         found.setdefault(part, []).append(ring)
     return [_with_offset(rings, mask.x, mask.y) for _, rings in sorted(found.items())]
 

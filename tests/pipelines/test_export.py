@@ -144,6 +144,9 @@ def test_a_damaged_corpus(corpus, tmp_path, capsys, form):
     assert "shard-000001.parquet is damaged: it is not what was recorded" in capsys.readouterr().err
     assert not (tmp_path / "out" / "annotations.json").exists()
     assert not list((tmp_path / "out").glob("*.tar"))
+    path.unlink()
+    assert run(spoilt, tmp_path / "new", form) == 2
+    assert "shard-000001.parquet is missing" in capsys.readouterr().err
     path.write_bytes(whole)
     assert run(spoilt, tmp_path / "out", form) == 0
 
