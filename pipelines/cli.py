@@ -37,6 +37,13 @@ if TYPE_CHECKING:
 # either.
 _ClickException: Any = typer.BadParameter.__mro__[2]
 
+# Commands that go on where they stopped, and what is there by then.
+_GO_ON = {
+    "generate": "committed shards stay",
+    "import": "committed shards stay",
+    "export": "what is written stays",
+}
+
 app = typer.Typer(
     name="maskmill",
     help="Photographs in, an SA-1B-style corpus of segmentation masks out.",
@@ -101,10 +108,10 @@ class _Again:
         self.differs = "--overwrite" in self._words
 
     def __str__(self) -> str:
-        if self._words[:1] != ["generate"]:
+        if not self._words or self._words[0] not in _GO_ON:
             return ""
         words = [word for word in self._words if not (self.differs and word == "--overwrite")]
-        stays = "the old corpus was not removed yet" if "--overwrite" in words else "committed shards stay"
+        stays = "the old corpus was not removed yet" if "--overwrite" in words else _GO_ON[words[0]]
         return f"; {stays}, go on with: {shlex.join(['maskmill', *words])}"
 
 

@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from engine.records import Rle
 from pipelines.outlines import polygons
+from pipelines.views import cutout
 
 CATEGORY = {"id": 1, "name": "object", "supercategory": ""}
 BETWEEN = b",\n"
@@ -22,22 +22,20 @@ def image_json(row: Mapping[str, Any]) -> bytes:
     )
 
 
-def annotation_json(
-    row: Mapping[str, Any], annotation: Mapping[str, Any], *, imported: bool, as_polygons: bool
-) -> bytes:
-    """An entry of `annotations`. The box is COCO's, width = x_max − x_min + 1; an `imported` corpus has
-    SA-1B's. Raises ValueError for a number that JSON does not have, and where outlines are wanted of a code
-    that is damaged.
+def annotation_json(row: Mapping[str, Any], index: int, *, imported: bool, as_polygons: bool) -> bytes:
+    """The entry of `annotations` for one of a row's. The box is COCO's, width = x_max − x_min + 1; an
+    `imported` corpus has SA-1B's. Raises ValueError for a number that JSON does not have, CorpusError where
+    outlines are wanted of a code that is damaged.
     """
+    annotation = row["annotations"][index]
     x, y, width, height = annotation["bbox"]
     more = 1 if imported else 0
-    code = annotation["segmentation"]
     return _dumped(
         {
             "id": annotation["id"],
             "image_id": row["image_id"],
             "category_id": CATEGORY["id"],
-            "segmentation": polygons(Rle(tuple(code["size"]), code["counts"])) if as_polygons else code,
+            "segmentation": polygons(cutout(row, index)) if as_polygons else annotation["segmentation"],
             "area": annotation["area"],
             "bbox": [x, y, width + more, height + more],
             "iscrowd": 0,

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 
 def import_corpus(
+    context: typer.Context,
     inputs: Annotated[
         list[str],
         typer.Argument(metavar="INPUT…", help="SA-1B's folders, or its tar files (a glob will do)."),
@@ -39,7 +40,7 @@ def import_corpus(
     from pipelines.sa1b_import import import_sa1b
 
     mode: Mode = "overwrite" if overwrite else "extend" if extend else "resume"
-    import_sa1b(inputs, out, embed=embed, mode=mode)
+    import_sa1b(inputs, out, embed=embed, mode=mode, cleared=context.obj.without_overwrite)
 
 
 def export_corpus(

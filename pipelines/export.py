@@ -186,7 +186,8 @@ class _Writer:
         """COCO's JSON: entries shard by shard, then the whole; the parts are removed."""
         whole, folder = self._out / ANNOTATIONS, self._out / PARTS
         images, annotations = [], []
-        for shard in () if whole.exists() else self._source.shards:
+        shards = [] if whole.exists() else zip(self._source.shards, self._source.images_by_shard, strict=True)
+        for shard, usable in shards:
             name = shard_path(folder, shard).stem
             images.append(folder / f"{name}.images")
             annotations.append(folder / f"{name}.annotations")
@@ -195,7 +196,7 @@ class _Writer:
                 found: list[bytes] = []
                 storage.replace(annotations[-1], coco.joined(self._entries(shard, found)))
                 made = storage.link(images[-1], coco.joined(iter(found)))
-            self._count_part(made, self._source.images_of(shard))
+            self._count_part(made, usable)
         info = {"description": "exported by maskmill", "run_digest": self._source.corpus.run.digest}
         storage.link(whole, lambda file: coco.write_whole(file, info, images, annotations))
         if folder.is_dir():
@@ -206,10 +207,10 @@ class _Writer:
         """The annotations of a shard; `images` gets its images."""
         for row in self._source.shard_rows(shard, _COCO_COLUMNS):
             images.append(coco.image_json(row))
-            for annotation in row["annotations"]:
+            for index in range(len(row["annotations"])):
                 with _naming(row):
                     entry = coco.annotation_json(
-                        row, annotation, imported=self._imported, as_polygons=self._options.polygons
+                        row, index, imported=self._imported, as_polygons=self._options.polygons
                     )
                 yield entry
             if self._options.non_overlapping:

@@ -7,6 +7,7 @@ first row is read. One that is unfinished has no such record; of it, page checks
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -29,7 +30,8 @@ class Source:
     Attributes:
         corpus: the corpus.
         shards: those that are committed.
-        images: rows that are not rejected.
+        images_by_shard: how many rows of each are not rejected.
+        images: how many of all are not.
         rejected: rows that are.
 
     Raises CorpusError for a damaged corpus, and for one that is not finished unless `unfinished` allows it.
@@ -47,15 +49,19 @@ class Source:
         self._view = view
         self._recorded = recorded(corpus.path)
         self._checked: set[int] = set()
+        names = {self._name(shard) for shard in self.shards}
+        lost = sorted(name for name in self._recorded if name.startswith(SHARDS) and name not in names)
+        if lost and corpus.complete:
+            raise CorpusError(f"{corpus.path}: {lost[0]} is missing; the run that made it makes it anew")
         counts = [self._count(shard) for shard in self.shards]
-        self._images = [usable for usable, _ in counts]
-        self.images = sum(self._images)
+        self.images_by_shard = [usable for usable, _ in counts]
+        self._ends = np.cumsum(np.array(self.images_by_shard, np.int64))
+        self.images = sum(self.images_by_shard)
         self.rejected = sum(rejected for _, rejected in counts)
 
     def identity(self) -> dict[str, Any]:
         """What tells these rows from others, as plain JSON."""
-        names = [f"{SHARDS}/{shard_path(self.corpus.path, shard).name}" for shard in self.shards]
-        entries = [self._recorded.get(name, name) for name in names]
+        entries = [self._recorded.get(name, name) for name in map(self._name, self.shards)]
         return {
             "run_digest": self.corpus.run.digest,
             "shards": len(self.shards),
@@ -63,27 +69,32 @@ class Source:
             "images": self.images,
         }
 
-    def images_of(self, shard: int) -> int:
-        """How many rows of a shard are not rejected."""
-        return self._images[self.shards.index(shard)]
-
     def rows(self, first: int, stop: int, columns: Sequence[str] | None = None) -> Iterator[dict[str, Any]]:
         """The rows number `first` to `stop` − 1, their annotations those of the view."""
-        start = 0
-        for shard, count in zip(self.shards, self._images, strict=True):
-            if first < start + count and start < stop:
-                for number, row in enumerate(self.shard_rows(shard, columns), start):
-                    if first <= number < stop:
-                        yield row
-            start += count
+        place = int(np.searchsorted(self._ends, first, side="right"))
+        while place < len(self.shards) and (start := self._start(place)) < stop:
+            for number, row in enumerate(self.shard_rows(self.shards[place], columns), start):
+                if first <= number < stop:
+                    yield row
+            place += 1
+
+    def _start(self, place: int) -> int:
+        """How many rows come before those of the shard at this place."""
+        return int(self._ends[place - 1]) if place else 0
 
     def shard_rows(self, shard: int, columns: Sequence[str] | None = None) -> Iterator[dict[str, Any]]:
         """The rows of one shard that are not rejected."""
         self._check(shard)
         for piece in pieces(self.corpus.path, Stretch(shard, 0, None)):
             batch = piece.read(parquet_columns(columns, self._view))
-            for row in np.flatnonzero(pc.not_equal(batch["status"], "rejected").to_numpy(False)).tolist():
+            usable = pc.fill_null(pc.not_equal(batch["status"], "rejected"), True)  # null is for as_dict
+            for row in np.flatnonzero(usable.to_numpy(zero_copy_only=False)).tolist():
                 yield as_dict(piece.path, batch, row, self._view)
+
+    @staticmethod
+    def _name(shard: int) -> str:
+        """What `corpus.json` calls a shard."""
+        return f"{SHARDS}/{shard_path(Path(), shard).name}"
 
     def _count(self, shard: int) -> tuple[int, int]:
         path = shard_path(self.corpus.path, shard)
@@ -94,8 +105,7 @@ class Source:
 
     def _check(self, shard: int) -> None:
         """Hold a shard against what the corpus recorded of it, once."""
-        path = shard_path(self.corpus.path, shard)
-        name = f"{SHARDS}/{path.name}"
+        path, name = shard_path(self.corpus.path, shard), self._name(shard)
         if shard in self._checked or (name not in self._recorded and not self.corpus.complete):
             return
         with reading(path):

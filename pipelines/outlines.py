@@ -15,27 +15,27 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from engine import rle
-from engine.records import Rle
+from pipelines.views import Cutout
 
 Ints = npt.NDArray[np.int64]
 
+_PASSES = np.array([0, 1, 1, 0, 1, 0, 2, 1, 1, 2, 0, 1, 0, 1, 1, 0])
+"""How often an outline turns at a place, by which pixels around it are in the mask: 1 for the upper left, 2
+for the upper right, 4 and 8 for those below."""
 
-def polygons(mask: Rle) -> list[list[float]]:
+
+def polygons(mask: Cutout) -> list[list[float]]:
     """The polygons of a mask, as COCO writes them: x and y in turn, one for each connected part.
 
     Parts are connected by pixels' sides. Decoded by pycocotools they give the mask again, pixel for pixel.
-    Raises ValueError where the code is malformed.
     """
-    x, y, width, height = map(int, rle.bbox(mask))
-    if not width:
+    if not mask.mask_HW.size:
         return []
-    mask_HW = np.ascontiguousarray(rle.decode(mask)[y : y + height, x : x + width]).astype(np.uint8)
-    _, parts_HW = cv2.connectedComponents(mask_HW, connectivity=4)
+    _, parts_HW = cv2.connectedComponents(np.pad(mask.mask_HW, 1).astype(np.uint8), connectivity=4)
     found: dict[int, list[list[int]]] = {}
-    for part, ring in _rings(np.pad(parts_HW, 1).astype(np.int64)):
+    for part, ring in _rings(np.asarray(parts_HW, np.int32)):
         found.setdefault(part, []).append(ring)
-    return [_with_offset(rings, x, y) for _, rings in sorted(found.items())]
+    return [_with_offset(rings, mask.x, mask.y) for _, rings in sorted(found.items())]
 
 
 def _with_offset(rings: list[list[int]], x: int, y: int) -> list[float]:
@@ -51,30 +51,26 @@ def _with_offset(rings: list[list[int]], x: int, y: int) -> list[float]:
     return [float(value + offset[at % 2]) for at, value in enumerate(flat)]
 
 
-def _rings(parts_HW: Ints) -> list[tuple[int, list[int]]]:
+def _rings(parts_HW: npt.NDArray[np.int32]) -> list[tuple[int, list[int]]]:
     """The part that each ring is of, and the ring's corners, x and y in turn; by the topmost corners' order.
 
     `parts_HW` has a border of 0. A corner's coordinates are those of the pixel to its lower right, without
     that border.
     """
-    top_left, top_right = parts_HW[:-1, :-1], parts_HW[:-1, 1:]
-    low_left, low_right = parts_HW[1:, :-1], parts_HW[1:, 1:]
-    inside = [part > 0 for part in (top_left, top_right, low_left, low_right)]
-    count = sum(part.astype(np.int64) for part in inside)
-    falling = (count == 2) & (inside[0] == inside[3])  # the two touch by a corner only
-    is_corner = (count % 2 == 1) | falling
+    inside_HW = (parts_HW > 0).astype(np.uint8)
+    around_HW = inside_HW[:-1, :-1] + 2 * inside_HW[:-1, 1:] + 4 * inside_HW[1:, :-1] + 8 * inside_HW[1:, 1:]
     # A corner that is passed twice is there twice: first the passage that has its left edge.
-    ys_N, xs_N = (np.repeat(values, np.where(falling[is_corner], 2, 1)) for values in np.nonzero(is_corner))
-    twice_N = falling[ys_N, xs_N]
-    second_N = np.zeros(len(xs_N), np.bool_)
-    second_N[1:] = twice_N[1:] & (ys_N[1:] == ys_N[:-1]) & (xs_N[1:] == xs_N[:-1])
+    ys_N, xs_N = np.nonzero(_PASSES[around_HW])
+    times_N = _PASSES[around_HW[ys_N, xs_N]]
+    second_N = (np.arange(times_N.sum()) - np.repeat(np.cumsum(times_N) - times_N, times_N)) == 1
+    ys_N, xs_N, twice_N = (np.repeat(values, times_N) for values in (ys_N, xs_N, times_N == 2))
     # Its left edge goes with the edge above where the upper left pixel is in the mask, else with that below.
-    is_lower_N = twice_N & (second_N == inside[0][ys_N, xs_N])
+    is_lower_N = twice_N & (second_N == (inside_HW[ys_N, xs_N] == 1))
     across_N = _partners(np.arange(len(xs_N)))
     down_N = _partners(np.lexsort((is_lower_N, ys_N, xs_N)))
-    around = np.stack([top_left, top_right, low_left, low_right])[:, ys_N, xs_N]
-    upper, lower = np.maximum(around[0], around[1]), np.maximum(around[2], around[3])
-    part_N = np.where(twice_N, np.where(is_lower_N, lower, upper), around.max(axis=0))
+    upper_N = np.maximum(parts_HW[ys_N, xs_N], parts_HW[ys_N, xs_N + 1])
+    lower_N = np.maximum(parts_HW[ys_N + 1, xs_N], parts_HW[ys_N + 1, xs_N + 1])
+    part_N = np.where(twice_N, np.where(is_lower_N, lower_N, upper_N), np.maximum(upper_N, lower_N))
     return _followed(across_N.tolist(), down_N.tolist(), xs_N.tolist(), ys_N.tolist(), part_N.tolist())
 
 

@@ -32,7 +32,7 @@ from pipelines import manifest, storage
 from pipelines.ahead import in_order
 from pipelines.config import digest_of
 from pipelines.conventions import SA1B, SOURCE
-from pipelines.errors import IncompleteRun, InputRejected, UsageError
+from pipelines.errors import IncompleteRun, InputRejected, UsageError, visible
 from pipelines.jpeg import read_jpeg
 from pipelines.lease import Lease, held
 from pipelines.patience import COMMIT_ATTEMPTS, opening, retrying
@@ -62,12 +62,14 @@ def import_sa1b(
     *,
     embed: bool = True,
     mode: Mode = "resume",
+    cleared: Callable[[], None] = lambda: None,
     shard_size: int = SHARD_SIZE,
 ) -> Tally:
     """Make the corpus `out` of SA-1B's files, or what is missing of it; return what this call did.
 
     `inputs` are folders, globs and tar files, as `sources.list_inputs` takes them; files of other names than
-    `sa_NUMBER.jpg` and `.json` are passed over. With `embed` the JPEG files are kept in the rows. Raises
+    `sa_NUMBER.jpg` and `.json` are passed over. With `embed` the JPEG files are kept in the rows. `mode` and
+    `cleared` are those of `plan.open_run`. Raises
     UsageError and CorpusError before any work, IncompleteRun where storage fails.
     """
     console = Console(stderr=True, soft_wrap=True, markup=False, highlight=False)
@@ -77,7 +79,7 @@ def import_sa1b(
     is_there = opening(lambda: refuse_foreign(out), out, is_there=True)
     with held(out, console.print, is_there=is_there) as lease:
         run = opening(
-            partial(open_run, out, pairs.select(["key", "uri"]), record, shard_size, mode),
+            partial(open_run, out, pairs.select(["key", "uri"]), record, shard_size, mode, cleared),
             out,
             is_there=is_there,
         )
@@ -92,7 +94,7 @@ def import_sa1b(
             totals = retrying(lambda: manifest.finish_corpus(out, run.plan.shards))["totals"]
         console.print(summary_table(done.tally, time.monotonic() - started, totals))
         for name, example in done.tally.examples.items():
-            console.print(f"rejected: {name}: {done.tally.rejects[name]}, such as {example}")
+            console.print(visible(f"rejected: {name}: {done.tally.rejects[name]}, such as {example}"))
         if done.rounded:
             console.print(
                 f"{done.rounded} numbers are no 32-bit floats, as SA-1B's are, and were rounded to the next"

@@ -26,6 +26,7 @@ from pipelines.sa1b_import import import_sa1b
 from pipelines.sources import list_inputs
 from pipelines.verify import verify
 from pipelines.views import View
+from tests.pipelines import stores
 from tests.pipelines.commands import start
 from tests.pipelines.corpora import fill_shard, make_corpus, make_photos, make_record, open_corpus
 from tests.pipelines.image_files import smooth
@@ -143,6 +144,9 @@ def test_a_damaged_corpus(corpus, tmp_path, capsys, form):
     assert "shard-000001.parquet is damaged: it is not what was recorded" in capsys.readouterr().err
     assert not (tmp_path / "out" / "annotations.json").exists()
     assert not list((tmp_path / "out").glob("*.tar"))
+    path.unlink()
+    assert run(spoilt, tmp_path / "new", form) == 2
+    assert "shard-000001.parquet is missing" in capsys.readouterr().err
     path.write_bytes(whole)
     assert run(spoilt, tmp_path / "out", form) == 0
 
@@ -441,6 +445,46 @@ def test_a_killed_export_goes_on_and_ends_the_same(many, tmp_path, form):
     assert all(path.stat().st_mtime_ns == then for path, then in there.items() if form == "sa1b")
     export(many, tmp_path / "whole", Options(form, images_per_tar=4))
     assert files_of(tmp_path / "killed") == files_of(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("words", [["export", "c", "--format", "coco"], ["import", "sa"]])
+def test_an_interruption_says_how_to_go_on(monkeypatch, tmp_path, capsys, words):
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("pipelines.export.export", interrupted)
+    monkeypatch.setattr("pipelines.sa1b_import.import_sa1b", interrupted)
+    assert main([*words, "--out", "x"]) == 130
+    assert f"stay{'s' if words[0] == 'export' else ''}, go on with: maskmill {' '.join(words)} --out x" in (
+        capsys.readouterr().err
+    )
+
+
+@pytest.mark.slow
+def test_from_a_store_into_a_store(tmp_path, monkeypatch):
+    with stores.s3_server() as address:
+        stores.use(monkeypatch, address)
+        client = stores.client_of(address)
+        pack(release(tmp_path / "sa", [1, 2, 3]), tmp_path / "sa.tar")
+        client.upload_file(str(tmp_path / "sa.tar"), "photos", "release/sa.tar")
+        words = ["import", "s3://photos/release/*.tar", "--out", "s3://corpora/sa", "--no-embed"]
+        assert main(words) == 0
+        assert main(["verify", "s3://corpora/sa"]) == 0
+        words = ["--images-per-tar", "2"]
+        assert run("s3://corpora/sa", "s3://corpora/out", "sa1b", *words) == 0
+        assert run("s3://corpora/sa", tmp_path / "out", "sa1b", *words) == 0
+        listed = client.list_objects_v2(Bucket="corpora", Prefix="out/")["Contents"]
+        assert {
+            one["Key"].removeprefix("out/"): client.get_object(Bucket="corpora", Key=one["Key"])[
+                "Body"
+            ].read()
+            for one in listed
+        } == files_of(tmp_path / "out")
+        found = unpacked(tmp_path / "out")
+        assert found["sa_2.jpg"] == (tmp_path / "sa" / "sa_2.jpg").read_bytes()
+        assert len(found) == 6
+        client.delete_object(Bucket="photos", Key="release/sa.tar")
+        assert run("s3://corpora/sa", tmp_path / "again", "sa1b") == 4
 
 
 def test_decoding_an_export(corpus, tmp_path):

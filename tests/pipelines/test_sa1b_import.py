@@ -368,6 +368,9 @@ def test_shards_that_are_gone_are_made_again(tmp_path):
     after = {path.name: path.read_bytes() for path in out.rglob("*.*")}
     assert after.keys() == before.keys()
     assert {name for name in after if after[name] != before[name]} <= {"shard-000001.parquet", "corpus.json"}
+    (out / "corpus.json").unlink()
+    assert import_sa1b([str(folder)], out, shard_size=2).images == 0
+    assert (out / "corpus.json").read_bytes() == after["corpus.json"]
 
 
 @pytest.mark.slow
