@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from model.prompts import tight_boxes
-from model.sam import Sam
+from model.sam import EncodedImages, Sam
 from pipelines.labelled import LabelledImage
 
 DISC_RADII = (8 / 256, 20 / 256, 50 / 256)
@@ -69,12 +69,7 @@ def score_image(
 ) -> list[dict[str, float]]:
     """The scores of each mask of one image."""
     height, width = masks_PHW.shape[1:]
-    scale = size / max(height, width)
-    shape = (max(1, round(height * scale)), max(1, round(width * scale)))
-    resized = torch.from_numpy(cv2.resize(pixels_HWC, shape[::-1], interpolation=cv2.INTER_AREA))
-    padding = (0, size - shape[1], 0, size - shape[0])
-    encoded = sam.encode_padded(F.pad(sam.normalise(resized.permute(2, 0, 1)), padding)[None])
-
+    encoded, shape = encode_square(sam, pixels_HWC, size)
     true_PHW = torch.from_numpy(masks_PHW).bool()
     clicks_P2 = np.stack([centre(mask) for mask in masks_PHW])
     to_input = sam.config.img_size / max(height, width)
@@ -87,9 +82,9 @@ def score_image(
     prompts = torch.arange(len(masks_PHW))
     three = sam.draw(by_point, prompts.repeat_interleave(3), torch.tensor([1, 2, 3]).repeat(len(prompts)))
     single = sam.draw(by_box, prompts, torch.zeros_like(prompts))
-    three_P3HW = _upright(three, shape, (height, width)).unflatten(0, (-1, 3))
+    three_P3HW = to_photograph(three, shape, (height, width)).unflatten(0, (-1, 3))
     iou_P3 = _iou(three_P3HW, true_PHW[:, None])
-    iou_box_P = _iou(_upright(single, shape, (height, width)), true_PHW)
+    iou_box_P = _iou(to_photograph(single, shape, (height, width)), true_PHW)
     disc_P = _iou(_discs(clicks_P2, height, width), true_PHW[:, None]).amax(1)
 
     predicted_P3 = by_point.iou_BPM[0, :, 1:].float().cpu()
@@ -108,10 +103,22 @@ def score_image(
         points = torch.cat([points, next_P2[None, :, None].to(points)], dim=2)
         labels = torch.cat([labels, torch.tensor([[[label] for _, label in found]]).to(labels)], dim=2)
         drawn = sam.draw(sam.attend(encoded, points, labels), prompts, torch.zeros_like(prompts))
-        drawn_PHW = _upright(drawn, shape, (height, width))
+        drawn_PHW = to_photograph(drawn, shape, (height, width))
         if count in CLICKS:
             columns[f"miou_{count}click"] = _iou(drawn_PHW, true_PHW)
     return [{name: float(column[p]) for name, column in columns.items()} for p in prompts]
+
+
+def encode_square(
+    sam: Sam, pixels_HWC: NDArray[np.uint8], size: int
+) -> tuple[EncodedImages, tuple[int, int]]:
+    """Encode a photograph brought to `size` pixels and padded; gives its (height, width) there, too."""
+    height, width = pixels_HWC.shape[:2]
+    scale = size / max(height, width)
+    shape = (max(1, round(height * scale)), max(1, round(width * scale)))
+    resized = torch.from_numpy(cv2.resize(pixels_HWC, shape[::-1], interpolation=cv2.INTER_AREA))
+    padding = (0, size - shape[1], 0, size - shape[0])
+    return sam.encode_padded(F.pad(sam.normalise(resized.permute(2, 0, 1)), padding)[None]), shape
 
 
 def correction(drawn_HW: NDArray[np.bool_], true_HW: NDArray[np.uint8]) -> tuple[NDArray[np.float64], int]:
@@ -140,7 +147,7 @@ def _to_edge(mask_HW: NDArray[np.uint8]) -> NDArray[np.float32]:
     return np.asarray(distance[1:-1, 1:-1], np.float32)
 
 
-def _upright(logits_KHW: Tensor, input_shape: tuple[int, int], shape: tuple[int, int]) -> Tensor:
+def to_photograph(logits_KHW: Tensor, input_shape: tuple[int, int], shape: tuple[int, int]) -> Tensor:
     """Masks at the photograph's size from logits of the padded square."""
     square = F.interpolate(logits_KHW.float()[None].cpu(), (max(input_shape),) * 2, mode="bilinear")
     cropped = square[..., : input_shape[0], : input_shape[1]]

@@ -35,6 +35,8 @@ def configuration(shapes, out, **changes):
         "precision": "fp32",
         "loader_workers": 0,
         "warmup_steps": 1,
+        "prompts": "simple",
+        "contrast_weight": 1.0,
         "checkpoint_every": 1,
         "evaluate_every": 4,
         "validation_images": 1,
@@ -188,7 +190,7 @@ def test_a_missing_picture_names_its_file(shapes, tmp_path):
 
 def test_more_masks_than_pycocotools_counts_at_once(shapes):
     image = read_labelled(shapes)[0]
-    many = type(image)(image.image_id, image.path, image.source, image.rles * 150)
+    many = type(image)(image.image_id, image.photograph, image.source, image.rles * 150)
     assert many.areas().tolist() == image.areas().tolist() * 150
 
 
