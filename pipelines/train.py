@@ -187,6 +187,7 @@ def batches(
             masks_per_image=stage.masks,
             zoom=stage.zoom,
             area_power=stage.area_power,
+            augment=stage.augment,
             source_weights=config.source_weights,
             paste_share=config.paste_share,
             grey_share=config.grey_share,

@@ -8,6 +8,7 @@ averaged over time (EMA) and the average is what is evaluated and saved.
 
 from __future__ import annotations
 
+import copy
 import json
 import logging
 import math
@@ -75,14 +76,12 @@ class Trainer:
         is in place of the configured one.
         """
         torch.manual_seed(config.seed)
-        sam, average = (Sam(MODELS[config.model]) for _ in range(2))
-        initialise(sam)
-        if config.initial is not None:
-            given = load_sam(config.model, config.initial)
-            if given.config != sam.config:
-                raise ConfigError(f"initial: {config.initial}: not of the shapes of {config.model}")
-            sam.load_state_dict(given.state_dict())
-        average.load_state_dict(sam.state_dict())
+        if config.initial is None:
+            sam = Sam(MODELS[config.model])
+            initialise(sam)
+        else:
+            sam = load_sam(config.model, config.initial).train()
+        average = copy.deepcopy(sam)
         objective = Objective(config, sam, teacher_channels).to(device or config.device)
         optimizers = make_optimizers(config, sam, objective.auxiliary)
         trainer = cls(

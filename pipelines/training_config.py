@@ -41,6 +41,9 @@ class StageConfig(Section):
     zoom: tuple[PositiveFloat, PositiveFloat] = Field(
         (0.1, 2.0), description="Longer side of the jittered photograph, in sides of the square: from, to."
     )
+    augment: bool = Field(
+        True, description="false: no jitter, no flips, no change of colour; the square's whole side is used."
+    )
     train: Literal["all", "encoder", "decoder"] = Field(
         "all",
         description="encoder: on the auxiliary losses, with no masks drawn; decoder: the rest is frozen.",
@@ -130,7 +133,7 @@ class TrainConfig(Section):
     precision: Literal["fp32", "bf16"] = Field("bf16", description="bf16 runs matrix products in bfloat16.")
     device: str = Field("cpu", pattern=r"^(cpu|cuda(:\d+)?)$", description="cpu, cuda or cuda:N.")
     initial: Path | None = Field(
-        None, description="Weights of this size to start from; null starts from nothing."
+        None, description="Weights to start from, and their shapes; null starts from nothing."
     )
     seed: int = Field(0, ge=0, description="Decides initial weights, batches and prompts.")
     loader_workers: int = Field(1, ge=0, description="Processes that prepare batches.")

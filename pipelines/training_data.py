@@ -115,6 +115,7 @@ class TrainingBatches(Dataset[Batch]):
         masks_per_image: int,
         zoom: tuple[float, float],
         area_power: float,
+        augment: bool = True,
         source_weights: Mapping[str, float],
         paste_share: float = 0.0,
         grey_share: float = 0.0,
@@ -132,6 +133,7 @@ class TrainingBatches(Dataset[Batch]):
         self.masks_per_image = masks_per_image
         self.zoom = zoom
         self.area_power = area_power
+        self.augment = augment
         self.paste_share = paste_share
         self.grey_share = grey_share
         self.teacher = teacher
@@ -157,9 +159,12 @@ class TrainingBatches(Dataset[Batch]):
         weights = image.areas() ** self.area_power
         count = min(len(weights), max(2 * self.masks_per_image, MAX_OBJECTS))
         drawn = rng.choice(len(weights), count, replace=False, p=weights / weights.sum())
-        affine = self._jitter(pixels.shape[0], pixels.shape[1], rng)
+        affine = np.eye(2, 3) * (self.size / max(pixels.shape[:2]))
+        if self.augment:
+            affine = self._jitter(pixels.shape[0], pixels.shape[1], rng)
+            pixels = _colour_jitter(pixels, rng)
 
-        warped = _warp(_colour_jitter(pixels, rng), affine, self.size)
+        warped = _warp(pixels, affine, self.size)
         valid = _warp(np.ones(pixels.shape[:2], np.uint8), affine, self.size, cv2.INTER_NEAREST)
         masks = [_warp(mask, affine, self.size, cv2.INTER_NEAREST) for mask in image.masks(drawn)]
         pasted: list[NDArray[np.uint8]] = []
