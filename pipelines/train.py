@@ -49,6 +49,8 @@ def train(config: TrainConfig) -> Path:
     torch.set_flush_denormal(True)  # AdamW's moments of what is rarely used decay into slow denormals
     images = read_labelled(config.data, config.photographs)
     with joined(config.device) as (processes, device):
+        if not processes.first:
+            log.setLevel(logging.WARNING)
         _check(config, images, processes, device)
         training = [image for image in images if not image.validates]
         teacher = None
