@@ -8,8 +8,11 @@ import subprocess
 import sys
 import time
 
+import cv2
+import numpy as np
 import pytest
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from model.checkpoint import load_sam
 from pipelines.errors import ConfigError
@@ -105,6 +108,15 @@ def test_resumed_training_keeps_every_number(shapes, tiny_weights, tmp_path, opt
     steps(Trainer.start(halves), halves, 2).save()
     train(halves)
     assert_same(whole.out, halves.out)
+
+    written = EventAccumulator(str(whole.out / "tensorboard")).Reload()
+    tags = written.Tags()
+    assert {"train/loss", "train/learning_rate", "train/iou_last", "validation/miou_box"} <= {
+        *tags["scalars"]
+    }
+    assert [event.step for event in written.Scalars("train/loss")] == [1, 2, 3, 4]
+    picture = np.frombuffer(written.Images("prompts/0")[0].encoded_image_string, np.uint8)
+    assert cv2.imdecode(picture, cv2.IMREAD_COLOR).shape == (96, 256, 3), "the photograph, twice"
 
 
 def test_a_step_draws_from_no_random_state_of_the_process(shapes, tiny_weights, tmp_path):
