@@ -111,11 +111,12 @@ def nothing_learnt(path: Path) -> Path:
 def test_fifty_images_are_learnt_by_heart(tmp_path):
     given = os.environ.get("MASKMILL_TRAINING_DATA")
     data = fifty(Path(given) if given else textured_shapes(tmp_path / "shapes"), tmp_path / "fifty")
-    stage = StageConfig(steps=1200, size=256, images=10, masks=4, augment=False)
+    steps = 1200 if given else 600  # what is drawn is simpler than what is photographed
+    stage = StageConfig(steps=steps, size=256, images=10, masks=4, augment=False)
     config = TrainConfig(
         data=data,
         initial=nothing_learnt(tmp_path / "initial.safetensors"),
-        out=Path(os.environ.get("MASKMILL_TRAINING_OUT", tmp_path / "run")),
+        out=tmp_path / "run",
         stages=(stage,),
         prompts="simple",
         box_share=1.0,
