@@ -38,8 +38,9 @@ def textured_shapes(folder: Path) -> Path:
         picture, masks = texture(rng), []
         for _ in range(rng.integers(3, 6)):
             shape = np.zeros((192, 256), np.uint8)
-            middle, radius = rng.integers((30, 30), (226, 162)), rng.integers(16, 48)
-            angles = np.sort(rng.uniform(0, 2 * np.pi, rng.integers(3, 9)))
+            middle, radius = rng.integers((40, 40), (216, 152)), rng.integers(26, 60)
+            corners = rng.integers(3, 9)
+            angles = 2 * np.pi * (np.arange(corners) + rng.uniform(0, 0.6, corners)) / corners
             around = middle + radius * np.stack([np.cos(angles), np.sin(angles)], 1)
             cv2.fillPoly(shape, [around.astype(np.int32)], 1)
             picture[shape > 0] = texture(rng)[shape > 0]
