@@ -146,6 +146,27 @@ def test_parts_add_up_to_the_step_of_the_whole(shapes, tiny_weights, tmp_path, p
             assert torch.allclose(parts[name], gradient, rtol=1e-3, atol=1e-6), name
 
 
+@pytest.mark.parametrize("iou_target", ["prompt", pytest.param("point", marks=pytest.mark.slow)])
+def test_an_interaction_is_learnt(shapes, tiny_weights, tmp_path, iou_target):
+    changes = {
+        "iou_target": iou_target,
+        "focal_weight": 2,
+        "learning_rate": 3e-3,
+        "single_mask_for_boxes": True,
+    }
+    stages = (STAGES[0].model_copy(update={"images": 2}),)
+    config = configuration(shapes, tiny_weights, tmp_path, stages=stages, layer_decay=1, clicks=1, **changes)
+    trainer = Trainer.start(config)
+    batch, stage = next(batches(config, read_labelled(shapes), 0))
+    measured = []
+    for _ in range(12):
+        measured.append(trainer.train_step(batch, stage))
+        trainer.step = 1  # past the warm-up, and the same prompts each time
+    for name in ("loss", "mask_first", "mask_last"):
+        first, last = (np.mean([m[name] for m in some]) for some in (measured[:3], measured[-3:]))
+        assert last < 0.9 * first, name
+
+
 def test_blocks_learn_the_slower_the_earlier_they_are(shapes, tiny_weights, tmp_path):
     assert layer_scale("mask_decoder.iou_token.weight", 12, 0.8) == 1
     assert layer_scale("image_encoder.neck.0.weight", 12, 0.8) == 1
