@@ -67,11 +67,12 @@ def evaluate(
     for index, image in enumerate(images):
         count = min(masks_per_image, len(image.rles))
         chosen = np.random.default_rng(index).choice(len(image.rles), count, replace=False)
+        pixels = image.pixels()  # first: they tell what size the masks may be
         masks = image.masks(chosen)
         masks = masks[masks.any((1, 2))]
         if len(masks):
             side = size or sam.config.img_size
-            found, pairs_N2 = score_image(sam, image.pixels(), masks, side, mask_prompts)
+            found, pairs_N2 = score_image(sam, pixels, masks, side, mask_prompts)
             rows[image.source] += found
             predictions.append(pairs_N2)
     everything = [row for source in rows.values() for row in source]
