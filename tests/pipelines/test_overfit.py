@@ -112,7 +112,7 @@ def nothing_learnt(path: Path) -> Path:
 def test_fifty_images_are_learnt_by_heart(tmp_path):
     given = os.environ.get("MASKMILL_TRAINING_DATA")
     data = fifty(Path(given) if given else textured_shapes(tmp_path / "shapes"), tmp_path / "fifty")
-    steps = 1200 if given else 600  # what is drawn is simpler than what is photographed
+    steps = 1500 if given else 600  # what is drawn is simpler than what is photographed
     stage = StageConfig(steps=steps, size=256, images=10, masks=4, augment=False)
     config = TrainConfig(
         data=data,
