@@ -52,13 +52,14 @@ class ImageEncoderViT(nn.Module):
         """
         # What the blocks add up is kept in fp32: in bf16 each would round what all before it have found.
         x_BHWC = self.patch_embed(pixels_BCHW).float()
-        x_BHWC = x_BHWC + self._positions(x_BHWC.shape[1])
+        x_BHWC = x_BHWC + self.positions(x_BHWC.shape[1])
         for block in self.blocks:
             x_BHWC = block(x_BHWC)
         embedding: Tensor = self.neck(x_BHWC.to(pixels_BCHW.dtype).permute(0, 3, 1, 2))
         return embedding
 
-    def _positions(self, side: int) -> Tensor:
+    def positions(self, side: int) -> Tensor:
+        """Positions of a side×side grid, resampled where it is not the configured one: 1×side×side×C."""
         if side == self.pos_embed.shape[1]:
             return self.pos_embed
         resized = F.interpolate(self.pos_embed.permute(0, 3, 1, 2), (side, side), mode="bilinear")

@@ -46,7 +46,7 @@ class PromptEncoder(nn.Module):
             if boxes_BP4 is None:  # the published model always sees a padding point when there is no box
                 points_BPN2 = torch.cat([points_BPN2, points_BPN2.new_zeros(*points_BPN2.shape[:2], 1, 2)], 2)
                 labels_BPN = torch.cat([labels_BPN, -labels_BPN.new_ones(*labels_BPN.shape[:2], 1)], 2)
-            tokens.append(self._points(points_BPN2, labels_BPN))
+            tokens.append(self.labelled(points_BPN2, labels_BPN))
         if boxes_BP4 is not None:
             corners_BP22 = boxes_BP4.unflatten(-1, (2, 2))
             tokens.append(self._positions(corners_BP22) + self._kinds()[2:])
@@ -67,16 +67,18 @@ class PromptEncoder(nn.Module):
         y, x = torch.meshgrid(centres, centres, indexing="ij")
         return self.pe_layer(torch.stack([x, y], dim=-1)).flatten(0, 1)
 
-    def _points(self, points_BPN2: Tensor, labels_BPN: Tensor) -> Tensor:
+    def labelled(self, points_BPN2: Tensor, labels_BPN: Tensor) -> Tensor:
+        """A token a point: B×P×N×C, and none that is not asked for.
+
+        Beside the labels of `sparse` there are 2 and 3, the corners of a box: so prompts that begin with a
+        point (and a padding point) and prompts that begin with a box are of one shape.
+        """
         positions = self._positions(points_BPN2)
-        background, foreground = self._kinds()[:2]
         label = labels_BPN[..., None]
-        return (
-            positions.masked_fill(label == -1, 0.0)
-            + (label == -1) * self.not_a_point_embed.weight
-            + (label == 0) * background
-            + (label == 1) * foreground
-        )
+        tokens = positions.masked_fill(label == -1, 0.0) + (label == -1) * self.not_a_point_embed.weight
+        for number, kind in enumerate(self._kinds()):
+            tokens = tokens + (label == number) * kind
+        return tokens
 
     def _kinds(self) -> Tensor:
         """What is added for a background point, a foreground point and a box's two corners: 4×C."""

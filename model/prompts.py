@@ -1,14 +1,41 @@
 """Simulated prompts for training (paper, appendix A, "Training algorithm").
 
-All functions draw from the given `torch.Generator`, so that a step's prompts can be drawn again.
+Whatever is drawn comes from the caller, as a `torch.Generator` or as numbers that were drawn already, so
+that a step's prompts can be drawn again. `Draws` keeps a generator for each photograph: what is drawn for one
+depends on the seed, the step and the photograph's place in the step, and neither on how many others are
+worked on beside it nor by which process.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+import numpy as np
 import torch
 from torch import Tensor
 
 MAX_POINTS = 4
+
+
+class Draws:
+    """The random numbers of one step of training, for some of its photographs."""
+
+    def __init__(self, seed: int, step: int, places: range) -> None:
+        self.of_step = _generator(seed, step)
+        self.of_images = [_generator(seed, step, place) for place in places]
+
+    def uniform(self, *shape: int) -> Tensor:
+        """Numbers in [0, 1), B×shape."""
+        return self.each(lambda _, generator: torch.rand(shape, generator=generator))
+
+    def each(self, draw: Callable[[int, torch.Generator], Tensor]) -> Tensor:
+        """What `draw` makes of each photograph's index and generator, stacked."""
+        return torch.stack([draw(index, generator) for index, generator in enumerate(self.of_images)])
+
+
+def _generator(*seeds: int) -> torch.Generator:
+    (state,) = np.random.SeedSequence(seeds).generate_state(1, np.uint64)
+    return torch.Generator().manual_seed(int(state >> np.uint64(1)))
 
 
 def tight_boxes(masks: Tensor) -> Tensor:
@@ -23,23 +50,22 @@ def tight_boxes(masks: Tensor) -> Tensor:
     return torch.stack([x0, y0, x1, y1], -1).float()
 
 
-def noisy_boxes(masks: Tensor, generator: torch.Generator) -> Tensor:
-    """Tight boxes with noise: standard deviation 10 % of the side, at most 20 pixels; …×H×W → …×4 XYXY."""
+def noisy_boxes(masks: Tensor, generator: torch.Generator, most: float = 20.0) -> Tensor:
+    """Tight boxes, …×H×W → …×4 XYXY, with noise: of 10 % of the side (1 sd), at most `most` pixels."""
     boxes = tight_boxes(masks).cpu()
     sides = (boxes[..., 2:] - boxes[..., :2]).repeat_interleave(2, -1)[..., [0, 2, 1, 3]]
     noise = torch.randn(boxes.shape, generator=generator) * 0.1 * sides
-    return boxes + noise.clamp(-20, 20)
+    return boxes + noise.clamp(-most, most)
 
 
-def points_in_and_around(masks: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Two to MAX_POINTS points a mask: the first inside, the others inside or in the box around it.
+def points_in_and_around(masks: Tensor, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """`count` points a mask: the first inside, the others inside or in the box around it.
 
     …×H×W → (x, y) …×N×2 and labels …×N, 1 inside and 0 outside.
     """
     height, width = masks.shape[-2:]
     flat = masks.flatten(-2).cpu() > 0
     leading = flat.shape[:-1]
-    count = int(torch.randint(2, MAX_POINTS + 1, (), generator=generator))
     # The largest of uniform draws over the mask's pixels is a uniform draw of one of them.
     ranks = torch.rand(*leading, height * width, generator=generator)
     inside = (ranks * flat).topk(count, dim=-1).indices
@@ -57,6 +83,35 @@ def points_in_and_around(masks: Tensor, generator: torch.Generator) -> tuple[Ten
     points = torch.where(take_inside[..., None], inside_xy, around_xy)
     index = (points[..., 1] * width + points[..., 0]).long()
     return points, flat.gather(-1, index).long()
+
+
+def uniform_pixels(regions: Tensor, drawn: Tensor) -> Tensor:
+    """A pixel of each region, each equally likely: …×H×W, bool, → (x, y) …×2.
+
+    `drawn` are numbers in [0, 1), one a region. An empty region gives its last pixel.
+    """
+    in_rows = regions.sum(-1)
+    rank = (drawn.to(in_rows.device, torch.float64) * in_rows.sum(-1)).long()[..., None]
+    before_rows = in_rows.cumsum(-1)
+    row = (before_rows <= rank).sum(-1, keepdim=True).clamp(max=regions.shape[-2] - 1)
+    rank = rank - (before_rows - in_rows).gather(-1, row)
+    pixels = regions.gather(-2, row[..., None].expand(*row.shape, regions.shape[-1])).squeeze(-2)
+    column = (pixels.cumsum(-1) <= rank).sum(-1, keepdim=True).clamp(max=regions.shape[-1] - 1)
+    return torch.cat([column, row], -1).float()
+
+
+def corrections(drawn: Tensor, masks: Tensor, chance: Tensor) -> tuple[Tensor, Tensor]:
+    """A click where the drawn mask is wrong, each such pixel equally likely: (x, y) …×2 and labels ….
+
+    Both masks are …×H×W; `chance` are numbers in [0, 1), one a mask. The label is 1 where the mask was missed
+    and 0 where it was spilled. Where nothing is wrong, the click is somewhere in the mask.
+    """
+    masks = masks > 0
+    wrong = drawn != masks
+    wrong = torch.where(wrong.flatten(-2).any(-1)[..., None, None], wrong, masks)
+    points = uniform_pixels(wrong, chance)
+    place = (points[..., 1] * masks.shape[-1] + points[..., 0]).long()
+    return points, masks.flatten(-2).gather(-1, place[..., None])[..., 0].long()
 
 
 def holding(masks_BQHW: Tensor, points_BP2: Tensor) -> Tensor:

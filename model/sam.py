@@ -126,16 +126,26 @@ class Sam(nn.Module):
         if (points_BPN2 is None) != (labels_BPN is None):
             raise ValueError("points and labels come together; got only one of them")
         sparse_BPTC = self.prompt_encoder.sparse(points_BPN2, labels_BPN, boxes_BP4)
-        if masks_BP1HW is None:
-            if sparse_BPTC is None:
+        if sparse_BPTC is None:
+            if masks_BP1HW is None:
                 raise ValueError("a prompt needs points with labels, a box or a mask; got none of them")
-            return self.mask_decoder.attend(images.shared, sparse_BPTC, together)
+            sparse_BPTC = masks_BP1HW.new_zeros(*masks_BP1HW.shape[:2], 0, self.config.out_chans)
+        return self.answer(images, sparse_BPTC, masks_BP1HW, together=together)
 
+    def answer(
+        self,
+        images: EncodedImages,
+        sparse_BPTC: Tensor,
+        masks_BP1HW: Tensor | None = None,
+        *,
+        together: int | None = None,
+    ) -> Decoded:
+        """`attend`, to prompts that are tokens already (`PromptEncoder.sparse`, `PromptEncoder.labelled`)."""
+        if masks_BP1HW is None:
+            return self.mask_decoder.attend(images.shared, sparse_BPTC, together)
         side = 4 * images.embedding_BCHW.shape[-1]
         if tuple(masks_BP1HW.shape[2:]) != (1, side, side):
             raise ValueError(f"mask prompts must be B×P×1×{side}×{side}, got {tuple(masks_BP1HW.shape)}")
-        if sparse_BPTC is None:
-            sparse_BPTC = masks_BP1HW.new_zeros(*masks_BP1HW.shape[:2], 0, self.config.out_chans)
         # Each prompt's cells differ from the start: as many images of one prompt.
         batch = masks_BP1HW.shape[:2]
         cells_BPCHW = images.embedding_BCHW[:, None] + self.prompt_encoder.dense(masks_BP1HW)

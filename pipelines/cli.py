@@ -20,7 +20,6 @@ import typer
 
 from pipelines import exchange_commands
 from pipelines.errors import (
-    ConfigError,
     IncompleteRun,
     MaskmillError,
     UsageError,
@@ -264,20 +263,40 @@ def gallery(
 @app.command()
 def train(config: Config = None, set_: Set = None) -> None:
     """Train the model on labelled masks; goes on from the last checkpoint in the output folder."""
-    from pipelines.settings import load_settings
     from pipelines.train import train as run
     from pipelines.training_config import TrainConfig
 
+    typer.echo(run(_schedule(TrainConfig, config, set_, "train_nano")))
+
+
+@app.command()
+def pretrain(config: Config = None, set_: Set = None) -> None:
+    """Teach the encoder to fill in plain photographs, no masks needed; `train` starts from what it gives."""
+    from pipelines.pretrain import PretrainConfig
+    from pipelines.pretrain import pretrain as run
+
+    typer.echo(run(_schedule(PretrainConfig, config, set_, "pretrain_nano")))
+
+
+def _schedule(kind: Any, config: str | None, set_: list[str] | None, example: str) -> Any:
+    from pipelines.settings import load_settings
+
     if config is None:
-        raise UsageError("expected --config FILE, for example --config train_nano")
-    settings = load_settings(TrainConfig, config, list(set_ or ()))
+        raise UsageError(f"expected --config FILE, for example --config {example}")
+    settings = load_settings(kind, config, list(set_ or ()))
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", stream=sys.stderr)
-    typer.echo(run(settings))
+    return settings
 
 
 @app.command()
 def evaluate(
-    data: Annotated[Path | None, typer.Option(metavar="FOLDER", help="Labelled images.")] = None,
+    data: Annotated[
+        Path | None,
+        typer.Option(metavar="FOLDER", help="Labelled images: tables, a COCO JSON, SA-1B, or a corpus."),
+    ] = None,
+    photographs: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="Photographs of a COCO JSON; default: beside it.")
+    ] = None,
     model: Annotated[str, typer.Option(metavar="NAME", help="Size of the network.")] = "nano",
     checkpoint: Annotated[Path | None, typer.Option(metavar="FILE", help="Weights to score.")] = None,
     validation: Annotated[
@@ -286,46 +305,42 @@ def evaluate(
     masks_per_image: Annotated[
         int, typer.Option(metavar="N", min=1, help="Masks an image that are asked for.")
     ] = 20,
+    mask_prompts: Annotated[
+        bool, typer.Option("--mask-prompts", help="Give further clicks with the last answer as a mask.")
+    ] = False,
     config: Config = None,
     set_: Set = None,
     automatic: Annotated[
         bool, typer.Option(help="Score the masks of a grid too, by --config's thresholds (default: nano's).")
     ] = True,
+    against: Annotated[
+        Path | None,
+        typer.Option(metavar="CORPUS", help="No model: compare the corpus --data with this one."),
+    ] = None,
+    plot: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Draw how far predicted IoU can be believed.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One line of JSON in place of the table.")] = False,
 ) -> None:
     """Score a model against labelled masks: clicks, a box, its predicted IoU, and its automatic masks."""
     if data is None:
         raise UsageError("expected --data FOLDER, the labelled images to score against")
-    from engine import MaskGenerator
-    from model import load_sam
-    from pipelines.config import load_config
-    from pipelines.evaluate import evaluate as score
-    from pipelines.labelled import VALIDATION_SHARE, read_labelled
-    from pipelines.recall import evaluate_automatic
-    from pipelines.report import evaluation_table
+    from pipelines import scoring
 
-    settings = load_config(config or "nano", list(set_ or ()))
-    if (config or any(value.startswith("model.") for value in set_ or ())) and settings.model.name != model:
-        raise UsageError(
-            f"--model {model}: the configuration is for {settings.model.name}; give --model that"
+    if against is not None:
+        result, tables = scoring.score_corpora(data, against)
+    else:
+        what = scoring.Wanted(
+            data, photographs, model, checkpoint, validation, masks_per_image, mask_prompts, automatic, plot
         )
-    labelled = read_labelled(data)
-    images = [image for image in labelled if image.validates or not validation]
-    if not images:
-        raise ConfigError(
-            f"{data}: none of its {len(labelled)} images is set aside for validation, which one in "
-            f"{VALIDATION_SHARE} is, by its name; leave out --validation to score them all"
-        )
-    sam = load_sam(model, checkpoint)
-    scores = score(sam, images, masks_per_image=masks_per_image)
-    if automatic:
-        scores |= evaluate_automatic(MaskGenerator(sam, settings.generator), images)
+        result, tables = scoring.score_model(what, config, list(set_ or ()))
     if as_json:
-        typer.echo(json.dumps(scores.scores | {"by_source": scores.by_source, "images": len(images)}))
+        typer.echo(json.dumps(result))
         return
     from rich.console import Console
 
-    Console().print(evaluation_table(scores.scores, scores.by_source))
+    for table in tables:
+        Console(markup=False).print(table)
 
 
 @app.command()

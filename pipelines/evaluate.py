@@ -6,14 +6,15 @@ floor to beat is `disc`: the best of three discs about the click, which know pla
 
 Further clicks go where the answer so far is most wrong: the point of the missing or of the surplus part that
 is farthest from its edge, as foreground or as background. They are given together, without the mask drawn so
-far; from the second click on the answer is the single mask.
+far or, as an interaction trains it, with its logits as a mask prompt; from the second click on the answer is
+the single mask.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import cv2
 import numpy as np
@@ -23,7 +24,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from model.prompts import tight_boxes
-from model.sam import Sam
+from model.sam import EncodedImages, Sam
 from pipelines.labelled import LabelledImage
 
 DISC_RADII = (8 / 256, 20 / 256, 50 / 256)
@@ -35,46 +36,61 @@ CLICKS = (3, 5)
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Mean scores over masks, of everything and of each source."""
+    """Mean scores over masks, of everything and of each source.
+
+    `predictions_N2`: predicted and true IoU of each of the masks that a click was answered with.
+    """
 
     scores: dict[str, float]
     by_source: dict[str, dict[str, float]]
+    predictions_N2: NDArray[np.float64] = field(default_factory=lambda: np.zeros((0, 2)))
 
     def __or__(self, other: Evaluation) -> Evaluation:
         """The scores of both."""
         sources = sorted({*self.by_source, *other.by_source})
         both = {name: self.by_source.get(name, {}) | other.by_source.get(name, {}) for name in sources}
-        return Evaluation(self.scores | other.scores, both)
+        predictions_N2 = np.concatenate([self.predictions_N2, other.predictions_N2])
+        return Evaluation(self.scores | other.scores, both, predictions_N2)
 
 
 def evaluate(
-    sam: Sam, images: Sequence[LabelledImage], *, size: int | None = None, masks_per_image: int = 10
+    sam: Sam,
+    images: Sequence[LabelledImage],
+    *,
+    size: int | None = None,
+    masks_per_image: int = 10,
+    mask_prompts: bool = False,
 ) -> Evaluation:
     """Score up to `masks_per_image` masks of each image, encoded at `size` pixels (default: the model's)."""
+    predictions = [np.zeros((0, 2))]
     rows: dict[str, list[dict[str, float]]] = defaultdict(list)
     for index, image in enumerate(images):
         count = min(masks_per_image, len(image.rles))
         chosen = np.random.default_rng(index).choice(len(image.rles), count, replace=False)
+        pixels = image.pixels()  # first: they tell what size the masks may be
         masks = image.masks(chosen)
         masks = masks[masks.any((1, 2))]
         if len(masks):
-            rows[image.source] += score_image(sam, image.pixels(), masks, size or sam.config.img_size)
+            side = size or sam.config.img_size
+            found, pairs_N2 = score_image(sam, pixels, masks, side, mask_prompts)
+            rows[image.source] += found
+            predictions.append(pairs_N2)
     everything = [row for source in rows.values() for row in source]
-    return Evaluation(_mean(everything), {source: _mean(found) for source, found in sorted(rows.items())})
+    by_source = {source: _mean(found) for source, found in sorted(rows.items())}
+    return Evaluation(_mean(everything), by_source, np.concatenate(predictions))
 
 
 @torch.inference_mode()
 def score_image(
-    sam: Sam, pixels_HWC: NDArray[np.uint8], masks_PHW: NDArray[np.uint8], size: int
-) -> list[dict[str, float]]:
-    """The scores of each mask of one image."""
+    sam: Sam,
+    pixels_HWC: NDArray[np.uint8],
+    masks_PHW: NDArray[np.uint8],
+    size: int,
+    mask_prompts: bool = False,
+) -> tuple[list[dict[str, float]], NDArray[np.float64]]:
+    """The scores of each mask of one image; predicted and true IoU of the three masks of each click, N×2."""
     height, width = masks_PHW.shape[1:]
-    scale = size / max(height, width)
-    shape = (max(1, round(height * scale)), max(1, round(width * scale)))
-    resized = torch.from_numpy(cv2.resize(pixels_HWC, shape[::-1], interpolation=cv2.INTER_AREA))
-    padding = (0, size - shape[1], 0, size - shape[0])
-    encoded = sam.encode_padded(F.pad(sam.normalise(resized.permute(2, 0, 1)), padding)[None])
-
+    encoded, shape = encode_square(sam, pixels_HWC, size)
     true_PHW = torch.from_numpy(masks_PHW).bool()
     clicks_P2 = np.stack([centre(mask) for mask in masks_PHW])
     to_input = sam.config.img_size / max(height, width)
@@ -87,9 +103,9 @@ def score_image(
     prompts = torch.arange(len(masks_PHW))
     three = sam.draw(by_point, prompts.repeat_interleave(3), torch.tensor([1, 2, 3]).repeat(len(prompts)))
     single = sam.draw(by_box, prompts, torch.zeros_like(prompts))
-    three_P3HW = _upright(three, shape, (height, width)).unflatten(0, (-1, 3))
+    three_P3HW = to_photograph(three, shape, (height, width)).unflatten(0, (-1, 3))
     iou_P3 = _iou(three_P3HW, true_PHW[:, None])
-    iou_box_P = _iou(_upright(single, shape, (height, width)), true_PHW)
+    iou_box_P = _iou(to_photograph(single, shape, (height, width)), true_PHW)
     disc_P = _iou(_discs(clicks_P2, height, width), true_PHW[:, None]).amax(1)
 
     predicted_P3 = by_point.iou_BPM[0, :, 1:].float().cpu()
@@ -101,17 +117,32 @@ def score_image(
         "iou_calibration_mae": (predicted_P3 - iou_P3).abs().mean(1),
         "disc": disc_P,
     }
-    drawn_PHW = three_P3HW[prompts, chosen_P]
+    drawn_PHW, logits_Phw = three_P3HW[prompts, chosen_P], three.unflatten(0, (-1, 3))[prompts, chosen_P]
     for count in range(2, max(CLICKS) + 1):
         found = [correction(drawn, true) for drawn, true in zip(drawn_PHW.numpy(), masks_PHW, strict=True)]
         next_P2 = (torch.from_numpy(np.stack([point for point, _ in found])) + 0.5) * to_input - 0.5
         points = torch.cat([points, next_P2[None, :, None].to(points)], dim=2)
         labels = torch.cat([labels, torch.tensor([[[label] for _, label in found]]).to(labels)], dim=2)
-        drawn = sam.draw(sam.attend(encoded, points, labels), prompts, torch.zeros_like(prompts))
-        drawn_PHW = _upright(drawn, shape, (height, width))
+        last_answer = logits_Phw[None, :, None] if mask_prompts else None
+        decoded = sam.attend(encoded, points, labels, masks_BP1HW=last_answer)
+        logits_Phw = sam.draw(decoded, prompts, torch.zeros_like(prompts))
+        drawn_PHW = to_photograph(logits_Phw, shape, (height, width))
         if count in CLICKS:
             columns[f"miou_{count}click"] = _iou(drawn_PHW, true_PHW)
-    return [{name: float(column[p]) for name, column in columns.items()} for p in prompts]
+    pairs_N2 = torch.stack([predicted_P3.flatten(), iou_P3.flatten()], 1).double().numpy()
+    return [{name: float(column[p]) for name, column in columns.items()} for p in prompts], pairs_N2
+
+
+def encode_square(
+    sam: Sam, pixels_HWC: NDArray[np.uint8], size: int
+) -> tuple[EncodedImages, tuple[int, int]]:
+    """Encode a photograph brought to `size` pixels and padded; gives its (height, width) there, too."""
+    height, width = pixels_HWC.shape[:2]
+    scale = size / max(height, width)
+    shape = (max(1, round(height * scale)), max(1, round(width * scale)))
+    resized = torch.from_numpy(cv2.resize(pixels_HWC, shape[::-1], interpolation=cv2.INTER_AREA))
+    padding = (0, size - shape[1], 0, size - shape[0])
+    return sam.encode_padded(F.pad(sam.normalise(resized.permute(2, 0, 1)), padding)[None]), shape
 
 
 def correction(drawn_HW: NDArray[np.bool_], true_HW: NDArray[np.uint8]) -> tuple[NDArray[np.float64], int]:
@@ -140,7 +171,7 @@ def _to_edge(mask_HW: NDArray[np.uint8]) -> NDArray[np.float32]:
     return np.asarray(distance[1:-1, 1:-1], np.float32)
 
 
-def _upright(logits_KHW: Tensor, input_shape: tuple[int, int], shape: tuple[int, int]) -> Tensor:
+def to_photograph(logits_KHW: Tensor, input_shape: tuple[int, int], shape: tuple[int, int]) -> Tensor:
     """Masks at the photograph's size from logits of the padded square."""
     square = F.interpolate(logits_KHW.float()[None].cpu(), (max(input_shape),) * 2, mode="bilinear")
     cropped = square[..., : input_shape[0], : input_shape[1]]

@@ -1,82 +1,51 @@
-"""Photographs with masks that people drew.
+"""Photographs with masks, from what people keep them in; `read_labelled` tells which it is.
 
-The layout: `images/{source}/{id}.jpg` and `{source}.parquet` with one row an image: `image_id`, `file_name`
-(relative to the folder), `height`, `width`, `source` and `masks`, a list of COCO RLE {size, counts}.
-
-Validation images are set aside by the hash of their id: every run and every machine sets the same ones aside.
+- a folder of tables: `{source}.parquet` with one row an image, `image_id`, `file_name` (relative to the
+  folder), `source` and `masks`, a list of COCO RLE {size, counts}; the photographs beside them;
+- a COCO JSON, and a folder of SA-1B (`pipelines.labelled_json`);
+- a corpus of ours (`pipelines.labelled_corpus`).
 """
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
 
-import cv2
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from numpy.typing import NDArray
-from pycocotools import mask as mask_utils
 
+from pipelines import manifest
 from pipelines.errors import ConfigError
+from pipelines.labelled_corpus import read_corpus
+from pipelines.labelled_image import VALIDATION_SHARE, LabelledImage, PhotographFile, checked_rle
+from pipelines.labelled_json import read_coco, read_sa1b
 
-VALIDATION_SHARE = 12
-"""One image in so many is for validation."""
+__all__ = ["VALIDATION_SHARE", "LabelledImage", "read_labelled"]
 
 COLUMNS = ["image_id", "file_name", "source", "masks"]
 """What is read of a table."""
 
 
-@dataclass(frozen=True, slots=True)
-class LabelledImage:
-    """One photograph and its masks, still compressed."""
+def read_labelled(data: Path, photographs: Path | None = None) -> list[LabelledImage]:
+    """Every image that has a mask; `photographs` is where those of a COCO JSON are, if not beside it.
 
-    image_id: str
-    path: Path
-    source: str
-    rles: tuple[dict[str, object], ...]
-
-    @property
-    def name(self) -> str:
-        """Source and id: unique in a folder."""
-        return f"{self.source}/{self.image_id}"
-
-    @property
-    def validates(self) -> bool:
-        """Whether this image is set aside."""
-        digest = hashlib.sha256(self.name.encode()).digest()
-        return int.from_bytes(digest[:8], "big") % VALIDATION_SHARE == 0
-
-    def pixels(self) -> NDArray[np.uint8]:
-        """RGB, H×W×3. Raises ConfigError for a file that OpenCV cannot read."""
-        image = cv2.imread(str(self.path), cv2.IMREAD_COLOR)
-        if image is None:
-            raise ConfigError(f"{self.path}: not an image, or missing; its row is in {self.source}.parquet")
-        return np.ascontiguousarray(image[:, :, ::-1])
-
-    def masks(self, chosen: Sequence[int] | NDArray[np.int64]) -> NDArray[np.uint8]:
-        """The chosen masks, N×H×W of 0 and 1."""
-        return np.stack([mask_utils.decode(self.rles[index]) for index in chosen])
-
-    def areas(self) -> NDArray[np.float64]:
-        """Pixels of every mask. (One by one: pycocotools 2.0.11 fails on more than 255 at once.)"""
-        return np.array([float(mask_utils.area(rle)) for rle in self.rles])
-
-
-def read_labelled(folder: Path) -> list[LabelledImage]:
-    """Every image of the folder that has a mask. Raises ConfigError for none, and for a bad table."""
-    found: list[LabelledImage] = []
-    for table in sorted(folder.glob("*.parquet")):
-        try:
-            found += _read_table(table, folder)
-        except (KeyError, TypeError, AttributeError) as error:
-            raise ConfigError(
-                f"{table}: masks are to be a list of {{size, counts}}, text: {error}"
-            ) from error
+    Raises ConfigError where there is none, and for what is damaged, saying where.
+    """
+    if data.suffix.lower() == ".json" and data.is_file():
+        found = read_coco(data, photographs or data.parent)
+    elif photographs is not None:
+        raise ConfigError(f"photographs: {photographs}: only for a COCO JSON, and data is {data}")
+    elif (data / manifest.RUN).is_file():
+        found = read_corpus(data)
+    elif not any(data.glob("*.parquet")) and any(data.glob("*.json")):
+        found = read_sa1b(data)
+    else:
+        found = [image for table in sorted(data.glob("*.parquet")) for image in _read_table(table, data)]
     if not found:
-        raise ConfigError(f"{folder}: no labelled images; expected {{source}}.parquet files beside images/")
+        raise ConfigError(
+            f"{data}: no labelled images; expected {{source}}.parquet files beside images/, a COCO JSON, a "
+            f"folder of SA-1B's .jpg and .json, or a corpus"
+        )
     return found
 
 
@@ -89,6 +58,14 @@ def _read_table(table: Path, folder: Path) -> Iterator[LabelledImage]:
     if missing:
         raise ConfigError(f"{table}: no column {', '.join(missing)}; expected {', '.join(COLUMNS)}")
     for row in rows.select(COLUMNS).to_pylist():
-        rles = tuple({"size": m["size"], "counts": m["counts"].encode()} for m in row["masks"])
-        if rles:
-            yield LabelledImage(str(row["image_id"]), folder / row["file_name"], row["source"], rles)
+        try:
+            masks = row["masks"]
+            size = tuple(masks[0]["size"]) if masks else None
+            rles = [checked_rle(mask["size"], mask["counts"], size) for mask in masks]
+        except (KeyError, TypeError, ValueError) as error:
+            raise ConfigError(
+                f"{table}: image {row['image_id']}: masks are to be a list of {{size, counts}}: {error}"
+            ) from error
+        if kept := tuple(mask for mask in rles if mask is not None):
+            photograph = PhotographFile(folder / row["file_name"], table.name)
+            yield LabelledImage(str(row["image_id"]), photograph, row["source"], kept)

@@ -1,9 +1,9 @@
 """What a whole grid of prompts finds of the masks that people drew, by COCO's own evaluation.
 
 `ar_10`, `ar_100`, `ar_1000`: average recall, over IoU thresholds 0.5 to 0.95, of so many masks of highest
-predicted IoU an image; of 1000 also by the size of what was to be found (COCO's: small below 32² pixels,
-large above 96²). `precision`: the share of the masks that overlap a drawn one at IoU 0.5 or more, which says
-something only of images in which everything is labelled.
+predicted IoU an image; also by the size of what was to be found, `ar_100_small` (COCO's: small below 32²
+pixels, large above 96²). `precision`: the share of the masks that overlap a drawn one at IoU 0.5 or more,
+which says something only of images in which everything is labelled.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def automatic_scores(pairs: Sequence[tuple[Masks, Masks]]) -> dict[str, float]:
     recall_TAM: NDArray[np.float64] = evaluation.eval["recall"][:, 0]  # −1 where there is nothing to recall
     wanted = {f"ar_{most}": recall_TAM[:, 0, m] for m, most in enumerate(MAX_MASKS)}
     for a, size in enumerate(evaluation.params.areaRngLbl[1:], start=1):
-        wanted[f"ar_1000_{size}"] = recall_TAM[:, a, -1]
+        wanted |= {f"ar_{most}_{size}": recall_TAM[:, a, m] for m, most in enumerate(MAX_MASKS)}
     recalls = {name: float(recall_T.mean()) for name, recall_T in wanted.items() if (recall_T >= 0).all()}
     covered = [iou >= 0.5 for drawn, found in pairs if found for iou in _best_iou(found, drawn)]
     precision = {"precision": float(np.mean(covered))} if covered else {}

@@ -208,13 +208,13 @@ def _clock(seconds: float) -> str:
 
 
 def evaluation_table(scores: Mapping[str, float], by_source: Mapping[str, Mapping[str, float]]) -> Table:
-    """Scores of a model, over everything and source by source."""
-    table = Table(title="mean over masks")
-    table.add_column("source")
+    """Scores of a model, a row each, over everything and source by source."""
+    table = Table("score", title="means over masks", title_justify="left")
+    columns = {"all": scores, **by_source}
+    for source in columns:
+        table.add_column(source, justify="right")
     for name in scores:
-        table.add_column(name, justify="right")
-    for source, row in {"all": scores, **by_source}.items():
-        table.add_row(source, *(f"{row[name]:.3f}" if name in row else "-" for name in scores))
+        table.add_row(name, *(f"{of[name]:.3f}" if name in of else "-" for of in columns.values()))
     return table
 
 

@@ -1,9 +1,10 @@
 """`maskmill train`: teach the promptable model from labelled masks (paper, section 3 and appendix A).
 
-Each step encodes a few photographs once and asks about several masks of each. A step's prompts are of one
-kind: a point in the mask (three masks drawn, the best one trained), or a box, or several points (the
-single-mask token). Stages run one after another, small squares first: a small model learns objects sooner
-from 256-pixel squares and needs only a short time at full size afterwards.
+Each step encodes a few photographs once and asks about several masks of each (`pipelines.objective`). Stages
+run one after another, small squares first: a small model learns objects sooner from 256-pixel squares and
+needs only a short time at full size afterwards.
+
+Several processes, started by `torchrun`, share each step's photographs; the first of them writes.
 """
 
 from __future__ import annotations
@@ -11,7 +12,8 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,14 +25,19 @@ from pipelines import storage
 from pipelines.errors import ConfigError
 from pipelines.evaluate import evaluate
 from pipelines.labelled import LabelledImage, read_labelled
+from pipelines.processes import Processes, joined
 from pipelines.trainer import Trainer
 from pipelines.training_config import StageConfig, TrainConfig
 from pipelines.training_data import Batch, TeacherFeatures, TrainingBatches
+from pipelines.training_pictures import prompts_and_masks
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
 log = logging.getLogger("maskmill.train")
+
+PICTURES = 4
+"""Validation images that TensorBoard shows."""
 
 
 def train(config: TrainConfig) -> Path:
@@ -40,42 +47,80 @@ def train(config: TrainConfig) -> Path:
     """
     open_writer = _tensorboard()
     torch.set_flush_denormal(True)  # AdamW's moments of what is rarely used decay into slow denormals
-    images = read_labelled(config.data)
-    _check(config, images)
-    training = [image for image in images if not image.validates]
-    validation = [image for image in images if image.validates][: config.validation_images]
-    teacher = None
-    if config.teacher_features is not None:
-        teacher = TeacherFeatures(config.teacher_features, training)
-    trainer = Trainer.start(config, teacher.channels if teacher else 0)
-    log.info(
-        "%s: %.2f M parameters, %d training images, %d for validation",
-        config.model,
-        sum(p.numel() for p in trainer.sam.parameters()) / 1e6,
-        len(training),
-        len(validation),
-    )
-    _make_folder(config.out)
-    with open_writer(str(config.out / "tensorboard"), purge_step=trainer.step) as writer:
-        for batch, stage in batches(config, training, trainer.step, teacher):
-            started = time.monotonic()
-            measured = trainer.train_step(batch, stage)
-            measured["step_seconds"] = time.monotonic() - started
-            for name, value in measured.items():
-                writer.add_scalar(f"train/{name}", value, trainer.step)
-            if trainer.step % 20 == 0:
-                log.info("step %d %s", trainer.step, " ".join(f"{k}={v:.4g}" for k, v in measured.items()))
-            last = trainer.step == config.total_steps
-            if trainer.step % config.checkpoint_every == 0 or last:
-                trainer.save()
-            if trainer.step % config.evaluate_every == 0 or last:
-                scores = evaluate(trainer.average.eval(), validation, size=stage.size).scores
-                log.info("step %d validation %s", trainer.step, json.dumps(scores))
-                for name, value in scores.items():
-                    writer.add_scalar(f"validation/{name}", value, trainer.step)
-    weights = config.out / f"{config.model}.safetensors"
-    save_sam(trainer.average, weights)
+    images = read_labelled(config.data, config.photographs)
+    with joined(config.device) as (processes, device):
+        if not processes.first:
+            log.setLevel(logging.WARNING)
+        _check(config, images, processes, device)
+        training = [image for image in images if not image.validates]
+        teacher = None
+        if config.teacher_features is not None:
+            teacher = TeacherFeatures(config.teacher_features, training)
+        if processes.first:
+            _make_folder(config.out)
+        processes.wait()
+        trainer = Trainer.start(config, teacher.channels if teacher else 0, processes, device)
+        log.info(
+            "%s: %.2f M parameters, %d training images, %d for validation, process %d of %d",
+            config.model,
+            sum(p.numel() for p in trainer.sam.parameters()) / 1e6,
+            len(training),
+            len(images) - len(training),
+            processes.rank + 1,
+            processes.count,
+        )
+        with ExitStack() as opened:
+            record = None
+            if processes.first:
+                writer = open_writer(str(config.out / "tensorboard"), purge_step=trainer.step)
+                record = _Record(config, trainer, images, opened.enter_context(writer))
+            for batch, stage in batches(config, training, trainer.step, teacher, processes):
+                started = time.monotonic()
+                measured = trainer.train_step(batch, stage)
+                if record is not None:
+                    record.step(measured | {"step_seconds": time.monotonic() - started}, stage)
+        weights = config.out / f"{config.model}.safetensors"
+        if processes.first:
+            save_sam(trainer.average, weights)
+        processes.wait()
     return weights
+
+
+class _Record:
+    """What the first process leaves of a run: log, TensorBoard, checkpoints."""
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        trainer: Trainer,
+        images: Sequence[LabelledImage],
+        writer: SummaryWriter,
+    ) -> None:
+        self.config, self.trainer, self.writer = config, trainer, writer
+        self.validation = [image for image in images if image.validates][: config.validation_images]
+        self.shown = self.validation or images
+
+    def step(self, measured: Mapping[str, float], stage: StageConfig) -> None:
+        """Write what was measured, and at its times a checkpoint, the validation scores and pictures."""
+        config, trainer = self.config, self.trainer
+        self._scalars("train", measured)
+        if trainer.step % 20 == 0:
+            log.info("step %d %s", trainer.step, " ".join(f"{k}={v:.4g}" for k, v in measured.items()))
+        last = trainer.step == config.total_steps
+        if trainer.step % config.checkpoint_every == 0 or last:
+            trainer.save()
+        if trainer.step % config.evaluate_every == 0 or last:
+            model = trainer.average.eval()
+            scores = evaluate(model, self.validation, size=stage.size).scores
+            log.info("step %d validation %s", trainer.step, json.dumps(scores))
+            self._scalars("validation", scores)
+            for number, image in enumerate(self.shown[:PICTURES]):
+                picture_HW3 = prompts_and_masks(model, image, stage.size)
+                self.writer.add_image(f"prompts/{number}", picture_HW3, trainer.step, dataformats="HWC")
+
+    def _scalars(self, group: str, values: Mapping[str, float]) -> None:
+        for name, value in values.items():
+            self.writer.add_scalar(f"{group}/{name}", value, self.trainer.step)
 
 
 def _tensorboard() -> type[SummaryWriter]:
@@ -86,11 +131,17 @@ def _tensorboard() -> type[SummaryWriter]:
     return SummaryWriter
 
 
-def _check(config: TrainConfig, images: Sequence[LabelledImage]) -> None:
+def _check(config: TrainConfig, images: Sequence[LabelledImage], processes: Processes, device: str) -> None:
     """Raise ConfigError where the configuration asks for what the data or the machine do not have."""
-    device = torch.device(config.device)
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise ConfigError(f"device: {device}: PyTorch sees {torch.cuda.device_count()} GPUs here")
+    place = torch.device(device)
+    if place.type == "cuda" and (place.index or 0) >= torch.cuda.device_count():
+        raise ConfigError(f"device: {place}: PyTorch sees {torch.cuda.device_count()} GPUs here")
+    parts = processes.count * config.accumulate
+    if odd := [stage.images for stage in config.stages if stage.images % parts]:
+        raise ConfigError(
+            f"stages: {odd[0]} images a step do not divide among {processes.count} processes"
+            f" of {config.accumulate} parts each (accumulate)"
+        )
     sources = sorted({image.source for image in images})
     unknown = sorted(set(config.source_weights) - set(sources))
     if unknown:
@@ -115,9 +166,14 @@ def _make_folder(folder: Path) -> None:
 
 
 def batches(
-    config: TrainConfig, images: list[LabelledImage], done: int, teacher: TeacherFeatures | None = None
+    config: TrainConfig,
+    images: list[LabelledImage],
+    done: int,
+    teacher: TeacherFeatures | None = None,
+    processes: Processes | None = None,
 ) -> Iterator[tuple[Batch, StageConfig]]:
-    """The batches still to come after `done` steps, each with its stage."""
+    """The batches still to come after `done` steps, this process's share of each, with its stage."""
+    processes = processes or Processes()
     begin = 0
     for stage in config.stages:
         steps = range(max(begin, done), begin + stage.steps)
@@ -133,10 +189,13 @@ def batches(
             masks_per_image=stage.masks,
             zoom=stage.zoom,
             area_power=stage.area_power,
+            augment=stage.augment,
             source_weights=config.source_weights,
             paste_share=config.paste_share,
             grey_share=config.grey_share,
             teacher=teacher,
+            rank=processes.rank,
+            processes=processes.count,
         )
         loader: DataLoader[Batch] = DataLoader(dataset, batch_size=None, num_workers=config.loader_workers)
         for batch in loader:

@@ -1,33 +1,40 @@
 """One training step, and all that the next one depends on: the `Trainer`.
 
-A checkpoint holds everything that decides the next step, and batches depend on (seed, step) alone, so a run
-that is killed goes on where its last checkpoint was. Weights are averaged over time (EMA) and the average is
-what is evaluated and saved.
+A checkpoint holds everything that decides the next step. There are no random states in it: batches and
+prompts are drawn from (seed, step, place in the step) alone. So a run that is killed goes on where its last
+checkpoint was, and on a CPU in fp32, with as many threads, it ends at the very same weights. Weights are
+averaged over time (EMA) and the average is what is evaluated and saved.
 """
 
 from __future__ import annotations
 
+import copy
 import json
 import logging
+import math
 import pickle
+from collections import defaultdict
 from collections.abc import Iterator
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
 from model.checkpoint import load_sam
 from model.config import MODELS
 from model.initialise import initialise
-from model.losses import FeatureContrast, FeatureImitation, best_iou, dice_loss, focal_loss, mask_iou
-from model.mask_decoder import Decoded
-from model.prompts import holding, noisy_boxes, points_in_and_around
-from model.sam import EncodedImages, Sam
+from model.prompts import Draws
+from model.sam import Sam
 from model.tensor_file import DAMAGE
 from pipelines import storage
 from pipelines.errors import ConfigError, IncompleteRun
+from pipelines.objective import Objective
+from pipelines.optimizers import make_optimizers
+from pipelines.processes import Processes
 from pipelines.training_config import StageConfig, TrainConfig
 from pipelines.training_data import Batch
 
@@ -39,29 +46,47 @@ class Trainer:
     """The state of a run: what a checkpoint keeps."""
 
     config: TrainConfig
-    sam: Sam
+    objective: Objective
     average: Sam
-    auxiliary: nn.ModuleDict
     optimizers: tuple[torch.optim.Optimizer, ...]
+    processes: Processes = field(default_factory=Processes)
     step: int = 0
 
+    def __post_init__(self) -> None:
+        self.sam = self.objective.sam
+        self.auxiliary = self.objective.auxiliary
+        self.learner: nn.Module = self.objective
+        if self.processes.count > 1:
+            # Which parameters a step does not use depends on the kind of its prompts.
+            self.learner = DistributedDataParallel(
+                self.objective, broadcast_buffers=False, find_unused_parameters=True
+            )
+
     @classmethod
-    def start(cls, config: TrainConfig, teacher_channels: int = 0) -> Trainer:
+    def start(
+        cls,
+        config: TrainConfig,
+        teacher_channels: int = 0,
+        processes: Processes | None = None,
+        device: str | None = None,
+    ) -> Trainer:
         """A new run, or the one whose checkpoint lies in the output folder.
 
-        With `teacher_channels`, batches bring a teacher's features of so many channels to imitate.
+        With `teacher_channels`, batches bring a teacher's features of so many channels to imitate. `device`
+        is in place of the configured one.
         """
         torch.manual_seed(config.seed)
-        sam, average = (Sam(MODELS[config.model]).to(config.device) for _ in range(2))
-        initialise(sam)
-        if config.initial is not None:
-            sam.load_state_dict(load_sam(config.model, config.initial).state_dict())
-        average.load_state_dict(sam.state_dict())
-        losses: dict[str, nn.Module] = {"contrast": FeatureContrast()}
-        if teacher_channels:
-            losses["imitation"] = FeatureImitation(sam.config.out_chans, teacher_channels)
-        auxiliary = nn.ModuleDict(losses).to(config.device)
-        trainer = cls(config, sam, average, auxiliary, make_optimizers(config, sam, auxiliary))
+        if config.initial is None:
+            sam = Sam(MODELS[config.model])
+            initialise(sam)
+        else:
+            sam = load_sam(config.model, config.initial).train()
+        average = copy.deepcopy(sam)
+        objective = Objective(config, sam, teacher_channels).to(device or config.device)
+        optimizers = make_optimizers(config, sam, objective.auxiliary)
+        trainer = cls(
+            config, objective, average.to(objective.sam.device), optimizers, processes or Processes()
+        )
         if trainer.checkpoint_path.exists():
             trainer.load()
         return trainer
@@ -87,7 +112,7 @@ class Trainer:
         """Go on from the checkpoint. Raises ConfigError: no checkpoint, or one of another configuration."""
         path = self.checkpoint_path
         try:
-            state = torch.load(path, map_location=self.config.device, weights_only=True)
+            state = torch.load(path, map_location=self.sam.device, weights_only=True)
             changed = list(_differences(state["config"], self.config.deciding()))
             if changed:
                 raise ConfigError(
@@ -106,7 +131,7 @@ class Trainer:
         log.info("resuming at step %d from %s", self.step, path)
 
     def train_step(self, batch: Batch, stage: StageConfig) -> dict[str, float]:
-        """One optimiser step; returns what it measured.
+        """One optimiser step from this process's share of the photographs; returns what all have measured.
 
         Raises IncompleteRun, with the weights as they were, when loss or gradient are not finite.
         """
@@ -114,20 +139,15 @@ class Trainer:
         rate = config.learning_rate_at(self.step)
         groups = [group for optimizer in self.optimizers for group in optimizer.param_groups]
         for group in groups:
-            group["lr"] = rate
-        # Prompts and their kind depend on the step alone, so that a resumed run draws the same ones.
-        generator = torch.Generator().manual_seed(config.seed * 1_000_003 + self.step)
-        with torch.autocast(
-            torch.device(config.device).type, torch.bfloat16, enabled=config.precision == "bf16"
-        ):
-            loss, measured = self.loss(batch, stage, generator)
+            group["lr"] = rate * group["scale"]
         for optimizer in self.optimizers:
             optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        self.sam.image_encoder.requires_grad_(stage.train != "decoder")
+        measured = self.processes.mean(self._backward(batch, stage))
         norm = nn.utils.clip_grad_norm_([p for group in groups for p in group["params"]], config.clip_norm)
-        if not (loss.isfinite() and norm.isfinite()):
+        if not (math.isfinite(measured["loss"]) and norm.isfinite()):
             raise IncompleteRun(
-                f"training diverged at step {self.step + 1}: loss {loss.item():g}, gradient norm "
+                f"training diverged at step {self.step + 1}: loss {measured['loss']:g}, gradient norm "
                 f"{norm.item():g}; the last checkpoint stays, try a lower learning_rate with another out"
             )
         for optimizer in self.optimizers:
@@ -136,127 +156,31 @@ class Trainer:
         decay = min(config.ema_decay, self.step / (self.step + 10))
         with torch.no_grad():
             torch._foreach_lerp_([*self.average.parameters()], [*self.sam.parameters()], 1 - decay)
-        return measured | {"loss": loss.item(), "gradient_norm": norm.item(), "learning_rate": rate}
+        return measured | {"gradient_norm": norm.item(), "learning_rate": rate}
 
-    def loss(
-        self, batch: Batch, stage: StageConfig, generator: torch.Generator
-    ) -> tuple[Tensor, dict[str, float]]:
-        """What one batch costs: masks, predicted IoU, and the encoder's auxiliary loss."""
-        sam, config = self.sam, self.config
-        pixels = sam.normalise(batch.pixels_BCHW) * batch.valid_BHW[:, None].to(config.device)
-        sam.image_encoder.requires_grad_(stage.train != "decoder")
-        images = sam.encode_padded(pixels)
-        measured: dict[str, Tensor] = {}
-        total = torch.zeros((), device=config.device)
-        if stage.train != "decoder":
-            total = total + self._auxiliary_loss(images.embedding_BCHW, batch, measured)
-        if stage.train != "encoder":
-            total = total + self._mask_loss(images, batch, stage, generator, measured)
-        return total, {name: value.item() for name, value in measured.items()}
+    def _backward(self, batch: Batch, stage: StageConfig) -> dict[str, float]:
+        """Leave the step's gradient with the parameters, part by part; returns the parts' mean.
 
-    def _auxiliary_loss(self, embedding_BCHW: Tensor, batch: Batch, measured: dict[str, Tensor]) -> Tensor:
-        """What the encoder's features cost, with no decoder in between."""
+        Prompts depend on the step and on a photograph's place in it, so that a resumed run draws the same
+        ones, and one that works in smaller parts or in more processes, too.
+        """
         config = self.config
-        cells = nn.functional.avg_pool2d(
-            batch.masks_BPHW.to(config.device).float(), self.sam.config.patch_size
-        )
-        relative = (batch.points_BP2.to(config.device) + 0.5) / batch.pixels_BCHW.shape[-1]
-        measured["contrast"] = self.auxiliary["contrast"](embedding_BCHW, relative, cells)
-        total: Tensor = config.contrast_weight * measured["contrast"]
-        if "imitation" in self.auxiliary:
-            teacher = batch.teacher_BCHW.to(config.device)
-            measured["imitation"] = self.auxiliary["imitation"](embedding_BCHW, teacher)
-            total = total + config.teacher_weight * measured["imitation"]
-        return total
-
-    def _prompted(
-        self, images: EncodedImages, batch: Batch, generator: torch.Generator
-    ) -> tuple[Decoded, list[int]]:
-        """The decoder's answers to one kind of prompt for each mask, and the mask tokens to train."""
-        sam, config = self.sam, self.config
-        to_input = sam.config.img_size / batch.pixels_BCHW.shape[-1]  # prompts are in pixels of the input
-        kind = torch.rand((), generator=generator).item()
-        if kind < config.box_share:
-            boxes = noisy_boxes(batch.masks_BPHW, generator).to(config.device)
-            return sam.attend(images, boxes_BP4=boxes * to_input), [0]
-        if kind < config.box_share + config.points_share:
-            points, labels = points_in_and_around(batch.masks_BPHW, generator)
-            tokens = [0]
-        else:
-            points = batch.points_BP2[:, :, None]
-            labels = torch.ones(points.shape[:3], dtype=torch.long)
-            tokens = [1, 2, 3]
-        points, labels = points.to(config.device), labels.to(config.device)
-        return sam.attend(images, (points + 0.5) * to_input - 0.5, labels), tokens
-
-    def _mask_loss(
-        self,
-        images: EncodedImages,
-        batch: Batch,
-        stage: StageConfig,
-        generator: torch.Generator,
-        measured: dict[str, Tensor],
-    ) -> Tensor:
-        """What the drawn masks and their predicted IoU cost; the best mask of each prompt is trained."""
-        sam, config = self.sam, self.config
-        decoded, tokens = self._prompted(images, batch, generator)
-        prompts = decoded.iou_BPM[..., 0].numel()
-        prompt_K = torch.arange(prompts, device=config.device).repeat_interleave(len(tokens))
-        token_K = torch.tensor(tokens, device=config.device).repeat(prompts)
-        logits = sam.draw(decoded, prompt_K, token_K).float().unflatten(0, (prompts, len(tokens)))
-
-        masks_BPHW = batch.masks_BPHW.to(config.device)
-        cell = masks_BPHW.shape[-1] // logits.shape[-1]
-        shares = nn.functional.avg_pool2d(masks_BPHW.flatten(0, 1)[:, None].float(), cell)
-        targets = shares.expand_as(logits)
-        weight = config.focal_weight if stage.focal_weight is None else stage.focal_weight
-        mask_losses = weight * focal_loss(logits, targets) + dice_loss(logits, targets)
-        iou = iou_target = mask_iou(logits.detach(), targets)
-        if config.iou_target == "point" and len(tokens) > 1:
-            objects_BQhw = batch.objects_BQhw.to(config.device).float()
-            holds_BPQ = holding(objects_BQhw, batch.points_BP2.to(config.device) // cell)
-            drawn_BKhw = logits.detach().flatten(0, 1).unflatten(0, (len(objects_BQhw), -1))
-            best_BK = best_iou(drawn_BKhw, objects_BQhw, holds_BPQ.repeat_interleave(len(tokens), dim=1))
-            iou_target = best_BK.reshape(iou.shape).maximum(iou)
-        iou_loss = (decoded.iou_BPM.flatten(0, 1)[:, tokens].float() - iou_target).square().mean()
-        mask_loss = mask_losses.min(1).values.mean()
-
-        name = "oracle" if len(tokens) > 1 else "single"
-        measured[f"mask_{name}"] = mask_loss
-        measured[f"iou_{name}"] = iou.max(1).values.mean()
-        measured["iou_loss"] = iou_loss
-        return mask_loss + config.iou_weight * iou_loss
-
-
-def make_optimizers(config: TrainConfig, sam: Sam, auxiliary: nn.Module) -> tuple[torch.optim.Optimizer, ...]:
-    """AdamW for everything, or Muon for the matrices of the transformers and AdamW for the rest."""
-    rest = [*sam.parameters(), *auxiliary.parameters()]
-    optimizers: list[torch.optim.Optimizer] = []
-    if config.optimizer == "muon":
-        if not hasattr(torch.optim, "Muon"):
-            raise ConfigError(
-                f"optimizer: muon needs torch 2.9 or newer, this is {torch.__version__}; use adamw"
-            )
-        transformers = nn.ModuleList(
-            [sam.image_encoder.get_submodule("blocks"), sam.mask_decoder.transformer]
-        )
-        matrices = [module.weight for module in transformers.modules() if isinstance(module, nn.Linear)]
-        taken = {id(matrix) for matrix in matrices}
-        rest = [parameter for parameter in rest if id(parameter) not in taken]
-        optimizers.append(
-            torch.optim.Muon(
-                matrices,
-                lr=config.learning_rate,
-                weight_decay=config.weight_decay,
-                adjust_lr_fn="match_rms_adamw",
-            )
-        )
-    groups = [
-        {"params": [p for p in rest if p.ndim >= 2], "weight_decay": config.weight_decay},
-        {"params": [p for p in rest if p.ndim < 2], "weight_decay": 0.0},
-    ]
-    optimizers.append(torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, 0.98), fused=True))
-    return tuple(optimizers)
+        parts = batch.split(config.accumulate)
+        size, begin = len(parts[0]), self.processes.rank * len(batch)
+        sums: defaultdict[str, float] = defaultdict(float)
+        for number, part in enumerate(parts, start=1):
+            places = range(begin + (number - 1) * size, begin + number * size)
+            draws = Draws(config.seed, self.step, places)
+            together: AbstractContextManager[None] = nullcontext()
+            if isinstance(self.learner, DistributedDataParallel) and number < len(parts):
+                together = self.learner.no_sync()
+            with together:
+                with torch.autocast(self.sam.device.type, torch.bfloat16, enabled=config.precision == "bf16"):
+                    loss, measured = self.learner(part, stage, draws)
+                (loss / len(parts)).backward()
+            for name, value in {**measured, "loss": loss}.items():
+                sums[name] += value.item() / len(parts)
+        return dict(sums)
 
 
 def _differences(old: Any, new: Any, key: str = "") -> Iterator[str]:

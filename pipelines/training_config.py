@@ -2,6 +2,8 @@
 
 A run may be stopped and go on, but only as the same run: a schedule or a learning rate that changes halfway
 gives weights that no configuration describes. `TrainConfig.deciding` is what has to stay.
+
+The defaults are the paper's (appendix A, "Training recipe"), where it says anything.
 """
 
 from __future__ import annotations
@@ -10,12 +12,14 @@ import math
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, NonNegativeFloat, PositiveFloat, field_validator
+from pydantic import Field, NonNegativeFloat, PositiveFloat, field_validator, model_validator
 
+from model.interaction import Interaction
 from pipelines.settings import Section
 
 _DECIDES_NO_STEP = {
     "data",  # a folder may move
+    "photographs",
     "out",
     "device",
     "loader_workers",
@@ -32,10 +36,13 @@ class StageConfig(Section):
     size: int = Field(
         ge=64, multiple_of=16, description="Side of the training squares, in pixels; whole patches."
     )
-    images: int = Field(6, ge=1, description="Photographs a step.")
+    images: int = Field(6, ge=1, description="Photographs a step, of all processes together.")
     masks: int = Field(16, ge=1, description="Masks a photograph a step.")
     zoom: tuple[PositiveFloat, PositiveFloat] = Field(
-        (1.0, 2.0), description="Longer side of the jittered photograph, in sides of the square: from, to."
+        (0.1, 2.0), description="Longer side of the jittered photograph, in sides of the square: from, to."
+    )
+    augment: bool = Field(
+        True, description="false: no jitter, no flips, no change of colour; the square's whole side is used."
     )
     train: Literal["all", "encoder", "decoder"] = Field(
         "all",
@@ -45,7 +52,7 @@ class StageConfig(Section):
         None, ge=0, description="In place of the run's: without much of it masks become decided."
     )
     area_power: float = Field(
-        0.5, ge=0, le=1, description="A mask is drawn with a chance by its area to this power."
+        0.0, ge=0, le=1, description="A mask is drawn with a chance by its area to this power."
     )
 
     @field_validator("zoom")
@@ -59,7 +66,12 @@ class StageConfig(Section):
 class TrainConfig(Section):
     """Everything `maskmill train` can be told."""
 
-    data: Path = Field(description="Folder of labelled images.")
+    data: Path = Field(
+        description="Labelled images: a folder of tables, a COCO JSON, a folder of SA-1B, or a corpus."
+    )
+    photographs: Path | None = Field(
+        None, description="Folder of a COCO JSON's photographs; null: the one that it lies in."
+    )
     out: Path = Field(description="Folder for checkpoints, TensorBoard logs and weights.")
     model: Literal["nano", "vit_b", "vit_l", "vit_h"] = Field("nano", description="Size of the network.")
     stages: tuple[StageConfig, ...] = Field(min_length=1, description="The schedule, in order.")
@@ -70,9 +82,20 @@ class TrainConfig(Section):
         0.0, ge=0, le=1, description="Share of squares with objects of another photograph pasted on."
     )
     grey_share: float = Field(0.0, ge=0, le=1, description="Share of squares without colour.")
-    learning_rate: float = Field(8e-4, gt=0, description="Peak of the schedule: linear warm-up, then cosine.")
-    warmup_steps: int = Field(200, ge=1, description="Steps of linear warm-up.")
-    weight_decay: float = Field(0.05, ge=0, description="On matrices only.")
+    learning_rate: float = Field(8e-4, gt=0, description="Peak of the schedule, after a linear warm-up.")
+    warmup_steps: int = Field(250, ge=1, description="Steps of linear warm-up.")
+    schedule: Literal["steps", "cosine"] = Field(
+        "steps", description="How the rate falls: to a tenth at each of drop_at, or along a cosine to 1 %."
+    )
+    drop_at: tuple[float, ...] = Field((2 / 3, 0.963), description="Shares of all steps; for steps.")
+    layer_decay: float = Field(
+        0.8, gt=0, le=1, description="Each block of the encoder learns at so much of the next one's rate."
+    )
+    weight_decay: float = Field(0.1, ge=0, description="On matrices only.")
+    beta2: float = Field(0.999, ge=0, lt=1, description="AdamW's memory of squared gradients.")
+    accumulate: int = Field(
+        1, ge=1, description="Parts in which a process works on its share of a step, to save memory."
+    )
     optimizer: Literal["adamw", "muon"] = Field(
         "adamw",
         description="muon takes the transformers' matrices and leaves the rest to AdamW (torch ≥ 2.9).",
@@ -84,25 +107,53 @@ class TrainConfig(Section):
         description="point: a click's predicted IoU is that with the best of the image's masks that hold it.",
     )
     iou_weight: float = Field(1.0, ge=0, description="Weight of the predicted IoU's squared error.")
-    contrast_weight: float = Field(1.0, ge=0, description="Weight of the encoder's auxiliary loss.")
+    contrast_weight: float = Field(0.0, ge=0, description="Weight of the encoder's auxiliary loss.")
     teacher_features: Path | None = Field(
         None,
         description="Feature maps for the encoder to imitate (examples/teacher_features.py); null: none.",
     )
     teacher_weight: float = Field(1.0, ge=0, description="Weight of imitating them.")
-    box_share: float = Field(0.15, ge=0, le=1, description="Share of steps prompted with boxes.")
-    points_share: float = Field(0.15, ge=0, le=1, description="Share of steps prompted with several points.")
+    prompts: Literal["interaction", "simple"] = Field(
+        "interaction",
+        description="interaction: rounds of clicks and mask prompts; simple: one prompt, of a kind a step.",
+    )
+    clicks: int = Field(8, ge=0, description="Rounds of an interaction with a click on what is wrong.")
+    refine: bool = Field(True, description="Two rounds more that bring no click (without clicks: one).")
+    single_mask_for_boxes: bool = Field(
+        False, description="In an interaction: the single-mask token answers boxes, too."
+    )
+    recompute: bool = Field(False, description="Compute rounds twice, to save memory.")
+    box_share: float = Field(
+        0.5, ge=0, le=1, description="Share of masks whose first prompt is a box; simple: share of steps."
+    )
+    points_share: float = Field(
+        0.15, ge=0, le=1, description="Share of steps prompted with several points; for simple."
+    )
     ema_decay: float = Field(0.998, ge=0, lt=1, description="Decay of the averaged weights, a step.")
     precision: Literal["fp32", "bf16"] = Field("bf16", description="bf16 runs matrix products in bfloat16.")
     device: str = Field("cpu", pattern=r"^(cpu|cuda(:\d+)?)$", description="cpu, cuda or cuda:N.")
     initial: Path | None = Field(
-        None, description="Weights of this size to start from; null starts from nothing."
+        None, description="Weights to start from, and their shapes; null starts from nothing."
     )
     seed: int = Field(0, ge=0, description="Decides initial weights, batches and prompts.")
     loader_workers: int = Field(1, ge=0, description="Processes that prepare batches.")
     checkpoint_every: int = Field(200, ge=1, description="Steps between checkpoints.")
     evaluate_every: int = Field(400, ge=1, description="Steps between evaluations on the validation images.")
     validation_images: int = Field(60, ge=1, description="Validation images looked at while training.")
+
+    @model_validator(mode="after")
+    def _whole_parts(self) -> TrainConfig:
+        for number, stage in enumerate(self.stages):
+            if stage.images % self.accumulate:
+                raise ValueError(
+                    f"stages.{number}.images: expected a multiple of accumulate {self.accumulate}"
+                )
+            if stage.train == "encoder" and not self.contrast_weight and self.teacher_features is None:
+                raise ValueError(
+                    f"stages.{number}.train: the encoder alone learns from contrast_weight or "
+                    f"teacher_features, and neither is given"
+                )
+        return self
 
     @property
     def total_steps(self) -> int:
@@ -113,9 +164,18 @@ class TrainConfig(Section):
         """What decides the steps, as plain JSON: a run goes on only with the same."""
         return self.model_dump(mode="json", exclude=_DECIDES_NO_STEP)
 
+    @property
+    def interaction(self) -> Interaction:
+        """What is asked of each mask, where prompts are an interaction."""
+        return Interaction(
+            self.clicks, self.refine, self.box_share, self.single_mask_for_boxes, self.recompute
+        )
+
     def learning_rate_at(self, step: int) -> float:
-        """Linear warm-up, then a cosine to a hundredth of the peak."""
+        """Linear warm-up, then the schedule."""
         if step < self.warmup_steps:
             return self.learning_rate * (step + 1) / self.warmup_steps
+        if self.schedule == "steps":
+            return self.learning_rate * 0.1 ** sum(step >= share * self.total_steps for share in self.drop_at)
         progress = (step - self.warmup_steps) / max(1, self.total_steps - self.warmup_steps)
         return self.learning_rate * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * progress)))

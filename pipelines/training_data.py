@@ -1,12 +1,14 @@
 """What a training step is given: squares of photographs, jittered, with masks and clicks.
 
-A batch is a pure function of (seed, step): training that resumes at step n sees what it would have seen.
+A batch is a pure function of (seed, step), and each of its squares of (seed, step, place in the batch):
+training that resumes at step n sees what it would have seen, and of several processes each makes its own
+squares only.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import cv2
@@ -51,6 +53,15 @@ class Batch:
     objects_BQhw: Tensor  # float16: all the image's masks, shares of four pixels' side; empty ones at the end
     teacher_BCHW: Tensor  # float32, a cell a patch; no channels without a teacher; NaN where it says nothing
 
+    def __len__(self) -> int:
+        return len(self.pixels_BCHW)
+
+    def split(self, parts: int) -> list[Batch]:
+        """Equal parts, in order; B is a multiple of their number."""
+        size = len(self) // parts
+        columns = [getattr(self, field.name).split(size) for field in fields(self)]
+        return [Batch(*part) for part in zip(*columns, strict=True)]
+
 
 class TeacherFeatures:
     """Feature maps of another network, one an image, for the encoder to imitate.
@@ -91,7 +102,7 @@ class TeacherFeatures:
 
 
 class TrainingBatches(Dataset[Batch]):
-    """Batch number `step` of a stage, for a PyTorch loader."""
+    """Batch number `step` of a stage, for a PyTorch loader; `rank`'s part where `processes` share it."""
 
     def __init__(
         self,
@@ -104,11 +115,16 @@ class TrainingBatches(Dataset[Batch]):
         masks_per_image: int,
         zoom: tuple[float, float],
         area_power: float,
+        augment: bool = True,
         source_weights: Mapping[str, float],
         paste_share: float = 0.0,
         grey_share: float = 0.0,
         teacher: TeacherFeatures | None = None,
+        rank: int = 0,
+        processes: int = 1,
     ) -> None:
+        share = images_per_step // processes
+        self.places = range(rank * share, (rank + 1) * share)
         self.images = images
         self.seed = seed
         self.steps = steps
@@ -117,6 +133,7 @@ class TrainingBatches(Dataset[Batch]):
         self.masks_per_image = masks_per_image
         self.zoom = zoom
         self.area_power = area_power
+        self.augment = augment
         self.paste_share = paste_share
         self.grey_share = grey_share
         self.teacher = teacher
@@ -130,7 +147,10 @@ class TrainingBatches(Dataset[Batch]):
         step = self.steps[index]
         rng = np.random.default_rng((self.seed, step))
         chosen = rng.choice(len(self.images), self.images_per_step, replace=False, p=self.chances)
-        squares = [self._square(self.images[i], rng) for i in chosen]
+        squares = [
+            self._square(self.images[chosen[place]], np.random.default_rng((self.seed, step, place)))
+            for place in self.places
+        ]
         return Batch(*(torch.from_numpy(np.stack(part)) for part in zip(*squares, strict=True)))
 
     def _square(self, image: LabelledImage, rng: np.random.Generator) -> tuple[NDArray[np.generic], ...]:
@@ -139,9 +159,12 @@ class TrainingBatches(Dataset[Batch]):
         weights = image.areas() ** self.area_power
         count = min(len(weights), max(2 * self.masks_per_image, MAX_OBJECTS))
         drawn = rng.choice(len(weights), count, replace=False, p=weights / weights.sum())
-        affine = self._jitter(pixels.shape[0], pixels.shape[1], rng)
+        affine = np.eye(2, 3) * (self.size / max(pixels.shape[:2]))
+        if self.augment:
+            affine = self._jitter(pixels.shape[0], pixels.shape[1], rng)
+            pixels = _colour_jitter(pixels, rng)
 
-        warped = _warp(_colour_jitter(pixels, rng), affine, self.size)
+        warped = _warp(pixels, affine, self.size)
         valid = _warp(np.ones(pixels.shape[:2], np.uint8), affine, self.size, cv2.INTER_NEAREST)
         masks = [_warp(mask, affine, self.size, cv2.INTER_NEAREST) for mask in image.masks(drawn)]
         pasted: list[NDArray[np.uint8]] = []

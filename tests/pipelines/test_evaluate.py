@@ -36,7 +36,8 @@ def test_the_click_is_the_point_farthest_from_the_edge():
 def test_a_disc_is_scored_as_a_disc(tiny_weights):
     mask = np.zeros((1, 256, 256), np.uint8)
     cv2.circle(mask[0], (128, 128), 20, 1, -1)
-    [row] = score_image(load_sam("nano", tiny_weights), np.zeros((256, 256, 3), np.uint8), mask, 128)
+    [row], pairs = score_image(load_sam("nano", tiny_weights), np.zeros((256, 256, 3), np.uint8), mask, 128)
+    assert row["iou_calibration_mae"] == pytest.approx(np.abs(pairs[:, 0] - pairs[:, 1]).mean())
     assert row["disc"] > 0.97
     assert 0 <= row["miou_1click_chosen"] <= row["miou_1click_oracle"] <= 1
 
@@ -53,7 +54,7 @@ def test_scores_are_means_over_masks(shapes, tiny_weights):
     }
 
 
-def test_evaluate_command_prints_json_last(shapes, tiny_weights, capsys):
+def test_evaluate_command_prints_json_last(shapes, tiny_weights, tmp_path, capsys):
     command = ["evaluate", "--data", str(shapes), "--checkpoint", str(tiny_weights), "--json"]
     every = ["points_per_side=4", "pred_iou_thresh=0", "stability_score_thresh=0"]
     grid = [word for value in every for word in ("--set", f"generator.{value}")]
@@ -64,8 +65,21 @@ def test_evaluate_command_prints_json_last(shapes, tiny_weights, capsys):
     for name in names | {"iou_calibration_mae", "ar_10", "ar_100", "ar_1000", "precision"}:
         assert 0 <= scores[name] <= 1, name
         assert scores["by_source"]["drawn"][name] == scores[name]
-    assert main([*command, "--masks-per-image", "1", "--no-automatic"]) == 0
-    assert "ar_100" not in json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert sum(one["masks"] for one in scores["reliability"]) == 60, "three answers for each of 20 masks"
+    more = [
+        "--masks-per-image",
+        "1",
+        "--no-automatic",
+        "--mask-prompts",
+        "--plot",
+        str(tmp_path / "plot.png"),
+    ]
+    assert main([*command, *more]) == 0
+    prompted = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert "ar_100" not in prompted
+    assert prompted["miou_1click_oracle"] == scores["miou_1click_oracle"]
+    assert prompted["miou_5click"] != scores["miou_5click"], "the last answer makes a difference"
+    assert cv2.imread(str(tmp_path / "plot.png")).shape[0] > 300
 
 
 def test_evaluate_on_no_validation_image_is_refused(shapes, tiny_weights, tmp_path, capsys):
@@ -101,7 +115,8 @@ def test_recall_and_precision_of_a_case_worked_out_by_hand():
     scores = automatic_scores([(drawn, found)])
     # 0.62 passes three of the ten thresholds 0.50, 0.55, … 0.95.
     assert scores["ar_100"] == pytest.approx((10 + 3) / 20)
-    assert scores["ar_1000_medium"] == pytest.approx(1.0)
+    assert scores["ar_1000_medium"] == scores["ar_10_medium"] == pytest.approx(1.0)
+    assert scores["ar_100_large"] == pytest.approx(3 / 10)
     assert scores["ar_1000_large"] == pytest.approx(3 / 10)
     assert "ar_1000_small" not in scores, "nothing small was drawn"
     assert scores["precision"] == pytest.approx(2 / 3)

@@ -35,6 +35,8 @@ def configuration(shapes, out, **changes):
         "precision": "fp32",
         "loader_workers": 0,
         "warmup_steps": 1,
+        "prompts": "simple",
+        "contrast_weight": 1.0,
         "checkpoint_every": 1,
         "evaluate_every": 4,
         "validation_images": 1,
@@ -188,7 +190,7 @@ def test_a_missing_picture_names_its_file(shapes, tmp_path):
 
 def test_more_masks_than_pycocotools_counts_at_once(shapes):
     image = read_labelled(shapes)[0]
-    many = type(image)(image.image_id, image.path, image.source, image.rles * 150)
+    many = type(image)(image.image_id, image.photograph, image.source, image.rles * 150)
     assert many.areas().tolist() == image.areas().tolist() * 150
 
 
@@ -252,38 +254,44 @@ def test_a_pasted_object_hides_what_is_below(shapes, teacher_file, monkeypatch):
     assert min(kinds.values()) >= 5, kinds
 
 
+def test_large_scale_jitter_goes_from_a_corner_to_a_part_of_the_photograph(shapes):
+    """96 × 128 pixels on a square of 128: a tenth of it is 13 × 10, stretched by 15 % at most either way."""
+    small = TrainingBatches(read_labelled(shapes), **PLAIN | {"zoom": (0.1, 0.1)})
+    for batch in list(small)[:4]:
+        assert batch.valid_BHW[0, :8, :10].all(), "at the top left"
+        assert not batch.valid_BHW[0, 13:].any()
+        assert not batch.valid_BHW[0, :, 16:].any()
+    large = TrainingBatches(read_labelled(shapes), **PLAIN | {"zoom": (2.0, 2.0)})
+    assert all(batch.valid_BHW[0, 1:-1, 1:-1].all() for batch in list(large)[:4])
+    mirrored = {bool(large._jitter(96, 128, np.random.default_rng(seed))[0, 0] < 0) for seed in range(20)}
+    assert mirrored == {True, False}
+
+
+def test_without_augmentation_the_photograph_is_as_it_is(shapes):
+    images = read_labelled(shapes)[:1]
+    for batch in list(TrainingBatches(images, **PLAIN, augment=False))[:3]:
+        assert (batch.pixels_BCHW[0, :, :96].permute(1, 2, 0).numpy() == images[0].pixels()).all()
+        true = images[0].masks([0, 1])
+        drawn = batch.masks_BPHW[0, :2, :96].numpy()
+        assert sorted(mask.sum() for mask in drawn) == sorted(mask.sum() for mask in true)
+
+
+def test_processes_make_their_own_part_of_the_same_batch(shapes):
+    images, options = read_labelled(shapes), PLAIN | {"images_per_step": 4, "size": 64}
+    whole = TrainingBatches(images, **options)[5]
+    halves = [TrainingBatches(images, **options, rank=rank, processes=2)[5] for rank in range(2)]
+    for name in ("pixels_BCHW", "masks_BPHW", "points_BP2", "objects_BQhw"):
+        parts = [getattr(half, name) for half in halves]
+        assert torch.equal(torch.cat(parts), getattr(whole, name))
+        assert torch.equal(torch.cat([getattr(part, name) for part in whole.split(2)]), getattr(whole, name))
+
+
 def test_a_share_of_squares_has_no_colour(shapes):
     grey = [
         bool((batch.pixels_BCHW.amax(1) == batch.pixels_BCHW.amin(1)).all())
         for batch in TrainingBatches(read_labelled(shapes), **PLAIN, grey_share=0.5)
     ]
     assert 2 <= sum(grey) <= 10
-
-
-def test_resumed_training_ends_where_undisturbed_training_ends(shapes, tmp_path):
-    whole = train(configuration(shapes, tmp_path / "whole"))
-
-    stopped = configuration(shapes, tmp_path / "resumed")
-    trainer = Trainer.start(stopped)
-    images = [image for image in read_labelled(shapes) if not image.validates]
-    stage = stopped.stages[0]
-    batches = TrainingBatches(
-        images,
-        seed=0,
-        steps=range(1),
-        size=stage.size,
-        images_per_step=stage.images,
-        masks_per_image=stage.masks,
-        zoom=stage.zoom,
-        area_power=stage.area_power,
-        source_weights={},
-    )
-    trainer.train_step(batches[0], stage)
-    trainer.save()
-    resumed = train(stopped)
-
-    ours, theirs = (load_sam("nano", path).state_dict() for path in (whole, resumed))
-    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
 def test_training_lowers_the_loss_and_keeps_every_prompt_kind(shapes, tmp_path):

@@ -1,0 +1,157 @@
+"""What a step of training minimises: masks, predicted IoU, and the encoder's auxiliary losses.
+
+One module with all that is learnt in it, so that DistributedDataParallel can stand around it; its `forward`
+gives the loss. Two ways to ask for a mask: the paper's interaction (`model.interaction`), or one simple
+prompt of a kind a step, for which a small model on few photographs has the time.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from model.interaction import Round, interact
+from model.losses import FeatureContrast, FeatureImitation, best_iou, dice_loss, focal_loss, mask_iou
+from model.prompts import MAX_POINTS, Draws, holding, noisy_boxes, points_in_and_around
+from model.sam import EncodedImages, Sam
+from pipelines.training_config import StageConfig, TrainConfig
+from pipelines.training_data import Batch
+
+
+class Objective(nn.Module):
+    """The model in training, its auxiliary losses, and how their sum is made."""
+
+    def __init__(self, config: TrainConfig, sam: Sam, teacher_channels: int = 0) -> None:
+        super().__init__()
+        self.config = config
+        self.sam = sam
+        losses: dict[str, nn.Module] = {"contrast": FeatureContrast()}
+        if teacher_channels:
+            losses["imitation"] = FeatureImitation(sam.config.out_chans, teacher_channels)
+        self.auxiliary = nn.ModuleDict(losses)
+
+    def forward(self, batch: Batch, stage: StageConfig, draws: Draws) -> tuple[Tensor, dict[str, Tensor]]:
+        """What a batch costs, and its parts by name; everything is a mean over photographs and masks.
+
+        `draws` are of the batch's own photographs. Parts have the same names for all batches of a step.
+        """
+        sam = self.sam
+        pixels = sam.normalise(batch.pixels_BCHW) * batch.valid_BHW[:, None].to(sam.device)
+        images = sam.encode_padded(pixels)
+        measured: dict[str, Tensor] = {}
+        total = torch.zeros((), device=sam.device)
+        if stage.train != "decoder":
+            total = total + self._auxiliary_loss(images.embedding_BCHW, batch, measured)
+        if stage.train != "encoder":
+            total = total + self._mask_loss(images, batch, stage, draws, measured)
+        return total, {name: value.detach() for name, value in measured.items()}
+
+    def _auxiliary_loss(self, embedding_BCHW: Tensor, batch: Batch, measured: dict[str, Tensor]) -> Tensor:
+        """What the encoder's features cost, with no decoder in between."""
+        config, device = self.config, self.sam.device
+        total = torch.zeros((), device=device)
+        if config.contrast_weight:
+            cells = nn.functional.avg_pool2d(batch.masks_BPHW.to(device).float(), self.sam.config.patch_size)
+            relative = (batch.points_BP2.to(device) + 0.5) / batch.pixels_BCHW.shape[-1]
+            measured["contrast"] = self.auxiliary["contrast"](embedding_BCHW, relative, cells)
+            total = total + config.contrast_weight * measured["contrast"]
+        if "imitation" in self.auxiliary:
+            measured["imitation"] = self.auxiliary["imitation"](embedding_BCHW, batch.teacher_BCHW.to(device))
+            total = total + config.teacher_weight * measured["imitation"]
+        return total
+
+    def _mask_loss(
+        self,
+        images: EncodedImages,
+        batch: Batch,
+        stage: StageConfig,
+        draws: Draws,
+        measured: dict[str, Tensor],
+    ) -> Tensor:
+        """What the drawn masks and their predicted IoU cost, a mean over the rounds."""
+        config, device = self.config, self.sam.device
+        masks_BPHW = batch.masks_BPHW.to(device)
+        if config.prompts == "interaction":
+            points_BP2 = batch.points_BP2.to(device)
+            rounds = [*interact(self.sam, images, masks_BPHW, points_BP2, config.interaction, draws)]
+            names = ["first", *["later"] * (len(rounds) - 2), "last"] if len(rounds) > 1 else ["first"]
+        else:
+            rounds = [self._simple_round(images, batch, draws)]
+            names = ["oracle" if rounds[0].iou_BPK.shape[2] > 1 else "single"]
+        weight = config.focal_weight if stage.focal_weight is None else stage.focal_weight
+        targets_BPhw = nn.functional.avg_pool2d(
+            masks_BPHW.float(), masks_BPHW.shape[-1] // rounds[0].logits_BPKhw.shape[-1]
+        )
+        total = torch.zeros((), device=device)
+        for name, answer in zip(names, rounds, strict=True):
+            mask_loss, iou_loss, iou = self._round_loss(answer, targets_BPhw, batch, weight)
+            total = total + (mask_loss + config.iou_weight * iou_loss) / len(rounds)
+            if name != "later":
+                measured |= {f"mask_{name}": mask_loss, f"iou_{name}": iou, f"iou_loss_{name}": iou_loss}
+        return total
+
+    def _round_loss(
+        self, answer: Round, targets_BPhw: Tensor, batch: Batch, focal_weight: float
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Of each prompt's masks the one that costs least is trained, the predicted IoU of all of them.
+
+        Returns the masks' loss, the predicted IoU's, and the IoU of the best masks.
+        """
+        logits, counts = answer.logits_BPKhw.float(), answer.trained_BPK
+        targets = targets_BPhw[:, :, None].expand_as(logits)
+        mask_losses = focal_weight * focal_loss(logits, targets) + dice_loss(logits, targets)
+        iou = mask_iou(logits.detach(), targets)
+        error = (answer.iou_BPK.float() - self._iou_target(answer, iou, batch)).square()
+        return (
+            mask_losses.masked_fill(~counts, torch.inf).amin(2).mean(),
+            error[counts].mean(),
+            iou.masked_fill(~counts, 0).amax(2).mean(),
+        )
+
+    def _iou_target(self, answer: Round, iou_BPK: Tensor, batch: Batch) -> Tensor:
+        """What the predicted IoU should be: with the mask asked for, or the best one that holds the click."""
+        if self.config.iou_target == "prompt" or iou_BPK.shape[2] == 1:
+            return iou_BPK
+        logits = answer.logits_BPKhw.detach()
+        objects_BQhw = batch.objects_BQhw.to(logits.device).float()
+        cell = batch.masks_BPHW.shape[-1] // logits.shape[-1]
+        holds_BPQ = holding(objects_BQhw, batch.points_BP2.to(logits.device) // cell)
+        holds_BKQ = holds_BPQ.repeat_interleave(logits.shape[2], dim=1)
+        best = best_iou(logits.flatten(1, 2), objects_BQhw, holds_BKQ)
+        best_BPK = best.reshape(iou_BPK.shape).maximum(iou_BPK)
+        return torch.where(answer.one_click_BP[..., None], best_BPK, iou_BPK)
+
+    def _simple_round(self, images: EncodedImages, batch: Batch, draws: Draws) -> Round:
+        """The answers to one kind of prompt for each mask; several masks for a single point only."""
+        sam, config = self.sam, self.config
+        masks_BPHW = batch.masks_BPHW
+        to_input = sam.config.img_size / masks_BPHW.shape[-1]  # prompts are in pixels of the input
+        kind = torch.rand((), generator=draws.of_step).item()
+        tokens = [0]
+        if kind < config.box_share:
+            boxes = draws.each(lambda b, generator: noisy_boxes(masks_BPHW[b], generator))
+            decoded = sam.attend(images, boxes_BP4=boxes.to(sam.device) * to_input)
+        else:
+            if kind < config.box_share + config.points_share:
+                count = int(torch.randint(2, MAX_POINTS + 1, (), generator=draws.of_step))
+                points, labels = self._scattered(masks_BPHW, count, draws)
+            else:
+                points = batch.points_BP2[:, :, None]
+                labels = torch.ones(points.shape[:3], dtype=torch.long)
+                tokens = [1, 2, 3]
+            points, labels = points.to(sam.device), labels.to(sam.device)
+            decoded = sam.attend(images, (points + 0.5) * to_input - 0.5, labels)
+        prompts = masks_BPHW.shape[:2].numel()
+        prompt_K = torch.arange(prompts).repeat_interleave(len(tokens))
+        logits = sam.draw(decoded, prompt_K, torch.tensor(tokens).repeat(prompts))
+        iou_BPK = decoded.iou_BPM[..., tokens]
+        trained_BPK = torch.ones_like(iou_BPK, dtype=torch.bool)
+        one_click_BP = torch.full_like(trained_BPK[..., 0], len(tokens) > 1)
+        return Round(logits.unflatten(0, iou_BPK.shape), iou_BPK, trained_BPK, one_click_BP)
+
+    @staticmethod
+    def _scattered(masks_BPHW: Tensor, count: int, draws: Draws) -> tuple[Tensor, Tensor]:
+        generators = zip(masks_BPHW, draws.of_images, strict=True)
+        drawn = [points_in_and_around(masks_PHW, count, generator) for masks_PHW, generator in generators]
+        points, labels = zip(*drawn, strict=True)
+        return torch.stack(points), torch.stack(labels)

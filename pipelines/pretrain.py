@@ -1,0 +1,223 @@
+"""`maskmill pretrain`: the encoder learns from plain photographs, before there is any mask (`model.mae`).
+
+What it leaves is a file of weights like any other, the decoder as training from nothing starts it: `maskmill
+train --set initial=FILE` goes on from there.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import pickle
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, cast
+
+import cv2
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from pydantic import Field
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+
+from model.checkpoint import save_sam
+from model.config import MODELS
+from model.image_encoder import ImageEncoderViT
+from model.initialise import initialise
+from model.mae import MaskedAutoencoder
+from model.sam import Sam
+from model.tensor_file import DAMAGE
+from pipelines import storage
+from pipelines.config import IMAGE_EXTENSIONS
+from pipelines.decode import decode_image
+from pipelines.errors import ConfigError, IncompleteRun, InputRejected
+from pipelines.reader import read_input
+from pipelines.settings import Section
+from pipelines.sources import list_inputs
+
+log = logging.getLogger("maskmill.train")
+
+CROP_AREA = (0.2, 1.0)
+"""Share of the photograph that a square is cut from: from, to."""
+
+MAX_PIXELS = 100_000_000
+TRIES = 20
+"""Photographs in a row that cannot be read, before that is no accident."""
+
+
+class PretrainConfig(Section):
+    """Everything `maskmill pretrain` can be told."""
+
+    data: Path = Field(description="Folder of photographs, with or without folders in it.")
+    out: Path = Field(description="Folder for the checkpoint and the weights.")
+    model: Literal["nano", "vit_b", "vit_l", "vit_h"] = Field("nano", description="Size of the network.")
+    steps: int = Field(ge=1, description="Optimiser steps.")
+    size: int = Field(256, ge=64, multiple_of=16, description="Side of the squares, in pixels.")
+    images: int = Field(64, ge=1, description="Photographs a step.")
+    hidden_share: float = Field(0.75, gt=0, lt=1, description="Share of the patches that is hidden.")
+    learning_rate: float = Field(6e-4, gt=0, description="Peak: a linear warm-up, then a cosine to 0.")
+    warmup_steps: int = Field(100, ge=1, description="Steps of linear warm-up.")
+    weight_decay: float = Field(0.05, ge=0, description="On matrices only.")
+    precision: Literal["fp32", "bf16"] = Field("bf16", description="bf16 runs matrix products in bfloat16.")
+    device: str = Field("cpu", pattern=r"^(cpu|cuda(:\d+)?)$", description="cpu, cuda or cuda:N.")
+    seed: int = Field(0, ge=0, description="Decides initial weights, squares and what is hidden.")
+    loader_workers: int = Field(1, ge=0, description="Processes that prepare batches.")
+    checkpoint_every: int = Field(200, ge=1, description="Steps between checkpoints.")
+
+    def learning_rate_at(self, step: int) -> float:
+        """Linear warm-up, then a cosine."""
+        if step < self.warmup_steps:
+            return self.learning_rate * (step + 1) / self.warmup_steps
+        progress = (step - self.warmup_steps) / max(1, self.steps - self.warmup_steps)
+        return self.learning_rate * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def pretrain(config: PretrainConfig) -> Path:
+    """Run to the end, from the last checkpoint if there is one; returns the weights' path.
+
+    Raises UsageError where there is no photograph, ConfigError where they cannot be read or the checkpoint is
+    of another run, IncompleteRun when it diverges.
+    """
+    uris = list_inputs([config.data], IMAGE_EXTENSIONS).column("uri").to_pylist()
+    torch.set_flush_denormal(True)
+    with storage.failing_as(ConfigError, config.out):
+        config.out.mkdir(parents=True, exist_ok=True)
+    storage.sweep(config.out)
+    learner = Learner(config)
+    learner.load()
+    log.info("%s: %d photographs, from step %d of %d", config.model, len(uris), learner.step, config.steps)
+    squares = Squares(uris, config, range(learner.step, config.steps))
+    loader: DataLoader[Tensor] = DataLoader(squares, batch_size=None, num_workers=config.loader_workers)
+    for pixels_BCHW in loader:
+        loss = learner.learn(pixels_BCHW)
+        if learner.step % 20 == 0:
+            log.info("step %d loss=%.4g", learner.step, loss)
+        if learner.step % config.checkpoint_every == 0 or learner.step == config.steps:
+            learner.save()
+    weights = config.out / f"{config.model}.safetensors"
+    save_sam(learner.sam, weights)
+    return weights
+
+
+@dataclass(frozen=True)
+class Squares(Dataset[Tensor]):
+    """Batch number `step` for a PyTorch loader, uint8 B×3×S×S: a pure function of seed and step."""
+
+    uris: Sequence[str]
+    config: PretrainConfig
+    steps: range
+
+    def __len__(self) -> int:
+        return len(self.steps)
+
+    def __getitem__(self, index: int) -> Tensor:
+        rng = np.random.default_rng((self.config.seed, self.steps[index]))
+        squares = [self._square(rng) for _ in range(self.config.images)]
+        return torch.from_numpy(np.stack(squares)).permute(0, 3, 1, 2)
+
+    def _square(self, rng: np.random.Generator) -> NDArray[np.uint8]:
+        """A cut-out of a photograph, brought to the square's size and perhaps mirrored."""
+        pixels = self._photograph(rng)
+        height, width = pixels.shape[:2]
+        side = math.sqrt(rng.uniform(*CROP_AREA) * height * width)
+        stretch = math.exp(rng.uniform(-0.25, 0.25))
+        tall, wide = (
+            max(1, min(most, round(s))) for most, s in ((height, side / stretch), (width, side * stretch))
+        )
+        top, left = int(rng.integers(height - tall + 1)), int(rng.integers(width - wide + 1))
+        cut = pixels[top : top + tall, left : left + wide]
+        square = cv2.resize(cut, (self.config.size, self.config.size), interpolation=cv2.INTER_AREA)
+        return np.ascontiguousarray(square[:, ::-1] if rng.random() < 0.5 else square, dtype=np.uint8)
+
+    def _photograph(self, rng: np.random.Generator) -> NDArray[np.uint8]:
+        """A photograph drawn at random; one that cannot be read is passed over."""
+        for _ in range(TRIES):
+            uri = self.uris[int(rng.integers(len(self.uris)))]
+            try:
+                return decode_image(read_input(uri), MAX_PIXELS).pixels_HW3
+            except InputRejected as error:
+                log.warning("%s: passed over: %s", uri, error)
+        raise ConfigError(f"data: {TRIES} photographs in a row cannot be read, the last of them {uri}")
+
+
+class Learner:
+    """The state of a run: what its checkpoint keeps."""
+
+    def __init__(self, config: PretrainConfig) -> None:
+        torch.manual_seed(config.seed)
+        self.config, self.step = config, 0
+        self.sam = Sam(MODELS[config.model]).to(config.device)
+        initialise(self.sam)
+        encoder = cast(ImageEncoderViT, self.sam.image_encoder)
+        self.model = MaskedAutoencoder(encoder, config.size // MODELS[config.model].patch_size)
+        self.model.to(config.device)
+        learnt = [
+            p for name, p in self.model.named_parameters() if "rel_pos" not in name and "neck" not in name
+        ]
+        groups = [
+            {"params": [p for p in learnt if p.ndim >= 2], "weight_decay": config.weight_decay},
+            {"params": [p for p in learnt if p.ndim < 2], "weight_decay": 0.0},
+        ]
+        self.optimizer = torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, 0.95), fused=True)
+
+    def learn(self, pixels_BCHW: Tensor) -> float:
+        """One step; returns the loss. Raises IncompleteRun when it is not finite."""
+        config = self.config
+        patches = self.model.side**2
+        generator = torch.Generator().manual_seed(config.seed * 1_000_003 + self.step)
+        order_BL = torch.rand(len(pixels_BCHW), patches, generator=generator).argsort(1)
+        visible_BV = order_BL[:, : max(1, round(patches * (1 - config.hidden_share)))].to(config.device)
+        for group in self.optimizer.param_groups:
+            group["lr"] = config.learning_rate_at(self.step)
+        self.optimizer.zero_grad(set_to_none=True)
+        device = torch.device(config.device).type
+        with torch.autocast(device, torch.bfloat16, enabled=config.precision == "bf16"):
+            loss, _ = self.model(self.sam.normalise(pixels_BCHW), visible_BV)
+        loss.backward()
+        norm = nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        if not (loss.isfinite() and norm.isfinite()):
+            raise IncompleteRun(
+                f"diverged at step {self.step + 1}; try a lower learning_rate with another out"
+            )
+        self.optimizer.step()
+        self.step += 1
+        value: float = loss.item()
+        return value
+
+    def save(self) -> None:
+        """Replace the checkpoint in one step."""
+        state = {
+            "config": self.config.model_dump(mode="json", exclude=_DECIDES_NO_STEP),
+            "step": self.step,
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+        }
+        storage.replace(self._path, lambda file: torch.save(state, file))
+
+    def load(self) -> None:
+        """Go on from the checkpoint, if there is one. Raises ConfigError for one of another run."""
+        if not self._path.exists():
+            return
+        try:
+            state = torch.load(self._path, map_location=self.config.device, weights_only=True)
+            if state["config"] != self.config.model_dump(mode="json", exclude=_DECIDES_NO_STEP):
+                raise ConfigError(
+                    f"{self._path} is of another configuration; give the old one, or another out"
+                )
+            self.step = state["step"]
+            self.model.load_state_dict(state["model"])
+            self.optimizer.load_state_dict(state["optimizer"])
+        except (OSError, pickle.UnpicklingError, *DAMAGE) as error:
+            raise ConfigError(
+                f"{self._path} is damaged or no checkpoint of this program: {type(error).__name__}; "
+                f"remove it to start anew, or give another out"
+            ) from error
+
+    @property
+    def _path(self) -> Path:
+        return self.config.out / "pretraining.pt"
+
+
+_DECIDES_NO_STEP = {"data", "out", "device", "loader_workers", "checkpoint_every"}

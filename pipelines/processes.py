@@ -1,0 +1,70 @@
+"""The processes of one training run, as `torchrun` starts them: who this is of how many, and on which device.
+
+torchrun comes with torch, and its processes know nothing but each other: gradients are averaged by
+DistributedDataParallel, everything else is the same in each of them or done by the first. (Ray Train would
+start the same DistributedDataParallel; a run here keeps all that it needs to go on in one checkpoint, so
+there is nothing left for it to do.)
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+
+from pipelines.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Processes:
+    """Who this process is: `rank` out of `count`, counted from 0."""
+
+    rank: int = 0
+    count: int = 1
+
+    @property
+    def first(self) -> bool:
+        """Whether this is the one that writes."""
+        return self.rank == 0
+
+    def mean(self, values: Mapping[str, float]) -> dict[str, float]:
+        """The mean over all processes of what each has measured under the same names."""
+        if self.count == 1:
+            return dict(values)
+        device = "cuda" if dist.get_backend() == "nccl" else "cpu"
+        summed = torch.tensor([*values.values()], dtype=torch.float64, device=device)
+        dist.all_reduce(summed)
+        return dict(zip(values, (summed / self.count).tolist(), strict=True))
+
+    def wait(self) -> None:
+        """Until all processes are here."""
+        if self.count > 1:
+            dist.barrier()
+
+
+@contextmanager
+def joined(device: str) -> Iterator[tuple[Processes, str]]:
+    """Join the others, if torchrun started this process; gives who this is, and its device.
+
+    `device` is the configured one: of `cuda` each process takes the GPU of its number on its machine.
+    Raises ConfigError where one GPU was named for several processes, or there is none for this one.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        yield Processes(), device
+        return
+    if device.startswith("cuda"):
+        if ":" in device:
+            raise ConfigError(f"device: {device} is one GPU; torchrun gives each process its own, say cuda")
+        device = f"cuda:{os.environ['LOCAL_RANK']}"
+        if int(os.environ["LOCAL_RANK"]) >= torch.cuda.device_count():
+            raise ConfigError(f"device: {device}: PyTorch sees {torch.cuda.device_count()} GPUs here")
+        torch.cuda.set_device(device)
+    dist.init_process_group("nccl" if device.startswith("cuda") else "gloo")
+    try:
+        yield Processes(dist.get_rank(), dist.get_world_size()), device
+    finally:
+        dist.destroy_process_group()

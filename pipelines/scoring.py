@@ -1,0 +1,98 @@
+"""What `maskmill evaluate` does: a model against labelled masks, or one corpus against another."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from engine import MaskGenerator
+from model import load_sam
+from pipelines.agreement import agreement
+from pipelines.config import load_config
+from pipelines.errors import ConfigError, UsageError
+from pipelines.evaluate import evaluate
+from pipelines.labelled import VALIDATION_SHARE, read_labelled
+from pipelines.recall import evaluate_automatic
+from pipelines.reliability import plot_format, reliability, write_plot
+from pipelines.report import evaluation_table
+
+Outcome = tuple[dict[str, Any], list[Table]]
+"""The same for a program and for a person."""
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """Which model is scored, and on what."""
+
+    data: Path
+    photographs: Path | None
+    model: str
+    checkpoint: Path | None
+    validation: bool
+    masks_per_image: int
+    mask_prompts: bool
+    automatic: bool
+    plot: Path | None
+
+
+def score_model(what: Wanted, config: str | None, overrides: Sequence[str]) -> Outcome:
+    """Scores over all masks and by source, and how far the predicted IoU can be believed.
+
+    Raises UsageError or ConfigError for what cannot be scored.
+    """
+    settings = load_config(config or "nano", list(overrides))
+    given = config or any(value.startswith("model.") for value in overrides)
+    if given and settings.model.name != what.model:
+        raise UsageError(
+            f"--model {what.model}: the configuration is for {settings.model.name}; give --model that"
+        )
+    if what.plot is not None:
+        plot_format(what.plot)
+    labelled = read_labelled(what.data, what.photographs)
+    images = [image for image in labelled if image.validates or not what.validation]
+    if not images:
+        raise ConfigError(
+            f"{what.data}: none of its {len(labelled)} images is set aside for validation, which one in "
+            f"{VALIDATION_SHARE} is, by its name; leave out --validation to score them all"
+        )
+    sam = load_sam(what.model, what.checkpoint)
+    scores = evaluate(sam, images, masks_per_image=what.masks_per_image, mask_prompts=what.mask_prompts)
+    if what.plot is not None:
+        write_plot(scores.predictions_N2, what.plot)
+    if what.automatic:
+        scores |= evaluate_automatic(MaskGenerator(sam, settings.generator), images)
+    result = scores.scores | {
+        "by_source": scores.by_source,
+        "images": len(images),
+        "reliability": reliability(scores.predictions_N2),
+    }
+    return result, [evaluation_table(scores.scores, scores.by_source)]
+
+
+def score_corpora(ours: Path, theirs: Path) -> Outcome:
+    """How far two corpora agree. Raises CorpusError or UsageError as `agreement` does."""
+    result = agreement(ours, theirs)
+    table = Table("masks of", "masks", "mean best IoU", title="agreement", title_justify="left")
+    for level in result["matched"]:
+        table.add_column(f"partner at {level}", justify="right")
+    for side, corpus in (("ours", ours), ("theirs", theirs)):
+        shares = [_share(of[side]) for of in result["matched"].values()]
+        table.add_row(str(corpus), str(result["masks"][side]), _share(result["mean_best_iou"][side]), *shares)
+    table.caption = _caption(result)
+    return result, [table]
+
+
+def _share(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"
+
+
+def _caption(result: Mapping[str, Any]) -> str:
+    difference = _share(result["predicted_iou_difference"])
+    return (
+        f"{result['images']} images, {result['images_left_out']} left out; "
+        f"predicted IoU of partners differs by {difference}"
+    )
