@@ -160,7 +160,9 @@ def _totals(corpus: Corpus) -> dict[str, Any]:
         path = shard_path(corpus.path, shard)
         with open_parquet(path) as file, reading(path):
             for group in range(file.num_row_groups):
-                table = file.read_row_group(group, columns=["status", "error.class", "annotations.list.element.id"])
+                table = file.read_row_group(
+                    group, columns=["status", "error.class", "annotations.list.element.id"]
+                )
                 counts.update(table["status"].to_pylist())
                 counts["masks"] += pc.sum(pc.list_value_length(table["annotations"])).as_py() or 0
                 rejects.update(error["class"] for error in table["error"].to_pylist() if error)

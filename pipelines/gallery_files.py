@@ -51,9 +51,7 @@ KEPT_PICTURES = 64
 NAME = re.compile(r"(photographs|rejected|masks)-(\d{6,9})\.js|(photo|thumb)-(\d{6,9})\.jpg")
 _QUALITY = {"photo": 85, "thumb": 78}
 _LISTED = ("image_id", "key", "status", "width", "height", "candidates")
-_SCORES = tuple(
-    f"annotations.list.element.{name}" for name in ("area", "predicted_iou", "stability_score")
-)
+_SCORES = tuple(f"annotations.list.element.{name}" for name in ("area", "predicted_iou", "stability_score"))
 
 
 class GalleryFiles:
@@ -108,7 +106,14 @@ class GalleryFiles:
             return [[visible(text) for text in (row["key"], *_reason(row["error"]))] for row in rows]
         rows = self._index.rows(kind, start, stop, (*_LISTED, *_SCORES))
         return [
-            [visible(row["key"]), str(row["image_id"]), row["width"], row["height"], row["candidates"], scores(row)]
+            [
+                visible(row["key"]),
+                str(row["image_id"]),
+                row["width"],
+                row["height"],
+                row["candidates"],
+                scores(row),
+            ]
             for row in rows
         ]
 

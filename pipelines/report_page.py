@@ -1,0 +1,296 @@
+"""The statistics of a corpus as one HTML page: numbers, and Matplotlib's pictures inside it as SVG.
+
+SVG and not PNG, so that the pictures take the page's colours, light or dark, and stay sharp. Matplotlib knows
+only fixed colours: it draws with three that nothing else has, and they become the page's in the text of the
+SVG. No name of a corpus goes through Matplotlib, which would read a `$` in it as mathematics.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from pipelines import storage
+from pipelines.errors import UsageError
+from pipelines.histogram import Histogram
+from pipelines.page import fill, part, policy, text
+from pipelines.report import SHARES
+from pipelines.statistics import SIDE_OCTAVES, Statistics
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+_COLOURS = {
+    "#010203": "var(--ink)",
+    "#040506": "var(--soft)",
+    "#070809": "var(--accent)",
+    "#0a0b0c": "var(--other)",
+}
+_INK, _SOFT, _OWN, _OTHER = _COLOURS
+_STYLE = {
+    "svg.fonttype": "none",
+    "font.family": "sans-serif",
+    "font.sans-serif": ["system-ui", "DejaVu Sans"],
+    "font.size": 9.5,
+    "text.color": _INK,
+    "axes.labelcolor": _SOFT,
+    "axes.edgecolor": _SOFT,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "xtick.color": _SOFT,
+    "ytick.color": _SOFT,
+    "axes.linewidth": 0.6,
+}
+MASKS_PER_IMAGE = (0, 1, 11, 51, 101, 201)
+"""Where the groups of the paper's figure begin, 0 by itself."""
+
+
+def write_report(out: Path, found: Statistics, against: Statistics | None = None) -> None:
+    """Write the page of a corpus's statistics, beside those of another where given.
+
+    Raises UsageError where it cannot be written, or Matplotlib is not installed.
+    """
+    try:
+        import matplotlib
+    except ImportError:
+        raise UsageError("a page with pictures needs Matplotlib: pip install 'maskmill[report]'") from None
+    both = [found] if against is None else [found, against]
+    with matplotlib.rc_context(_STYLE):
+        figures = "".join(_figure(title, note, draw, both) for title, note, draw in _figures(both))
+    parts = {
+        "policy": policy(),
+        "name": text(found.name),
+        "against": "" if against is None else _legend(both),
+        "style": part("look.css") + part("report.css"),
+        "numbers": _numbers(both),
+        "figures": figures,
+    }
+    page = fill(part("report.html"), parts).encode("utf-8", "backslashreplace")
+    with storage.failing_as(UsageError, out):
+        storage.replace(out, lambda file: _write(file, page))
+
+
+def _write(file: Any, data: bytes) -> None:
+    file.write(data)
+
+
+def _legend(both: Sequence[Statistics]) -> str:
+    names = "".join(f"<span><i></i><bdi>{text(found.name)}</bdi></span>" for found in both)
+    return f'<p class="legend">{names}</p>'
+
+
+def _numbers(both: Sequence[Statistics]) -> str:
+    counts = {name: [f"{found.counts[name]:,}" for found in both] for name in both[0].counts}
+    means = {
+        f"{name}, mean": [f"{found.distributions()[name].mean:.4g}" for found in both]
+        for name in both[0].distributions()
+    }
+    quantiles = {
+        (name if len(both) == 1 else f"{name} · {text(found.name)}"): [
+            f"{value:.3g}" for value in found.distributions()[name].quantiles(SHARES)
+        ]
+        for name in both[0].distributions()
+        for found in both
+    }
+    names = [text(found.name) for found in both] if len(both) > 1 else [""]
+    shares = [f"{share:.0%}" for share in SHARES]
+    return (
+        _table(["counts", *names], counts)
+        + _table(["means", *names], means)
+        + _table(["quantiles", *shares], quantiles)
+    )
+
+
+def _table(head: Sequence[str], rows: Mapping[str, Sequence[str]]) -> str:
+    title, *columns = head
+    cells = "".join(f'<th scope="col">{column}</th>' for column in columns)
+    body = "".join(
+        f'<tr><th scope="row">{name}</th>{"".join(f"<td>{value}</td>" for value in values)}</tr>'
+        for name, values in rows.items()
+        if values and "nan" not in values
+    )
+    return f'<div><table><thead><tr><th scope="col">{title}</th>{cells}</tr></thead><tbody>{body}</tbody></table></div>'
+
+
+Draw = Callable[["Axes", Sequence[Statistics]], None]
+
+
+def _figures(both: Sequence[Statistics]) -> list[tuple[str, str, Draw]]:
+    """Title, explanation and picture of each figure for which there is something to show."""
+    found = both[0]
+    figures: list[tuple[str, str, Draw]] = [
+        ("Masks per image", "share of images", _masks_per_image),
+        (
+            "Relative mask size",
+            "root of mask area over image area; share of masks, logarithmic",
+            _histogram("relative_size", 50, log=True),
+        ),
+        (
+            "Concavity",
+            "1 − area over the area of the convex hull; share of masks",
+            _histogram("concavity", 50),
+        ),
+        ("Predicted IoU", "share of masks", _histogram("predicted_iou", 60)),
+        ("Stability", "share of masks", _histogram("stability", 50)),
+        ("Sizes of images", "width and height in pixels, logarithmic; darker is more", _sizes),
+    ]
+    figures = [figure for figure in figures if figure[0] != "Concavity" or found.concavity.total]
+    for place, one in enumerate(both):
+        title = "Middles of masks" + (f" · {one.name}" if len(both) > 1 else "")
+        figures.append((title, "of their boxes, every image as a square; darker is more", _centres(place)))
+    if found.drops.total():
+        figures.append(
+            ("Dropped candidates", "by the first filter that they failed; logarithmic", _bars("drops"))
+        )
+    if found.rejects.total():
+        figures.append(("Rejected inputs", "by class", _bars("rejects")))
+    if len(found.commits) > 1:
+        figures.append(("Throughput", "images a second, by when shards were written", _throughput))
+    if found.seconds.total():
+        figures.append(("Workers' time", "seconds by stage", _bars("seconds")))
+    return figures
+
+
+def _figure(title: str, note: str, draw: Draw, both: Sequence[Statistics]) -> str:
+    from matplotlib import rc_context
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(5.2, 2.9), layout="constrained")
+    figure.patch.set_alpha(0)
+    axes = figure.add_subplot()
+    axes.patch.set_alpha(0)
+    draw(axes, both)
+    file = io.StringIO()
+    with rc_context({"svg.hashsalt": title}):
+        FigureCanvasSVG(figure).print_svg(file, metadata={"Date": None})
+    svg = file.getvalue()
+    svg = svg[svg.index("<svg") :]
+    for fixed, named in _COLOURS.items():
+        svg = svg.replace(fixed, named)
+    svg = svg.replace("<svg", f'<svg role="img" aria-label="{text(title)}"', 1)
+    return f"<figure><figcaption><b>{text(title)}</b><span>{text(note)}</span></figcaption>{svg}</figure>"
+
+
+def _masks_per_image(axes: Axes, both: Sequence[Statistics]) -> None:
+    ends = [*MASKS_PER_IMAGE[1:], np.inf]
+    labels = ["0", "1–10", "11–50", "51–100", "101–200", "> 200"]
+    for place, found in enumerate(both):
+        counts = found.masks_per_image.counts
+        heights = [
+            sum(count for value, count in counts.items() if start <= value < end)
+            for start, end in zip(MASKS_PER_IMAGE, ends, strict=True)
+        ]
+        width = 0.8 / len(both)
+        xs = np.arange(len(labels)) + (place - (len(both) - 1) / 2) * width
+        axes.bar(xs, np.divide(heights, max(1, sum(heights))), width * 0.94, color=(_OWN, _OTHER)[place])
+    axes.set_xticks(range(len(labels)), labels)
+    axes.tick_params(axis="x", length=0)
+    axes.yaxis.set_major_formatter(_percent())
+
+
+def _histogram(name: str, bins: int, log: bool = False) -> Draw:
+    def draw(axes: Axes, both: Sequence[Statistics]) -> None:
+        spans = []
+        for place, found in enumerate(both):
+            histogram: Histogram = getattr(found, name)
+            if not histogram.total:
+                continue
+            counts = histogram.counts.reshape(bins, -1).sum(axis=1) / histogram.total
+            edges = histogram.edges[:: histogram.bins // bins]
+            filled = np.flatnonzero(counts)
+            spans.append((edges[filled[0]], edges[filled[-1] + 1]))
+            colour = (_OWN, _OTHER)[place]
+            if place == 0:
+                axes.stairs(counts, edges, fill=True, color=colour, alpha=0.3)
+            axes.stairs(counts, edges, color=colour, linewidth=1.4, baseline=None if log else 0)
+        if spans:
+            axes.set_xlim(min(low for low, _ in spans), max(high for _, high in spans))
+        if log:
+            axes.set_yscale("log")
+        axes.yaxis.set_major_formatter(_percent())
+
+    return draw
+
+
+def _sizes(axes: Axes, both: Sequence[Statistics]) -> None:
+    low, high = SIDE_OCTAVES
+    for place, found in enumerate(both):
+        ys, xs = np.nonzero(found.sides_HW)
+        counts = found.sides_HW[ys, xs]
+        steps = (high - low) / len(found.sides_HW)
+        width, height = 2.0 ** (low + (xs + 0.5) * steps), 2.0 ** (low + (ys + 0.5) * steps)
+        share = counts / max(1, counts.max(initial=1))
+        axes.scatter(width, height, s=12 + 90 * share, color=(_OWN, _OTHER)[place], alpha=0.55, linewidths=0)
+    axes.set_xscale("log", base=2)
+    axes.set_yscale("log", base=2)
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_formatter(lambda value, _place: f"{value:,.0f}")
+    axes.set_xlabel("width")
+    axes.set_ylabel("height")
+
+
+def _centres(place: int) -> Draw:
+    def draw(axes: Axes, both: Sequence[Statistics]) -> None:
+        from matplotlib.colors import LinearSegmentedColormap
+
+        counts_YX = both[place].centres_YX.astype(np.float64)
+        colours = [(0.14, 0.34, 0.77, 0.0), (0.14, 0.34, 0.77, 0.55), (0.85, 0.35, 0.1, 1.0)]
+        colour_map = LinearSegmentedColormap.from_list("middles", colours)
+        axes.imshow(counts_YX, cmap=colour_map, vmin=0, extent=(0, 1, 1, 0), interpolation="nearest")
+        axes.set_xticks([0, 0.5, 1])
+        axes.set_yticks([0, 0.5, 1])
+        for side in ("top", "right"):
+            axes.spines[side].set_visible(True)
+
+    return draw
+
+
+def _bars(name: str) -> Draw:
+    def draw(axes: Axes, both: Sequence[Statistics]) -> None:
+        counted: Mapping[str, float] = getattr(both[0], name)
+        shown = [(key, value) for key, value in sorted(counted.items(), key=lambda item: item[1]) if value][
+            -12:
+        ]
+        values = [value for _, value in shown]
+        axes.barh(range(len(shown)), values, color=_OWN, height=0.7)
+        axes.set_yticks(range(len(shown)), [_plain(key) for key, _ in shown])
+        axes.tick_params(axis="y", length=0)
+        if name == "drops":
+            axes.set_xscale("log")
+        for place, value in enumerate(values):
+            axes.annotate(
+                f" {value:,.0f}" if value >= 10 else f" {value:.3g}", (value, place), va="center", color=_SOFT
+            )
+        axes.margins(x=0.15)
+
+    return draw
+
+
+def _throughput(axes: Axes, both: Sequence[Statistics]) -> None:
+    times, images = np.array([commit[:2] for commit in sorted(both[0].commits)]).T
+    span = max(times[-1] - times[0], 1.0)
+    bins = int(np.clip(len(times) // 3, 1, 60))
+    counts, edges = np.histogram(times - times[0], bins, (0, span), weights=images)
+    unit, named = next(
+        (size, word)
+        for size, word in ((3600, "hours"), (60, "minutes"), (1, "seconds"))
+        if span >= 2 * size or size == 1
+    )
+    axes.stairs(counts / np.diff(edges), edges / unit, fill=True, color=_OWN, alpha=0.3)
+    axes.stairs(counts / np.diff(edges), edges / unit, color=_OWN, linewidth=1.4)
+    axes.set_xlabel(f"{named} since the first shard")
+
+
+def _plain(label: str) -> str:
+    return label.replace("$", r"\$").replace("_", " ")
+
+
+def _percent() -> Any:
+    from matplotlib.ticker import FuncFormatter
+
+    return FuncFormatter(lambda value, _place: f"{100 * value:g} %")
