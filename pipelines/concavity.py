@@ -1,9 +1,9 @@
 """How concave a mask is, from its runs: 1 − area over the area of its convex hull.
 
 The hull is that of the mask's pixels as squares, corners included: it contains the mask, a rectangle's
-concavity is 0 exactly, and a mask of a single pixel has one too. The other convention, the hull of the pixels'
-centres, is smaller by about half the hull's perimeter, and gives small masks a concavity below 0. Of a column
-only its topmost and its lowest corners can be on the hull, so that pixels are never drawn.
+concavity is 0 exactly, and a mask of a single pixel has one too. The other convention, the hull of the
+pixels' centres, is smaller by about half the hull's perimeter, and gives small masks a concavity below 0. Of
+a column only its topmost and its lowest corners can be on the hull, so that pixels are never drawn.
 """
 
 from __future__ import annotations

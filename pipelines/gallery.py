@@ -116,7 +116,7 @@ def _refuse_foreign(folder: Path) -> None:
         return
     if folder.is_symlink() or not folder.is_dir():
         raise UsageError(f"{folder}: expected a folder for the page's files, or none; it is something else")
-    foreign = next((name for name in os.listdir(folder) if not NAME.fullmatch(name)), None)
+    foreign = next((path.name for path in folder.iterdir() if not NAME.fullmatch(path.name)), None)
     if foreign is not None:
         raise UsageError(f"{folder}: it has files that no gallery wrote ({foreign}); choose another --out")
 

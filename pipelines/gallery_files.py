@@ -209,7 +209,8 @@ def sampled(mask: Runs, size: tuple[int, int]) -> Runs:
     met = (cell_R >= 0) & (first_R < stop_R)
     if not met.any() and len(mask.start_R):
         x, y = divmod(int(mask.start_R[len(mask.start_R) // 2]), height)
-        cell = np.array([x * size[1] // width * size[0] + y * size[0] // height])
+        cell_x, cell_y = (2 * x + 1) * size[1] // (2 * width), (2 * y + 1) * size[0] // (2 * height)
+        cell = np.array([cell_x * size[0] + cell_y])
         return Runs(cell, cell + 1, size)
     return Runs((cell_R * size[0] + first_R)[met], (cell_R * size[0] + stop_R)[met], size)
 
@@ -249,7 +250,7 @@ def _pixels(row: Mapping[str, Any]) -> npt.NDArray[np.uint8]:
 
 
 def _resized(pixels_HW3: npt.NDArray[np.uint8], longest: int) -> npt.NDArray[np.uint8]:
-    size = fitted(*pixels_HW3.shape[:2], longest)
+    size = fitted(pixels_HW3.shape[0], pixels_HW3.shape[1], longest)
     if size == pixels_HW3.shape[:2]:
         return pixels_HW3
     return np.asarray(cv2.resize(pixels_HW3, size[::-1], interpolation=cv2.INTER_AREA), np.uint8)

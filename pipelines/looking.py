@@ -1,4 +1,4 @@
-"""The commands for whoever looks at a corpus: gallery, view, report; `pipelines.cli` says how they are typed."""
+"""The commands of whoever looks at a corpus: gallery, view and report, once they have been typed."""
 
 from __future__ import annotations
 

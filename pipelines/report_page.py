@@ -31,7 +31,7 @@ _COLOURS = {
     "#0a0b0c": "var(--other)",
 }
 _INK, _SOFT, _OWN, _OTHER = _COLOURS
-_STYLE = {
+_STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "font.family": "sans-serif",
     "font.sans-serif": ["system-ui", "DejaVu Sans"],
@@ -86,7 +86,7 @@ def _legend(both: Sequence[Statistics]) -> str:
 def _numbers(both: Sequence[Statistics]) -> str:
     counts = {name: [f"{found.counts[name]:,}" for found in both] for name in both[0].counts}
     means = {
-        f"{name}, mean": [f"{found.distributions()[name].mean:.4g}" for found in both]
+        name: [f"{found.distributions()[name].mean:.4g}" for found in both]
         for name in both[0].distributions()
     }
     quantiles = {
@@ -113,7 +113,8 @@ def _table(head: Sequence[str], rows: Mapping[str, Sequence[str]]) -> str:
         for name, values in rows.items()
         if values and "nan" not in values
     )
-    return f'<div><table><thead><tr><th scope="col">{title}</th>{cells}</tr></thead><tbody>{body}</tbody></table></div>'
+    row = f'<tr><th scope="col">{title}</th>{cells}</tr>'
+    return f"<div><table><thead>{row}</thead><tbody>{body}</tbody></table></div>"
 
 
 Draw = Callable[["Axes", Sequence[Statistics]], None]
@@ -126,7 +127,7 @@ def _figures(both: Sequence[Statistics]) -> list[tuple[str, str, Draw]]:
         ("Masks per image", "share of images", _masks_per_image),
         (
             "Relative mask size",
-            "root of mask area over image area; share of masks, logarithmic",
+            "√(mask area ∕ image area); share of masks, logarithmic",
             _histogram("relative_size", 50, log=True),
         ),
         (
@@ -136,7 +137,7 @@ def _figures(both: Sequence[Statistics]) -> list[tuple[str, str, Draw]]:
         ),
         ("Predicted IoU", "share of masks", _histogram("predicted_iou", 60)),
         ("Stability", "share of masks", _histogram("stability", 50)),
-        ("Sizes of images", "width and height in pixels, logarithmic; darker is more", _sizes),
+        ("Sizes of images", "width and height in pixels, logarithmic; larger is more", _sizes),
     ]
     figures = [figure for figure in figures if figure[0] != "Concavity" or found.concavity.total]
     for place, one in enumerate(both):
@@ -157,7 +158,6 @@ def _figures(both: Sequence[Statistics]) -> list[tuple[str, str, Draw]]:
 
 def _figure(title: str, note: str, draw: Draw, both: Sequence[Statistics]) -> str:
     from matplotlib import rc_context
-    from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(5.2, 2.9), layout="constrained")
@@ -167,7 +167,7 @@ def _figure(title: str, note: str, draw: Draw, both: Sequence[Statistics]) -> st
     draw(axes, both)
     file = io.StringIO()
     with rc_context({"svg.hashsalt": title}):
-        FigureCanvasSVG(figure).print_svg(file, metadata={"Date": None})
+        figure.savefig(file, format="svg", metadata={"Date": None})
     svg = file.getvalue()
     svg = svg[svg.index("<svg") :]
     for fixed, named in _COLOURS.items():
@@ -212,6 +212,7 @@ def _histogram(name: str, bins: int, log: bool = False) -> Draw:
             axes.set_xlim(min(low for low, _ in spans), max(high for _, high in spans))
         if log:
             axes.set_yscale("log")
+            axes.yaxis.set_minor_formatter("")
         axes.yaxis.set_major_formatter(_percent())
 
     return draw
@@ -238,7 +239,10 @@ def _centres(place: int) -> Draw:
     def draw(axes: Axes, both: Sequence[Statistics]) -> None:
         from matplotlib.colors import LinearSegmentedColormap
 
-        counts_YX = both[place].centres_YX.astype(np.float64)
+        counts_YX = both[place].centres_YX
+        while len(counts_YX) > 16 and counts_YX.sum() < 16 * counts_YX.size:  # few masks: larger cells
+            half = len(counts_YX) // 2
+            counts_YX = counts_YX.reshape(half, 2, half, 2).sum(axis=(1, 3))
         colours = [(0.14, 0.34, 0.77, 0.0), (0.14, 0.34, 0.77, 0.55), (0.85, 0.35, 0.1, 1.0)]
         colour_map = LinearSegmentedColormap.from_list("middles", colours)
         axes.imshow(counts_YX, cmap=colour_map, vmin=0, extent=(0, 1, 1, 0), interpolation="nearest")
@@ -262,9 +266,15 @@ def _bars(name: str) -> Draw:
         axes.tick_params(axis="y", length=0)
         if name == "drops":
             axes.set_xscale("log")
+            axes.set_xlim(left=0.8)
         for place, value in enumerate(values):
             axes.annotate(
-                f" {value:,.0f}" if value >= 10 else f" {value:.3g}", (value, place), va="center", color=_SOFT
+                f"{value:,.0f}" if value >= 10 else f"{value:.2g}",
+                (value, place),
+                (4, 0),
+                textcoords="offset points",
+                va="center",
+                color=_SOFT,
             )
         axes.margins(x=0.15)
 

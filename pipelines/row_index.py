@@ -1,4 +1,4 @@
-"""Which rows of a corpus are photographs and which were rejected, and any one of them without reading the rest.
+"""Which rows of a corpus are photographs and which were rejected, and any one without reading the rest.
 
 The statuses of all rows are read once: a column of three words, a few bytes for a hundred rows. From then on
 the n-th photograph, or the n-th rejected input, is a place in a shard, and reading it reads its row group.
@@ -39,10 +39,10 @@ class RowIndex:
         self._kept: OrderedDict[tuple[int, int, tuple[str, ...]], pa.Table] = OrderedDict()
         self._lock = threading.Lock()
         with ThreadPoolExecutor() as pool:
-            statuses = list(pool.map(self._statuses, corpus.shards))
-        shard_N = np.repeat(np.asarray(corpus.shards, np.int64), [len(own) for own in statuses])
-        place_N = np.concatenate([np.arange(len(own)) for own in statuses] or [np.zeros(0, np.int64)])
-        rejected_N = np.concatenate([own for own in statuses] or [np.zeros(0, np.bool_)])
+            refused = list(pool.map(self._refused, corpus.shards))
+        shard_N = np.repeat(np.asarray(corpus.shards, np.int64), [len(own) for own in refused])
+        place_N = np.concatenate([np.zeros(0, np.int64), *(np.arange(len(own)) for own in refused)])
+        rejected_N = np.concatenate([np.zeros(0, np.bool_), *refused])
         places_N2 = np.stack([shard_N, place_N], axis=1)
         self._places: dict[Kind, npt.NDArray[np.int64]] = {
             "photographs": places_N2[~rejected_N],
@@ -58,7 +58,7 @@ class RowIndex:
         return self.rows(kind, number, number + 1, ROW_SCHEMA.names)[0]
 
     def rows(self, kind: Kind, start: int, stop: int, columns: Sequence[str]) -> list[dict[str, Any]]:
-        """Some columns of a few of them (nested ones as Parquet names them); IndexError where none is there."""
+        """Some columns of a few (nested ones as Parquet names them); IndexError where none is there."""
         places = self._places[kind][max(0, start) : stop]
         if start < 0 or len(places) == 0:
             raise IndexError(f"there are {self.count(kind)} {kind}, numbered from 0, got {start}")
@@ -67,7 +67,7 @@ class RowIndex:
             found += self._of_shard(int(shard), places[places[:, 0] == shard, 1], tuple(columns))
         return found
 
-    def _statuses(self, shard: int) -> npt.NDArray[np.bool_]:
+    def _refused(self, shard: int) -> npt.NDArray[np.bool_]:
         """Whether each row of a shard was rejected."""
         path = shard_path(self._corpus.path, shard)
         with open_parquet(path) as file:

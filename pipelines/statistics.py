@@ -5,7 +5,8 @@ area of the convex hull; where the masks' boxes have their middles, in an image 
 images; the two scores; what was dropped and what was rejected, and why; when the shards were committed.
 
 Shards are read side by side, in processes, since hulls are computed mask by mask. Only the columns that are
-needed are read, a row group at a time, and values are counted, not kept: memory does not grow with the corpus.
+needed are read, a row group at a time, and values are counted, not kept: memory does not grow with the
+corpus.
 """
 
 from __future__ import annotations
@@ -40,6 +41,8 @@ CENTRE_BINS = 64
 SIDE_BINS = 96
 SIDE_OCTAVES = (4, 16)
 """Sides of 16 to 65,536 pixels, in eighths of an octave."""
+
+SMALL_BYTES = 4 << 20
 
 _MASKS = "annotations.list.element."
 _COLUMNS = ("status", "error.class", "width", "height", "candidates", "drops")
@@ -145,16 +148,18 @@ class Statistics:
 def corpus_statistics(
     path: str | Path, with_concavity: bool = True, workers: int | None = None
 ) -> Statistics:
-    """The statistics of a corpus, complete or still in the making; None workers: one for each core.
+    """The statistics of a corpus, complete or still in the making.
+
+    `workers` processes read it, by default one for each core where that is worth it.
 
     Raises CorpusError where it cannot be read or a mask is damaged.
     """
     corpus = Corpus(path)
     found = Statistics(corpus.path.name or str(path))
     found.drops.update(dict.fromkeys(DROP_REASONS, 0))
-    workers = min(workers or os.cpu_count() or 1, len(corpus.shards))
+    workers = workers or (os.cpu_count() if _is_large(corpus) else 1) or 1
     one = partial(_shard, str(path), with_concavity)
-    if workers <= 1:
+    if workers == 1:
         for shard in corpus.shards:
             found.merge(one(shard))
         return found
@@ -162,6 +167,16 @@ def corpus_statistics(
         for statistics in pool.map(one, corpus.shards, chunksize=max(1, len(corpus.shards) // (8 * workers))):
             found.merge(statistics)
     return found
+
+
+def _is_large(corpus: Corpus) -> bool:
+    """Whether there is more to read than processes take to start."""
+    total = 0
+    for shard in corpus.shards:
+        total += shard_path(corpus.path, shard).stat().st_size
+        if total > SMALL_BYTES:
+            return True
+    return False
 
 
 def _shard(corpus: str, with_concavity: bool, shard: int) -> Statistics:

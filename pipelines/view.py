@@ -66,7 +66,7 @@ class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     timeout = 60
 
-    def do_GET(self) -> None:  # noqa: N802  (the library's name)
+    def do_GET(self) -> None:
         """Answer with a file, or say why not."""
         if (refusal := self._refusal()) is not None:
             self._send(HTTPStatus.FORBIDDEN, refusal.encode(), "text/plain; charset=utf-8")
