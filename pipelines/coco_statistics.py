@@ -13,12 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 from pycocotools import mask as coco
 
 from engine import rle
-from engine.records import Rle
-from engine.runs import Runs
-from pipelines.concavity import concavity
+from pipelines.concavity import concavities
 from pipelines.errors import CorpusError, UsageError
 from pipelines.statistics import Statistics
 
@@ -59,8 +58,9 @@ def coco_statistics(path: Path, with_concavity: bool = True) -> Statistics:
                 if annotation.get(name) is not None:
                     histogram.add([float(annotation[name])])
             if with_concavity:
-                mask = _runs(annotation["segmentation"], (height, width))
-                found.concavity.add([concavity(mask)])
+                code = _code(annotation["segmentation"], (height, width))
+                sides = np.array([height]), np.array([width])
+                found.concavity.add(concavities(pa.array([code]), *sides))
         except (KeyError, TypeError, ValueError, IndexError) as error:
             raise _damaged(path, "an annotation", annotation, error) from None
         if len(pieces) == _PIECE:
@@ -96,7 +96,8 @@ def _add(found: Statistics, pieces: list[tuple[float, list[float], int, int]]) -
         found.add_masks(np.asarray(areas), np.asarray(boxes), *sizes)
 
 
-def _runs(segmentation: Any, size: tuple[int, int]) -> Runs:
+def _code(segmentation: Any, size: tuple[int, int]) -> str:
+    """A mask's compressed run lengths, whichever of COCO's three forms it has."""
     height, width = size
     if isinstance(segmentation, list):
         polygons = [np.asarray(polygon, np.float64) for polygon in segmentation]
@@ -106,16 +107,16 @@ def _runs(segmentation: Any, size: tuple[int, int]) -> Runs:
             if not (np.abs(polygon) <= 2 * max(size)).all():
                 raise ValueError("a polygon lies outside its image")
         merged = coco.merge(coco.frPyObjects([polygon.tolist() for polygon in polygons], height, width))
-        return rle.decode_runs(Rle(size, merged["counts"].decode("ascii")))
+        return str(merged["counts"].decode("ascii"))
     if list(segmentation["size"]) != [height, width]:
         raise ValueError(f"the mask is for {segmentation['size']}, its image is {[height, width]}")
     counts = segmentation["counts"]
     if isinstance(counts, str):
-        return rle.decode_runs(Rle(size, counts))
+        return counts
     lengths = np.asarray([_whole(count) for count in counts], np.int64)
     if (lengths < 0).any() or (lengths > height * width).any() or lengths.sum() != height * width:
         raise ValueError("the runs do not fill the image")
-    return rle.decode_runs(rle.from_run_lengths(lengths, size))
+    return rle.from_run_lengths(lengths, size).counts
 
 
 def _whole(value: Any) -> int:

@@ -27,9 +27,8 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from engine import rle
-from engine.records import DROP_REASONS, Rle
-from pipelines.concavity import concavity
+from engine.records import DROP_REASONS
+from pipelines.concavity import concavities
 from pipelines.corpus import Corpus
 from pipelines.errors import CorpusError
 from pipelines.histogram import Histogram, Tallied
@@ -230,17 +229,7 @@ def _count(table: pa.Table, found: Statistics, with_concavity: bool) -> None:
     found.stability.add(_numbers(column["stability_score"]))
     if with_concavity:
         (counts,) = column["segmentation"].flatten()
-        found.concavity.add(_concavities(counts, heights_M, widths_M))
-
-
-def _concavities(
-    counts: pa.StringArray, heights_M: npt.NDArray[np.float64], widths_M: npt.NDArray[np.float64]
-) -> list[float]:
-    sizes = zip(heights_M.astype(int).tolist(), widths_M.astype(int).tolist(), strict=True)
-    return [
-        concavity(rle.decode_runs(Rle(size, code)))
-        for size, code in zip(sizes, counts.to_pylist(), strict=True)
-    ]
+        found.concavity.add(concavities(counts, heights_M.astype(np.int64), widths_M.astype(np.int64)))
 
 
 def _numbers(values: pa.Array) -> npt.NDArray[np.float64]:

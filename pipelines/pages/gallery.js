@@ -382,7 +382,7 @@ let rejectedBlocks = 0;
 async function moreRejected() {
   if (rejectedBlocks * index.block >= index.rejected) return;
   const rows = await load(`rejected-${padded(rejectedBlocks++)}.js`);
-  byId("rejected").querySelector("tbody").append(...rows.map(([key, kind, stage_, message]) => element("tr", {},
+  byId("rejected-inputs").querySelector("tbody").append(...rows.map(([key, kind, stage_, message]) => element("tr", {},
     Object.assign(element("th", {}, element("bdi", {}, key)), { scope: "row" }),
     element("td", {}, element("code", {}, kind)), element("td", {}, message, " ", element("small", {}, `(${stage_})`)))));
 }
@@ -395,7 +395,9 @@ function route() {
   const hash = location.hash.slice(1), number = Number(hash) - 1, leaves = viewed?.number;
   const photograph = hash !== "" && Number.isInteger(number) && number >= 0 && number < index.photographs;
   const shows = photograph ? "photograph" : hash === "rejected" ? "rejected" : "photographs";
-  for (const id of ["photographs", "photograph", "rejected"]) byId(id).hidden = id !== shows;
+  for (const [id, name] of [["photographs", "photographs"], ["photograph", "photograph"], ["rejected-inputs", "rejected"]]) {
+    byId(id).hidden = name !== shows;
+  }
   document.body.dataset.shows = shows;
   for (const [id, current_] of [["to-photographs", shows !== "rejected"], ["to-rejected", shows === "rejected"]]) {
     byId(id).toggleAttribute("aria-current", current_);

@@ -9,6 +9,7 @@ import json
 import shutil
 import subprocess
 import sys
+import threading
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -28,6 +29,7 @@ from pipelines.reader import read_input
 from pipelines.schema import rejected_row, row_from_result, table_from_rows
 from pipelines.shards import commit_table, shard_metadata
 from pipelines.sources import list_inputs
+from pipelines.view import GalleryServer
 from tests.pipelines.browser import opened_browser
 from tests.pipelines.corpora import make_corpus, make_photos, make_record, open_corpus
 
@@ -381,8 +383,8 @@ class TestInABrowser:
 
     def test_rejected_inputs_have_a_view_and_run_nothing(self, browser, page):
         browser.open(page.resolve().as_uri() + "#rejected")
-        browser.wait_for("document.querySelectorAll('#rejected tbody tr').length === 1")
-        text = browser.run("return document.querySelector('#rejected').innerText")
+        browser.wait_for("document.querySelectorAll('#rejected-inputs tbody tr').length === 1")
+        text = browser.run("return document.querySelector('#rejected-inputs').innerText")
         assert "NotAnImage" in text
         assert "script>alert(2)" in text
         assert browser.run("return document.querySelectorAll('#list').length") == 1
@@ -406,3 +408,17 @@ class TestInABrowser:
         lost = ("thumb-000003.jpg", "thumb-000005.jpg")
         complaints = [line for line in browser.messages() if not any(name in line for name in lost)]
         assert complaints == []
+
+    def test_a_server_gives_the_same_page(self, browser, corpus):
+        with GalleryServer(corpus) as server:
+            thread = threading.Thread(target=server.serve_forever, daemon=True)
+            thread.start()
+            browser.open(server.address)
+            browser.wait_for("document.querySelector('#shown').textContent === '12 of 12 masks'")
+            browser.wait_for("document.querySelectorAll('#list img.here').length === 5")
+            browser.open(server.address + "#1")
+            browser.wait_for("document.querySelectorAll('#masks-list li').length === 2")
+            lost = ("thumb-000003.jpg", "thumb-000005.jpg")
+            assert [line for line in browser.messages() if not any(name in line for name in lost)] == []
+            server.shutdown()
+            thread.join()

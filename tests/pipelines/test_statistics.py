@@ -5,6 +5,7 @@ from html.parser import HTMLParser
 
 import cv2
 import numpy as np
+import pyarrow as pa
 import pytest
 from pycocotools import mask as coco
 from scipy.spatial import ConvexHull
@@ -13,7 +14,7 @@ from engine import rle
 from engine.runs import Runs
 from pipelines.cli import main
 from pipelines.coco_statistics import coco_statistics
-from pipelines.concavity import concavity, hull_area
+from pipelines.concavity import concavities
 from pipelines.corpus import Corpus
 from pipelines.errors import CorpusError
 from pipelines.histogram import Histogram, Tallied
@@ -28,6 +29,29 @@ SHARES = (0.05, 0.25, 0.5, 0.75, 0.95)
 def corpus(tmp_path_factory):
     folder = tmp_path_factory.mktemp("statistics")
     return make_corpus(make_photos(folder / "photos", 13), folder / "corpus")
+
+
+def concavity(mask_HW):
+    (found,) = concavities(
+        pa.array([rle.encode(mask_HW).counts]), *np.array([[side] for side in mask_HW.shape])
+    )
+    return found
+
+
+@pytest.mark.parametrize("code", ["", "4", "zzzz", "P", "o" * 12 + "0", "é"])
+def test_a_malformed_code_is_an_error_and_not_a_crash(code):
+    good = rle.encode(np.eye(3, dtype=bool)).counts
+    with pytest.raises(ValueError, match="run"):
+        concavities(pa.array([good, code, good]), np.full(3, 3), np.full(3, 3))
+
+
+def test_a_part_of_a_column_is_measured_as_that_part():
+    codes = pa.array([rle.encode(np.eye(side, dtype=bool)).counts for side in (2, 3, 4, 5)])
+    sides = np.arange(2, 6)
+    assert np.array_equal(
+        concavities(codes.slice(1, 2), sides[1:3], sides[1:3]), concavities(codes, sides, sides)[1:3]
+    )
+    assert len(concavities(codes.slice(0, 0), sides[:0], sides[:0])) == 0
 
 
 def corners(mask_HW):
@@ -50,12 +74,11 @@ def corners(mask_HW):
 )
 def test_hulls_by_hand(rows, area):
     mask_HW = np.array([[letter == "#" for letter in row] for row in rows])
-    assert hull_area(Runs.of(mask_HW)) == area
-    assert concavity(Runs.of(mask_HW)) == 1 - mask_HW.sum() / area
+    assert concavity(mask_HW) == pytest.approx(1 - mask_HW.sum() / area)
 
 
 def test_an_empty_mask_is_not_concave():
-    assert concavity(Runs.of(np.zeros((3, 4), bool))) == 0
+    assert concavity(np.zeros((3, 4), bool)) == 0
 
 
 def test_hulls_of_pixel_squares_are_scipys_and_opencvs():
@@ -69,7 +92,7 @@ def test_hulls_of_pixel_squares_are_scipys_and_opencvs():
             cv2.ellipse(mask_HW, middle, rng.integers(1, 30, 2).tolist(), 30.0 * trial, 0, 250, 1, -1)
         if not mask_HW.any():
             continue
-        found = hull_area(rle.decode_runs(rle.encode(mask_HW > 0)))
+        found = mask_HW.sum() / (1 - concavity(mask_HW > 0))
         points = corners(mask_HW)
         assert found == pytest.approx(ConvexHull(points).volume, abs=1e-6)
         assert found == pytest.approx(cv2.contourArea(cv2.convexHull(points.astype(np.float32))), abs=1e-6)
@@ -138,7 +161,6 @@ def test_one_pass_finds_what_all_values_say(corpus, workers):
 
 
 def test_a_damaged_mask_is_named_by_its_shard(tmp_path):
-    import pyarrow as pa
     import pyarrow.parquet as pq
 
     from pipelines.schema import ROW_SCHEMA
