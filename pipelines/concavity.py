@@ -103,7 +103,7 @@ def _outline(code_B: npt.NDArray[np.uint8], height: int, width: int, top_X: Ints
 
 @compiled
 def _under(y_X: Ints, width: int, sign: int, chain_X: Ints) -> float:
-    """Area between the x axis and one side of the hull of all (x, y_X[x]): its top for 1, its bottom for −1."""
+    """Area between the x axis and a side of the hull of all (x, y_X[x]): the top for 1, the bottom for −1."""
     size = 0
     for x in range(width + 1):
         if abs(y_X[x]) == _FAR:

@@ -31,7 +31,7 @@ from pipelines.sealed import read_json
 from pipelines.shards import open_parquet, reading, shard_path
 
 PHOTOGRAPHS = 2000
-"""What a written page shows unless told otherwise; each takes about 200 kB beside it."""
+"""What a written page shows unless told otherwise."""
 
 _FROM_DISK = "'self' file:"
 

@@ -58,6 +58,8 @@ def report(
         if out is None and not as_json:
             raise UsageError("--against needs --out PAGE or --json")
         other = _other(against, needs_masks, workers)
+        if other.name == found.name:
+            found.name, other.name = str(corpus), str(against)
     if out is not None:
         from pipelines.report_page import write_report
 

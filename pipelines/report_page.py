@@ -79,30 +79,33 @@ def _write(file: Any, data: bytes) -> None:
 
 
 def _legend(both: Sequence[Statistics]) -> str:
-    names = "".join(f"<span><i></i><bdi>{text(found.name)}</bdi></span>" for found in both)
+    names = "".join(
+        f"<span>{_swatch(found, place)}<bdi>{text(found.name)}</bdi></span>"
+        for place, found in enumerate(both)
+    )
     return f'<p class="legend">{names}</p>'
 
 
 def _numbers(both: Sequence[Statistics]) -> str:
+    names = [_swatch(found, place) if len(both) > 1 else "" for place, found in enumerate(both)]
     counts = {name: [f"{found.counts[name]:,}" for found in both] for name in both[0].counts}
     means = {
         name: [f"{found.distributions()[name].mean:.4g}" for found in both]
         for name in both[0].distributions()
     }
-    quantiles = {
-        (name if len(both) == 1 else f"{name} · {text(found.name)}"): [
-            f"{value:.3g}" for value in found.distributions()[name].quantiles(SHARES)
-        ]
-        for name in both[0].distributions()
-        for found in both
-    }
-    names = [text(found.name) for found in both] if len(both) > 1 else [""]
-    shares = [f"{share:.0%}" for share in SHARES]
-    return (
-        _table(["counts", *names], counts)
-        + _table(["means", *names], means)
-        + _table(["quantiles", *shares], quantiles)
-    )
+    tables = [_table(["counts", *names], counts), _table(["means", *names], means)]
+    for name, found in zip(names, both, strict=True):
+        quantiles = {
+            what: [f"{value:.3g}" for value in distribution.quantiles(SHARES)]
+            for what, distribution in found.distributions().items()
+        }
+        tables.append(_table([f"quantiles {name}", *(f"{share:.0%}" for share in SHARES)], quantiles))
+    return "".join(tables)
+
+
+def _swatch(found: Statistics, place: int) -> str:
+    name = text(found.name)
+    return f'<i class="{("own", "other")[place]}" role="img" title="{name}" aria-label="{name}"></i>'
 
 
 def _table(head: Sequence[str], rows: Mapping[str, Sequence[str]]) -> str:
@@ -142,7 +145,9 @@ def _figures(both: Sequence[Statistics]) -> list[tuple[str, str, Draw]]:
     figures = [figure for figure in figures if figure[0] != "Concavity" or found.concavity.total]
     for place, one in enumerate(both):
         title = "Middles of masks" + (f" · {one.name}" if len(both) > 1 else "")
-        figures.append((title, "of their boxes, every image as a square; darker is more", _centres(place)))
+        figures.append(
+            (title, "of their boxes, every image as a square; the warmer, the more", _centres(place))
+        )
     if found.drops.total():
         figures.append(
             ("Dropped candidates", "by the first filter that they failed; logarithmic", _bars("drops"))
