@@ -148,15 +148,15 @@ def _figures(both: Sequence[Statistics]) -> list[tuple[str, str, Draw]]:
         figures.append(
             (title, "of their boxes, every image as a square; the warmer, the more", _centres(place))
         )
-    if found.drops.total():
+    if any(one.drops.total() for one in both):
         figures.append(
             ("Dropped candidates", "by the first filter that they failed; logarithmic", _bars("drops"))
         )
-    if found.rejects.total():
+    if any(one.rejects.total() for one in both):
         figures.append(("Rejected inputs", "by class", _bars("rejects")))
     if len(found.commits) > 1:
         figures.append(("Throughput", "images a second, by when shards were written", _throughput))
-    if found.seconds.total():
+    if any(one.seconds.total() for one in both):
         figures.append(("Workers' time", "seconds by stage", _bars("seconds")))
     return figures
 
@@ -261,26 +261,27 @@ def _centres(place: int) -> Draw:
 
 def _bars(name: str) -> Draw:
     def draw(axes: Axes, both: Sequence[Statistics]) -> None:
-        counted: Mapping[str, float] = getattr(both[0], name)
-        shown = [(key, value) for key, value in sorted(counted.items(), key=lambda item: item[1]) if value][
-            -12:
-        ]
-        values = [value for _, value in shown]
-        axes.barh(range(len(shown)), values, color=_OWN, height=0.7)
-        axes.set_yticks(range(len(shown)), [_plain(key) for key, _ in shown])
+        counted: list[Mapping[str, float]] = [getattr(found, name) for found in both]
+        keys = {key for one in counted for key, value in one.items() if value}
+        shown = sorted(keys, key=lambda key: max(one.get(key, 0) for one in counted))[-12:]
+        height = 0.76 / len(both)
+        for place, one in enumerate(counted):
+            ys = np.arange(len(shown)) + ((len(both) - 1) / 2 - place) * height
+            axes.barh(ys, [one.get(key, 0) for key in shown], height * 0.94, color=(_OWN, _OTHER)[place])
+            for y, value in zip(ys, (one.get(key, 0) for key in shown), strict=True):
+                told = f"{value:,.0f}" if value >= 10 or value == int(value) else f"{value:.2g}"
+                beside: dict[str, Any] = {
+                    "xytext": (4, 0),
+                    "textcoords": "offset points",
+                    "va": "center",
+                    "fontsize": 8,
+                }
+                axes.annotate(told, (max(value, 1 if name == "drops" else 0), y), color=_SOFT, **beside)
+        axes.set_yticks(range(len(shown)), [_plain(key) for key in shown])
         axes.tick_params(axis="y", length=0)
         if name == "drops":
             axes.set_xscale("log")
             axes.set_xlim(left=0.8)
-        for place, value in enumerate(values):
-            axes.annotate(
-                f"{value:,.0f}" if value >= 10 else f"{value:.2g}",
-                (value, place),
-                (4, 0),
-                textcoords="offset points",
-                va="center",
-                color=_SOFT,
-            )
         axes.margins(x=0.15)
 
     return draw
