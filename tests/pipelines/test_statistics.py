@@ -135,7 +135,7 @@ def test_whole_numbers_are_exact():
     assert tallied.mean == pytest.approx(values.mean())
 
 
-@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_one_pass_finds_what_all_values_say(corpus, workers):
     found = corpus_statistics(corpus, workers=workers)
     rows = list(Corpus(corpus).rows())
