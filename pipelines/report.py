@@ -8,24 +8,22 @@ from __future__ import annotations
 
 import sys
 import time
-from array import array
-from collections import Counter
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
-import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Table
 
 if TYPE_CHECKING:
-    from pipelines.corpus import Corpus
+    from pipelines.statistics import Statistics
     from pipelines.status import Status
     from pipelines.tasks import Tally
 
 PLAIN_LINE_SECONDS = 5.0
+SHARES = (0.05, 0.25, 0.5, 0.75, 0.95)
 
 
 class LiveLine:
@@ -122,55 +120,22 @@ def _of(done: int, planned: int) -> str:
     return f"{done} of {planned} ({done / planned:.1%})"
 
 
-def corpus_tables(corpus: Corpus) -> Iterable[Table]:
-    """Counts, quantiles of what the masks are like, and refusals by class, from one pass over the rows.
-
-    The quantiles are exact, so that memory grows with the corpus: twelve bytes for each mask.
-    """
-    totals: Counter[str] = Counter()
-    drops: Counter[str] = Counter()
-    rejects: Counter[str] = Counter()
-    names = ("masks per image", "area, % of the image", "predicted IoU", "stability")
-    values = {name: array("f") for name in names}
-    for row in corpus:
-        masks = row["annotations"] or []
-        totals.update(
-            {"images": 1, row["status"]: 1, "masks": len(masks), "candidates": row["candidates"] or 0}
-        )
-        drops.update(row["drops"] or {})
-        if row["status"] == "rejected":
-            rejects[row["error"]["class"]] += 1
-            continue
-        pixels = row["width"] * row["height"]
-        values["masks per image"].append(len(masks))
-        values["area, % of the image"].extend(100 * mask["area"] / pixels for mask in masks)
-        values["predicted IoU"].extend(mask["predicted_iou"] for mask in masks)
-        values["stability"].extend(mask["stability_score"] for mask in masks)
+def corpus_tables(statistics: Statistics) -> Iterable[Table]:
+    """Counts, and quantiles of what the masks are like."""
     counts = Table("", "", title="counts", title_justify="left", show_header=False)
-    summed = {**totals, "drops": drops, "rejects": rejects}
     for name, pick in _LINES:
-        counts.add_row(
-            name, pick({"ok": 0, "empty": 0, "rejected": 0, "masks": 0, "candidates": 0, **summed})
-        )
-    for reason, count in drops.items():
+        counts.add_row(name, pick(statistics.counts))
+    for reason, count in statistics.drops.items():
         counts.add_row(f"dropped: {reason}", str(count))
-    for reason, count in rejects.most_common():
+    for reason, count in statistics.rejects.most_common():
         counts.add_row(f"rejected: {reason}", str(count))
     yield counts
-    yield _quantiles(values)
-
-
-def _quantiles(values: Mapping[str, array[float]]) -> Table:
-    shares = (0.05, 0.25, 0.5, 0.75, 0.95)
-    table = Table("", *(f"{share:.0%}" for share in shares), title="quantiles", title_justify="left")
-    for name, found in values.items():
-        cells = (
-            [f"{value:.3g}" for value in np.quantile(np.asarray(found), shares)]
-            if found
-            else ["-"] * len(shares)
-        )
-        table.add_row(name, *cells)
-    return table
+    table = Table("", *(f"{share:.0%}" for share in SHARES), title="quantiles", title_justify="left")
+    for name, found in statistics.distributions().items():
+        if found.total or name != "concavity":
+            quantiles = found.quantiles(SHARES)
+            table.add_row(name, *([f"{value:.3g}" for value in quantiles] or ["-"] * len(SHARES)))
+    yield table
 
 
 def _from_tally(tally: Tally) -> dict[str, Any]:

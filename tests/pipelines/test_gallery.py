@@ -1,21 +1,17 @@
-"""The page: every photograph on it with its masks, and nothing of the corpus run as markup; with `-m slow`, a
-real browser (chromium and chromedriver on the PATH) draws it and answers the pointer.
+"""The gallery: every photograph and every mask in its files, and nothing of the corpus run as markup; with
+`-m slow`, a real browser (chromium and chromedriver on the PATH) lists, filters, selects, obeys the keyboard.
 """
 
 import base64
-import contextlib
 import hashlib
 import io
 import json
 import shutil
-import socket
 import subprocess
 import sys
-import time
+import threading
 from html.parser import HTMLParser
 from pathlib import Path
-from urllib.error import URLError
-from urllib.request import Request, urlopen
 
 import numpy as np
 import pytest
@@ -23,16 +19,18 @@ from PIL import Image
 
 from engine import rle
 from engine.records import DROP_REASONS, GeneratedMasks, MaskRecord, Rle
-from pipelines import gallery
 from pipelines.decode import decode_image
 from pipelines.errors import CorpusError, InputRejected, UsageError
-from pipelines.gallery import mask_colour, write_gallery
+from pipelines.gallery import write_gallery
+from pipelines.gallery_files import mask_colour, sampled
 from pipelines.manifest import finish_corpus
 from pipelines.plan import open_run
 from pipelines.reader import read_input
 from pipelines.schema import rejected_row, row_from_result, table_from_rows
 from pipelines.shards import commit_table, shard_metadata
 from pipelines.sources import list_inputs
+from pipelines.view import GalleryServer
+from tests.pipelines.browser import opened_browser
 from tests.pipelines.corpora import make_corpus, make_photos, make_record, open_corpus
 
 HOSTILE = "<img src=x onerror=alert(1)>.jpg"
@@ -41,28 +39,25 @@ BIG_SIZE, BIG_SCALE = (1500, 1000), 1024 / 1500
 
 
 class Page(HTMLParser):
-    """What a browser would see: elements with their attributes, texts, and the masks by photograph."""
+    """What a browser would see before any script runs: elements with their attributes, and texts."""
 
     def __init__(self, path: Path) -> None:
         super().__init__()
         self.elements: list[tuple[str, dict[str, str | None]]] = []
         self.texts: list[str] = []
-        self.data: list[dict] = []
-        self._inside: list[str] = []
+        self._inside = ""
         self.feed(path.read_text("utf-8"))
         self.close()
 
     def handle_starttag(self, tag, attrs):
         self.elements.append((tag, dict(attrs)))
-        self._inside = [tag]
+        self._inside = tag
 
     def handle_endtag(self, tag):  # noqa: ARG002
-        self._inside = []
+        self._inside = ""
 
     def handle_data(self, data):
-        if self._inside == ["script"] and self.elements[-1][1].get("type") == "application/json":
-            self.data.append(json.loads(data))
-        elif self._inside not in (["script"], ["style"]):
+        if self._inside not in ("script", "style"):
             self.texts.append(data)
 
     @property
@@ -71,6 +66,14 @@ class Page(HTMLParser):
 
     def all(self, tag: str, **attributes: str) -> list[dict[str, str | None]]:
         return [found for name, found in self.elements if name == tag and attributes.items() <= found.items()]
+
+
+def side_file(page: Path, name: str):
+    """What a side file hands to the page."""
+    text = (page.parent / f"{page.stem}_files" / name).read_bytes().decode("ascii")
+    said, content = json.loads("[" + text.removeprefix("maskmill(").removesuffix(");\n") + "]")
+    assert said == name
+    return content
 
 
 def drawn(width: int, height: int, box: tuple[int, int, int, int]) -> MaskRecord:
@@ -126,7 +129,7 @@ def corpus(tmp_path_factory) -> Path:
     (photos / "cats & dogs").mkdir(parents=True)
     rng = np.random.default_rng(3)
     noise = Image.fromarray(rng.integers(0, 256, (30, 40, 3), np.uint8))
-    for name in (HOSTILE, "changed.png", "empty.png", "gone.png", "{{cards}}.png"):
+    for name in (HOSTILE, "changed.png", "empty.png", "gone.png", "{{script}}.png"):
         noise.save(photos / name)
     exif = Image.Exif()
     exif[ORIENTATION] = 6
@@ -157,81 +160,129 @@ def test_what_is_no_corpus_and_what_is_no_file(tmp_path, corpus):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("kind", ["file", "link", "holiday.jpg"])
+def test_a_folder_of_somebody_else_is_left_alone(tmp_path, corpus, kind):
+    place = tmp_path / "page_files"
+    if kind == "file":
+        place.write_text("mine")
+    elif kind == "link":
+        (tmp_path / "elsewhere").mkdir()
+        place.symlink_to(tmp_path / "elsewhere")
+    else:
+        place.mkdir()
+        (place / kind).write_text("mine")
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(UsageError, match="page_files"):
+        write_gallery(corpus, tmp_path / "page.html")
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_page_takes_the_place_of_an_older_one(tmp_path, corpus):
+    page = write_gallery(corpus, tmp_path / "page.html", photographs=2)
+    first = {path.name for path in (tmp_path / "page_files").iterdir()}
+    write_gallery(corpus, page, photographs=1)
+    second = {path.name for path in (tmp_path / "page_files").iterdir()}
+    assert first - second == {"masks-000001.js", "photo-000001.jpg", "thumb-000001.jpg"}
+    assert {path.name for path in tmp_path.iterdir()} == {"page.html", "page_files"}
+
+
 def test_a_corpus_without_a_single_row(tmp_path):
     open_corpus(make_photos(tmp_path / "photos"), tmp_path / "corpus")
     seen = Page(write_gallery(tmp_path / "corpus", tmp_path / "page.html"))
     assert "still being made" in seen.text
-    assert "photographs 0" in seen.text
-    assert seen.all("li") == []
+    assert "images 0" in seen.text
+    assert list((tmp_path / "page_files").iterdir()) == []
 
 
-def test_the_page_fetches_nothing_and_runs_its_own_script_only(page, seen):
+def test_the_page_runs_its_own_script_and_its_side_files_only(page, seen):
     assert seen.all("link") == [{"rel": "icon", "href": "data:,"}]
     assert all("src" not in script for script in seen.all("script"))
-    assert all(image["src"].startswith("data:image/jpeg;base64,") for image in seen.all("img"))
     policy = seen.all("meta", **{"http-equiv": "Content-Security-Policy"})[0]["content"]
     script = page.read_text("utf-8").rpartition("<script>")[2].partition("</script>")[0]
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    assert f"script-src 'sha256-{digest}'" in policy
+    assert f"script-src 'sha256-{digest}' 'self' file:" in policy
     assert policy.startswith("default-src 'none'")
 
 
-def test_every_photograph_is_there_upright_at_its_size(seen):
-    sizes = []
-    for image in seen.all("img"):
-        picture = Image.open(io.BytesIO(base64.b64decode(image["src"].partition(",")[2])))
+def test_every_photograph_is_there_upright_at_its_size(page):
+    listed = side_file(page, "photographs-000000.js")
+    assert [entry[0] for entry in listed] == [
+        HOSTILE, "big.jpg", "cats & dogs/turned.jpg",
+        "changed.png", "empty.png", "gone.png", "{{script}}.png",
+    ]  # fmt: skip
+    sizes = {}
+    for path in sorted((page.parent / "page_files").glob("*.jpg")):
+        picture = Image.open(io.BytesIO(path.read_bytes()))
         assert picture.format == "JPEG"
-        assert picture.size == (int(image["width"]), int(image["height"]))
-        sizes.append((image["alt"], picture.size))
-    assert sizes == [
-        (f"photograph {HOSTILE}", (40, 30)),
-        ("photograph big.jpg", (1024, 683)),
-        ("photograph turned.jpg", (30, 40)),
-        ("photograph empty.png", (40, 30)),
-        ("photograph {{cards}}.png", (40, 30)),
-    ]
+        sizes[path.name] = picture.size
+    assert {name: size for name, size in sizes.items() if name.startswith("photo")} == {
+        "photo-000000.jpg": (40, 30),
+        "photo-000001.jpg": (1024, 683),
+        "photo-000002.jpg": (30, 40),
+        "photo-000004.jpg": (40, 30),
+        "photo-000006.jpg": (40, 30),
+    }
+    assert sizes["thumb-000001.jpg"] == (420, 280)
+
+
+def test_a_block_has_every_score_in_steps_rounded_down(page):
+    _, identity, width, height, candidates, scores = side_file(page, "photographs-000000.js")[0]
+    assert (width, height, candidates) == (40, 30, 5)
+    assert identity.isdecimal()  # too large for a number of JavaScript's
+    assert list(base64.b64decode(scores)) == [
+        150, 193, int(200 * (240 / 1200) ** 0.5),
+        175, 193, int(200 * (36 / 1200) ** 0.5),
+    ]  # fmt: skip
 
 
 def test_names_and_messages_are_text(page, seen):
-    assert HOSTILE in seen.text
-    assert "cats & dogs/ turned.jpg" in seen.text
-    assert "{{cards}}.png" in seen.text
-    assert "<\u2215script><script>alert(2)" in seen.text
+    files = page.parent / "page_files"
+    (refused,) = side_file(page, "rejected-000000.js")
+    assert refused[0] == "<\u2215script><script>alert(2)<\u2215script>.png"
+    assert refused[1:3] == ["NotAnImage", "decode"]
     assert not any("onerror" in attributes for _, attributes in seen.elements)
-    assert page.read_text("utf-8").count("<script") == 1 + len(seen.data)
+    assert page.read_text("utf-8").count("<script") == 2
+    assert all(path.read_bytes().isascii() for path in files.glob("*.js"))
 
 
-def test_totals_settings_and_captions(seen):
-    assert "photographs 8 ok 6 empty 1 rejected 1 masks 12 masks per image 1.7" in seen.text
+def test_totals_settings_and_classes(seen):
+    assert "images 8 ok 6 empty 1 rejected 1 masks 12 masks per image 1.7" in seen.text
     assert "model nano weights aaaaaaaaaaaa points per side 32" in seen.text
-    assert "1500 × 1000 · 2 masks · mean predicted IoU 0.812" in seen.text
-    assert "no mask among 3 candidates" in seen.text
-    assert "NotAnImage" in seen.text
+    assert "NotAnImage 1" in seen.text
     assert "still being made" not in seen.text
 
 
-def test_a_photograph_that_is_gone_or_changed_says_so(seen):
-    assert "cannot be shown: there is no such file any more." in seen.text
-    assert "cannot be shown: the file has changed since its masks were made." in seen.text
-    assert len(seen.all("div", **{"class": "stage gone"})) == 2
-    assert len(seen.data) == 4  # of 6 that have masks
+def test_a_photograph_that_is_gone_or_changed_says_so(page):
+    problems = [side_file(page, f"masks-{number:06d}.js")["problem"] for number in range(7)]
+    assert problems[3] == "the file has changed since its masks were made"
+    assert problems[5] == "there is no such file any more"
+    assert [problem for place, problem in enumerate(problems) if place not in (3, 5)] == [None] * 5
 
 
-def test_masks_on_the_grid_of_the_picture_largest_first(seen):
-    small, big = seen.data[0], seen.data[1]
-    assert [mask["area"] for mask in small["masks"]] == [240, 36]
-    assert [mask["predicted_iou"] for mask in small["masks"]] == [0.75, 0.875]
-    assert small["masks"][1]["points"] == [[7.0, 7.0]]
-    mask_HW = rle.decode(Rle((30, 40), small["masks"][1]["counts"]))
+def test_masks_on_the_grid_of_the_picture_largest_first(page):
+    small, big = side_file(page, "masks-000000.js"), side_file(page, "masks-000001.js")
+    assert [mask[1:4] for mask in small["masks"]] == [[0.75, 0.969, 240], [0.875, 0.969, 36]]
+    assert small["masks"][1][4] == [[7.0, 7.0]]
+    mask_HW = rle.decode(Rle((30, 40), small["masks"][1][5]))
     assert mask_HW[4:10, 4:10].all()
     assert mask_HW.sum() == 36
     assert (big["width"], big["height"], big["pixels"]) == (1024, 683, 1_500_000)
     assert big["scale"] == pytest.approx(BIG_SCALE, abs=1e-6)
-    half_HW, dot_HW = (rle.decode(Rle((683, 1024), mask["counts"])) for mask in big["masks"])
+    half_HW, dot_HW = (rle.decode(Rle((683, 1024), mask[5])) for mask in big["masks"])
     assert half_HW[:, :512].all()
     assert not half_HW[:, 512:].any()
     ys, xs = np.nonzero(dot_HW)  # a single pixel of the photograph is not lost
     assert (xs.tolist(), ys.tolist()) == ([int(1400.5 * BIG_SCALE)], [int(900.5 * 683 / 1000)])
+
+
+def test_a_smaller_grid_has_what_lies_under_the_middles_of_its_cells():
+    rng = np.random.default_rng(2)
+    for height, width, rows, columns in ((9, 7, 9, 7), (50, 31, 13, 8), (64, 64, 21, 63)):
+        mask_HW = np.kron(rng.random((height, width)) < 0.5, np.ones((1, 1), bool))
+        ys, xs = ((np.arange(n) + 0.5) * of / n for n, of in ((rows, height), (columns, width)))
+        wanted_HW = mask_HW[np.floor(ys).astype(int)][:, np.floor(xs).astype(int)]
+        found = sampled(rle.decode_runs(rle.encode(mask_HW)), (rows, columns))
+        assert np.array_equal(rle.decode(rle.encode_runs(found)), wanted_HW)
 
 
 def test_embedded_photographs_need_no_files(tmp_path):
@@ -241,16 +292,16 @@ def test_embedded_photographs_need_no_files(tmp_path):
     config = {"generator": {}, "shard_size": 100, "embed_images": True}
     out = commit(photos, tmp_path / "corpus", config=config)
     shutil.rmtree(photos)
-    assert len(Page(write_gallery(out, tmp_path / "page.html")).all("img")) == 1
+    page = write_gallery(out, tmp_path / "page.html")
+    assert side_file(page, "masks-000000.js")["problem"] is None
 
 
-def test_a_page_has_a_limit(tmp_path, monkeypatch):
-    monkeypatch.setattr(gallery, "MAX_PHOTOGRAPHS", 2)
+def test_a_page_has_a_limit_and_counts_all(tmp_path):
     corpus = make_corpus(make_photos(tmp_path / "photos"), tmp_path / "corpus")
-    seen = Page(write_gallery(corpus, tmp_path / "page.html"))
-    assert len(seen.all("img")) == 2
-    assert "photographs 7" in seen.text
-    assert "The first 2 photographs are shown." in seen.text
+    page = write_gallery(corpus, tmp_path / "page.html", photographs=2)
+    assert len(side_file(page, "photographs-000000.js")) == 2
+    assert "images 7" in Page(page).text
+    assert "The first 2 photographs are shown." in Page(page).text
 
 
 def test_colours_are_stable_and_apart():
@@ -260,121 +311,114 @@ def test_colours_are_stable_and_apart():
 
 
 def test_reading_a_corpus_for_a_page_loads_neither_torch_nor_ray():
-    code = "import sys, pipelines.gallery; assert not {'torch', 'ray'} & set(sys.modules)"
+    code = "import sys, pipelines.gallery, pipelines.view; assert not {'torch', 'ray'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-class Browser:
-    """As much of the WebDriver protocol as these tests need."""
-
-    def __init__(self, port: int, *arguments: str) -> None:
-        self._root = f"http://127.0.0.1:{port}/session"
-        options = {"args": ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", *arguments]}
-        capabilities = {"goog:chromeOptions": options, "goog:loggingPrefs": {"browser": "ALL"}}
-        session = self._post("", {"capabilities": {"alwaysMatch": capabilities}})
-        self._root += f"/{session['sessionId']}"
-
-    def _post(self, path: str, content: dict):
-        request = Request(
-            self._root + path, json.dumps(content).encode(), {"Content-Type": "application/json"}
-        )
-        with urlopen(request, timeout=60) as answer:
-            return json.load(answer)["value"]
-
-    def open(self, path: Path) -> None:
-        self._post("/url", {"url": path.resolve().as_uri()})
-
-    def run(self, script: str):
-        return self._post("/execute/sync", {"script": script, "args": []})
-
-    def wait_for(self, script: str) -> None:
-        for _ in range(100):
-            if self.run(f"return {script}"):
-                return
-            time.sleep(0.1)
-        raise AssertionError(f"never true: {script}")
-
-    def point(self, x: float, y: float) -> None:
-        move = {"type": "pointerMove", "x": round(x), "y": round(y), "duration": 0}
-        mouse = {"type": "pointer", "id": "mouse", "parameters": {"pointerType": "mouse"}, "actions": [move]}
-        self._post("/actions", {"actions": [mouse]})
-
-    def press(self, key: str) -> None:
-        keys = [{"type": "keyDown", "value": key}, {"type": "keyUp", "value": key}]
-        self._post("/actions", {"actions": [{"type": "key", "id": "keyboard", "actions": keys}]})
-
-    def messages(self) -> list[str]:
-        return [entry["message"] for entry in self._post("/se/log", {"type": "browser"})]
-
-    def close(self) -> None:
-        with urlopen(Request(self._root, method="DELETE"), timeout=60):
-            pass
-
-
-@pytest.fixture
-def browser(tmp_path):
-    driver = shutil.which("chromedriver")
-    if driver is None:
-        pytest.skip("needs chromium and chromedriver")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    process = subprocess.Popen([driver, f"--port={port}"], stdout=subprocess.DEVNULL)
-    try:
-        for _ in range(100):
-            with contextlib.suppress(URLError):
-                urlopen(f"http://127.0.0.1:{port}/status", timeout=5).close()
-                break
-            time.sleep(0.1)
-        browser = Browser(port, f"--user-data-dir={tmp_path / 'profile'}", "--window-size=1366,768")
+@pytest.fixture(scope="module")
+def browser():
+    with opened_browser() as browser:
         yield browser
-        browser.close()
-    finally:
-        process.terminate()
-        process.wait()
-
-
-DRAWN = """
-const canvas = document.querySelector('.stage canvas');
-return Array.from(canvas.getContext('2d').getImageData(0, 0, canvas.width, canvas.height).data);
-"""
-BOX = (
-    "const b = document.querySelector('.stage').getBoundingClientRect(); return [b.x, b.y, b.width, b.height]"
-)
-SAID = "return document.querySelector('output').textContent"
 
 
 @pytest.mark.slow
-def test_a_browser_draws_the_masks_and_answers_the_pointer(browser, page):
-    browser.open(page)
-    browser.wait_for("document.querySelectorAll('canvas').length >= 2")
-    drawn_HW4 = np.reshape(browser.run(DRAWN), (30, 40, 4))
-    large_HW, small_HW = (rle.decode(Rle((30, 40), mask["counts"])) for mask in Page(page).data[0]["masks"])
-    assert np.array_equal(drawn_HW4[:, :, 3] > 0, large_HW | small_HW)
-    colour = Page(page).data[0]["masks"][0]["colour"]
-    wanted = [int(colour[at : at + 2], 16) for at in (1, 3, 5)]
-    assert np.abs(drawn_HW4[11, 16, :3] - wanted).max() <= 2  # a canvas keeps colours times alpha
-    assert drawn_HW4[11, 16, 3] == round(255 * 0.45)
-    assert drawn_HW4[8, 2, 3] == round(255 * 0.9)  # an edge
+class TestInABrowser:
+    """Of the first photograph, 40×30: a mask of 20×12 at (2, 2), and one of 6×6 at (4, 4) above it."""
 
-    left, top, width, height = browser.run(BOX)
-    browser.point(left + width * 7 / 40, top + height * 7 / 30)
-    said = browser.run(SAID)
-    assert said == "predicted IoU 0.875 · stability 0.969 · 36 px (3.0 %) · prompt at 7, 7"
-    browser.point(left + width * 16 / 40, top + height * 8 / 30)
-    assert "240 px" in browser.run(SAID)
-    browser.point(left + width * 30 / 40, top + height * 20 / 30)
-    assert browser.run(SAID) == ""
+    def test_it_lists_draws_and_filters(self, browser, page):
+        browser.open(page.resolve().as_uri())
+        browser.wait_for(
+            "[...document.querySelectorAll('#list canvas')].filter(c => c.width === 40).length >= 3"
+        )
+        browser.wait_for("document.querySelector('#shown').textContent === '12 of 12 masks'")
+        names = browser.run(
+            "return [...document.querySelectorAll('#list bdi')].map(name => name.textContent)"
+        )
+        assert names[0] == HOSTILE
+        assert len(names) == 7
+        browser.run(
+            "const slider = document.getElementById('predicted-iou'); slider.value = 170;"
+            "slider.dispatchEvent(new Event('input'))"
+        )
+        browser.wait_for("document.querySelector('#shown').textContent === '6 of 12 masks'")
+        drawn = "document.querySelector('#list canvas').getContext('2d').getImageData(15, 12, 1, 1).data[3]"
+        browser.wait_for(f"{drawn} === 0")
+        browser.run(
+            "const slider = document.getElementById('predicted-iou'); slider.value = 0;"
+            "slider.dispatchEvent(new Event('input'))"
+        )
+        browser.wait_for(f"{drawn} > 0")
 
-    browser.run("document.querySelector('.stage').focus()")
-    browser.press("\ue014")  # arrow to the right
-    assert "240 px" in browser.run(SAID)
-    browser.press("\ue00c")  # escape
-    assert browser.run(SAID) == ""
+    def test_a_mask_is_told_by_the_mouse_and_stays_when_clicked(self, browser, page):
+        browser.open(page.resolve().as_uri() + "#1")
+        browser.wait_for("document.querySelectorAll('#masks-list li').length === 2")
+        said = "document.querySelector('.tip').textContent"
+        browser.point("#stage", 7 / 40, 7 / 30)
+        assert browser.run(f"return {said}") == (
+            "predicted IoU 0.875 · stability 0.969 · 36 px (3.0 %) · point at 7, 7"
+        )
+        browser.point("#stage", 16 / 40, 8 / 30, click=True)
+        browser.point("#stage", 38 / 40, 28 / 30)
+        assert "240 px (20.0 %)" in browser.run(f"return {said}")
+        chosen = "return [...document.querySelectorAll('[aria-selected=true]')].map(e => e.id)"
+        assert browser.run(chosen) == ["mask-0"]
 
-    browser.run("document.querySelector('.toggle').click()")
-    assert browser.run("return document.querySelectorAll('.card.plain').length") == 1
-    browser.run("document.getElementById('masks').click()")
-    assert browser.run("return document.querySelectorAll('.card:not(.plain)').length") == 0
-    assert browser.run("return document.documentElement.scrollWidth <= innerWidth")
-    assert browser.messages() == []
+    def test_everything_goes_by_keyboard(self, browser, page):
+        browser.open(page.resolve().as_uri())
+        browser.wait_for("document.querySelectorAll('#list a').length === 7")
+        browser.run("document.querySelector('#list a').focus()")
+        browser.press("ARROW_RIGHT", "ARROW_LEFT", "ENTER")
+        browser.wait_for("document.querySelectorAll('#masks-list li').length === 2")
+        browser.press("ARROW_DOWN", "ARROW_DOWN")
+        assert "36 px" in browser.run("return document.querySelector('.tip').textContent")
+        assert (
+            browser.run("return document.getElementById('masks-list').getAttribute('aria-activedescendant')")
+            == "mask-1"
+        )
+        browser.press("ARROW_RIGHT")
+        browser.wait_for("document.getElementById('photograph-name').textContent === 'big.jpg'")
+        browser.press("ESCAPE")
+        browser.wait_for("!document.getElementById('photographs').hidden")
+        assert browser.run("return document.activeElement.getAttribute('href')") == "#2"
+
+    def test_rejected_inputs_have_a_view_and_run_nothing(self, browser, page):
+        browser.open(page.resolve().as_uri() + "#rejected")
+        browser.wait_for("document.querySelectorAll('#rejected-inputs tbody tr').length === 1")
+        text = browser.run("return document.querySelector('#rejected-inputs').innerText")
+        assert "NotAnImage" in text
+        assert "script>alert(2)" in text
+        assert browser.run("return document.querySelectorAll('#list').length") == 1
+
+    def test_what_can_be_used_has_a_name(self, browser, page):
+        browser.open(page.resolve().as_uri() + "#1")
+        browser.wait_for("document.querySelectorAll('#masks-list li').length === 2")
+        unnamed = browser.run(
+            "const all = [...document.querySelectorAll('a, button, input, [tabindex], [role=option], img')];"
+            "const named = e => e.ariaLabel || e.textContent.trim() || e.alt || e.labels?.length;"
+            "return all.filter(e => e.checkVisibility() && !named(e)).map(e => e.outerHTML)"
+        )
+        assert unnamed == []
+
+    def test_nothing_is_complained_of(self, browser, page):
+        """But the two photographs that are not there to be loaded."""
+        browser.messages()
+        for view in ("", "#1", "#2", "#rejected"):
+            browser.open(page.resolve().as_uri() + view)
+            browser.wait_for("document.readyState === 'complete'")
+        lost = ("thumb-000003.jpg", "thumb-000005.jpg")
+        complaints = [line for line in browser.messages() if not any(name in line for name in lost)]
+        assert complaints == []
+
+    def test_a_server_gives_the_same_page(self, browser, corpus):
+        with GalleryServer(corpus) as server:
+            thread = threading.Thread(target=server.serve_forever, daemon=True)
+            thread.start()
+            browser.open(server.address)
+            browser.wait_for("document.querySelector('#shown').textContent === '12 of 12 masks'")
+            browser.wait_for("document.querySelectorAll('#list img.here').length === 5")
+            browser.open(server.address + "#1")
+            browser.wait_for("document.querySelectorAll('#masks-list li').length === 2")
+            lost = ("thumb-000003.jpg", "thumb-000005.jpg")
+            assert [line for line in browser.messages() if not any(name in line for name in lost)] == []
+            server.shutdown()
+            thread.join()
