@@ -14,6 +14,8 @@ from pipelines.errors import ConfigError, CorpusError
 from pipelines.labelled import read_labelled
 from tests.pipelines.corpora import make_corpus, make_photos
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 HEIGHT, WIDTH = 20, 30
 
 
