@@ -51,7 +51,7 @@ def read_coco(path: Path, photographs: Path) -> list[LabelledImage]:
         file = photographs / str(_entry(path, "image", sizes[image_id], "file_name"))
         if not file.is_file():
             raise ConfigError(
-                f"{path}: image {image_id}: no file {file}; --set photographs=FOLDER says where"
+                f"{path}: image {image_id}: no file {file}; photographs is to name their folder"
             )
         found.append(LabelledImage(str(image_id), PhotographFile(file, path.name), path.stem, tuple(rles)))
     return found

@@ -76,12 +76,12 @@ def score_model(what: Wanted, config: str | None, overrides: Sequence[str]) -> O
 def score_corpora(ours: Path, theirs: Path) -> Outcome:
     """How far two corpora agree. Raises CorpusError or UsageError as `agreement` does."""
     result = agreement(ours, theirs)
-    table = Table("masks of", "masks", "mean best IoU", title="agreement", title_justify="left")
-    for level in result["matched"]:
-        table.add_column(f"partner at {level}", justify="right")
-    for side, corpus in (("ours", ours), ("theirs", theirs)):
-        shares = [_share(of[side]) for of in result["matched"].values()]
-        table.add_row(str(corpus), str(result["masks"][side]), _share(result["mean_best_iou"][side]), *shares)
+    sides = ("ours", "theirs")
+    table = Table("agreement", str(ours), str(theirs))
+    table.add_row("masks", *(str(result["masks"][side]) for side in sides))
+    for level, of in result["matched"].items():
+        table.add_row(f"partner at IoU {level}", *(_share(of[side]) for side in sides))
+    table.add_row("mean best IoU", *(_share(result["mean_best_iou"][side]) for side in sides))
     table.caption = _caption(result)
     return result, [table]
 

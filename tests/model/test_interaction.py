@@ -10,6 +10,15 @@ from model.prompts import Draws, corrections, noisy_boxes, uniform_pixels
 from model.sam import Sam
 
 
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """Two threads wait for each other longer than a tiny network takes, where other programs are at work."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(scope="module")
 def sam():
     torch.manual_seed(3)

@@ -14,6 +14,8 @@ from pipelines.errors import ConfigError, CorpusError
 from pipelines.labelled import read_labelled
 from tests.pipelines.corpora import make_corpus, make_photos
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 HEIGHT, WIDTH = 20, 30
 
 
@@ -116,7 +118,9 @@ def test_a_photograph_that_is_not_there_or_of_another_size_is_named(tmp_path):
     with pytest.raises(ConfigError, match=r"annotations/7: the photograph is of 22×30 pixels .* for 20×30"):
         read_labelled(path)[0].pixels()
     (tmp_path / "photos" / "one.png").unlink()
-    with pytest.raises(ConfigError, match=r"image 7: no file .*one\.png; --set photographs=FOLDER"):
+    with pytest.raises(
+        ConfigError, match=r"image 7: no file .*one\.png; photographs is to name their folder"
+    ):
         read_labelled(path)
     with pytest.raises(ConfigError, match="only for a COCO JSON"):
         read_labelled(tmp_path, tmp_path)

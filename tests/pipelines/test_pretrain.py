@@ -16,6 +16,8 @@ from pipelines.pretrain import Learner, PretrainConfig, Squares, pretrain
 from pipelines.trainer import Trainer
 from pipelines.training_config import StageConfig, TrainConfig
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 
 def configuration(data, out, **changes):
     values = {"data": data, "out": out, "steps": 2, "size": 64, "images": 2, "precision": "fp32"}

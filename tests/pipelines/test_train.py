@@ -23,6 +23,8 @@ from pipelines.trainer import Trainer
 from pipelines.training_config import StageConfig, TrainConfig
 from pipelines.training_data import TeacherFeatures, TrainingBatches
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 
 def configuration(shapes, out, **changes):
     values = {

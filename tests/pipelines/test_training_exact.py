@@ -23,6 +23,8 @@ from pipelines.train import batches, train
 from pipelines.trainer import Trainer
 from pipelines.training_config import StageConfig, TrainConfig
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 STAGES = (
     StageConfig(steps=2, size=64, images=4, masks=2, zoom=(0.8, 1.5)),
     StageConfig(steps=2, size=128, images=2, masks=2, zoom=(0.8, 1.5)),
