@@ -9,7 +9,7 @@ import pytest
 
 from pipelines.cli import main
 from pipelines.coco import annotation_json, image_json
-from pipelines.exchange_commands import export_corpus, import_corpus
+from pipelines.commands.exchange import export_corpus, import_corpus
 from pipelines.export import IMAGES_PER_TAR
 from pipelines.pictures import JPEG_QUALITY
 from pipelines.sa1b import MAX_JSON_BYTES, entry_json

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
+from pipelines.commands.options import mode_of
 from pipelines.errors import UsageError, visible
 from pipelines.places import place
 
 if TYPE_CHECKING:
     from pipelines.export import Format
-    from pipelines.plan import Mode
 
 
 def import_corpus(
@@ -35,11 +35,9 @@ def import_corpus(
     """Make a corpus of SA-1B's files, or go on where the last import stopped; ids and values stay."""
     if out is None:
         raise UsageError("expected --out CORPUS, the folder to write")
-    if overwrite and extend:
-        raise UsageError("expected --overwrite or --extend, not both")
+    mode = mode_of(overwrite, extend)
     from pipelines.sa1b_import import import_sa1b
 
-    mode: Mode = "overwrite" if overwrite else "extend" if extend else "resume"
     import_sa1b(inputs, out, embed=embed, mode=mode, cleared=context.obj.without_overwrite)
 
 
