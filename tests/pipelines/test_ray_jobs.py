@@ -5,14 +5,9 @@ asks for the token.
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
-import tempfile
-import time
 import uuid
-from contextlib import contextmanager
-from pathlib import Path
 
 import pytest
 
@@ -21,113 +16,9 @@ from pipelines.config import load_config
 from pipelines.corpus import Corpus
 from pipelines.settings import to_yaml
 from pipelines.shards import committed_shards, shard_path
+from tests.pipelines.heads import SECONDS, name_of, started
 
 pytestmark = pytest.mark.slow
-
-RAY = str(Path(sys.executable).with_name("ray"))
-MARK = "MASKMILL_TEST_CLUSTER"  # in the environment of all that belongs to a cluster of these tests
-SECONDS = 300
-
-
-def free_ports(count):
-    """Ports that nobody has, outside of those of Ray's workers."""
-    sockets = [socket.socket() for _ in range(count + 40)]
-    for each in sockets:
-        each.bind(("127.0.0.1", 0))
-    ports = [each.getsockname()[1] for each in sockets]
-    for each in sockets:
-        each.close()
-    return [port for port in ports if port not in range(10002, 20000)][:count]
-
-
-class Head:
-    """A cluster of this machine alone, as `ray start --head` makes it."""
-
-    def __init__(self, **environment):
-        self.mark = uuid.uuid4().hex
-        self.folder = Path(tempfile.mkdtemp(prefix="mm", dir="/tmp"))  # sockets below it: a short path
-        names = ["port", "dashboard-port", "ray-client-server-port", "object-manager-port"]
-        names += ["node-manager-port", "runtime-env-agent-port", "dashboard-agent-grpc-port"]
-        names += ["dashboard-agent-listen-port", "metrics-export-port"]
-        ports = dict(zip(names, free_ports(len(names)), strict=True))
-        self.address = f"127.0.0.1:{ports['port']}"
-        self.dashboard = f"http://127.0.0.1:{ports['dashboard-port']}"
-        self.environment = {
-            **os.environ,
-            "PYTHONPATH": os.pathsep.join(sys.path),
-            "RAY_USAGE_STATS_ENABLED": "0",
-            "RAY_JOB_STOP_WAIT_TIME_S": "60",
-            "HOME": str(self.folder),  # where a token would be looked for
-            MARK: self.mark,
-            **environment,
-        }
-        self.environment.pop("RAY_ADDRESS", None)
-        options = [f"--{name}={port}" for name, port in ports.items()]
-        options += [f"--temp-dir={self.folder}", "--num-cpus=2", "--object-store-memory=100000000"]
-        options += ["--node-ip-address=127.0.0.1", "--dashboard-host=127.0.0.1", "--disable-usage-stats"]
-        done = self.ray("start", "--head", *options)
-        assert done.returncode == 0, done.stdout + done.stderr
-
-    def ray(self, *words, **environment):
-        """A command of Ray's, as from this cluster's shell."""
-        return subprocess.run(
-            [RAY, *words],
-            env={**self.environment, **environment},
-            cwd=self.folder,
-            capture_output=True,
-            text=True,
-            timeout=SECONDS,
-        )
-
-    def job(self, *words, **environment):
-        return self.ray("job", words[0], f"--address={self.dashboard}", *words[1:], **environment)
-
-    def processes(self, *containing):
-        """Ids of this cluster's processes whose command line contains these words."""
-        found = []
-        for folder in Path("/proc").iterdir():
-            try:
-                if folder.name.isdigit() and f"{MARK}={self.mark}".encode() in (
-                    folder / "environ"
-                ).read_bytes().split(b"\0"):
-                    line = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
-                    if all(word in line for word in containing):
-                        found.append(int(folder.name))
-            except OSError:  # gone meanwhile, or another user's
-                continue
-        return found
-
-    def status(self, job):
-        return self.job("status", job).stdout
-
-    def wait_for(self, condition, what):
-        until = time.monotonic() + SECONDS
-        while not condition():
-            assert time.monotonic() < until, f"{what}: not within {SECONDS} s"
-            time.sleep(0.2)
-
-    def end(self):
-        """End what was started here, and nothing else: `ray stop` would end every Ray of the machine."""
-        for number in (signal.SIGTERM, signal.SIGKILL):
-            for process in self.processes():
-                if process != os.getpid():
-                    try:
-                        os.kill(process, number)
-                    except ProcessLookupError:
-                        continue
-            until = time.monotonic() + 10
-            while self.processes() and time.monotonic() < until:
-                time.sleep(0.1)
-        shutil.rmtree(self.folder, ignore_errors=True)
-
-
-@contextmanager
-def started(**environment):
-    head = Head(**environment)
-    try:
-        yield head
-    finally:
-        head.end()
 
 
 @pytest.fixture(scope="module")
@@ -166,13 +57,6 @@ def driver(head, out):
     """The run's own process: not the shell that may have started it, nor Ray's supervisor."""
     found = [p for p in head.processes("pipelines.cli", "generate", str(out)) if "sh" not in name_of(p)]
     return found[0] if found else None
-
-
-def name_of(process):
-    try:
-        return Path(f"/proc/{process}/comm").read_text().strip()
-    except OSError:
-        return "sh"
 
 
 def test_a_job_joins_the_cluster_and_a_second_one_goes_on_when_its_driver_is_killed(
