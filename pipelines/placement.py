@@ -39,13 +39,18 @@ def place(config: RunConfig, nodes: Sequence[Node], *, grows: bool = True) -> Pl
     Without a GPU, one worker for every two CPUs of a node; with GPUs, as many as they hold; each with as many
     threads as leave room for all. A GPU that is asked for by `model.device` is reserved even where none is
     there yet: where the cluster `grows`, it may be added. Raises UsageError where no node holds a worker and
-    none will be added.
+    none will be added, or where one may be and nothing says how large its workers are to be.
     """
     least = config.cluster.min_workers
     if config.workers is not None and least > config.workers:
         raise UsageError(f"cluster.min_workers: expected at most workers, {config.workers}, got {least}")
     share = _gpu_share(config, nodes)
     asked = config.threads_per_worker
+    if grows and not (config.workers and asked) and not how_many_fit(nodes, asked or 1, share):
+        raise UsageError(
+            "expected --workers and --cpus-per-worker (workers, threads_per_worker): no node has room for a "
+            f"worker{' with a GPU' if share else ''} yet, and nothing tells how many will come, and how large"
+        )
     room = asked or (1 if share else CPUS_PER_WORKER)
     workers = config.workers or max(1, how_many_fit(nodes, room, share))
     here = min(workers, how_many_fit(nodes, 1, share))  # the others come with nodes of their own

@@ -62,13 +62,28 @@ def test_a_worker_that_fits_on_no_node_is_refused_where_none_will_be_added(overr
         (["workers=2"], [(6, 0), (2, 0)], (2, 3, 0.0)),
         ([], [(3, 0), (3, 0)], (2, 3, 0.0)),
         # The autoscaler adds nodes: the head has nothing, or one of eight is there already.
-        (["model.device=cuda", "workers=4"], [(0, 0)], (4, 1, 1.0)),
+        (["model.device=cuda", "workers=4", "threads_per_worker=6"], [(0, 0)], (4, 6, 1.0)),
         (["workers=8"], [(0, 0), (8, 1)], (8, 8, 1.0)),
     ],
 )
 def test_placement_fills_in_what_is_left_open(overrides, nodes, expected):
     placement = place(load_config(None, overrides), [Node(*node) for node in nodes])
     assert (placement.workers, placement.threads, placement.gpus) == expected
+
+
+@pytest.mark.parametrize(
+    ("overrides", "nodes"),
+    [
+        ([], []),
+        (["workers=4"], [(0, 0)]),
+        (["threads_per_worker=4"], [(2, 0)]),
+        (["model.device=cuda", "workers=4"], [(8, 0)]),
+        (["cluster.gpus_per_worker=1", "threads_per_worker=4"], [(8, 0)]),
+    ],
+)
+def test_where_no_node_tells_how_large_it_is_the_command_has_to(overrides, nodes):
+    with pytest.raises(UsageError, match="expected --workers and --cpus-per-worker"):
+        place(load_config(None, overrides), [Node(*node) for node in nodes])
 
 
 def test_a_ray_of_our_own_has_the_cpus_that_one_worker_asks_for(monkeypatch):
