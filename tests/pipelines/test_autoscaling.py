@@ -86,7 +86,8 @@ def test_nodes_come_for_a_run_and_go_after_it(head, photos, tmp_path):
     assert most == 3, "the head, and a node for each worker"
     head.wait_for(lambda: head.nodes() == 1, "the nodes to have gone")
 
-    assert sorted(row["key"] for row in Corpus(out).rows()) == sorted(path.name for path in photos.iterdir())
+    expected = sorted(str(path.relative_to(photos)) for path in photos.rglob("*.png"))
+    assert sorted(row["key"] for row in Corpus(out).rows()) == expected
     assert main(["verify", str(out)]) == 0
     events = [json.loads(line) for line in log.read_text().splitlines()]
     ready = [event for event in events if event["event"] == "worker_ready"]

@@ -89,6 +89,7 @@ def test_polars(run, rows):
     assert dict(run("Polars")["per_image"].select("key", "len").iter_rows()) == counted
 
 
+@pytest.mark.slow  # where pandas is, every process pays for it: `make readers` has an environment of its own
 def test_pandas(run, rows):
     pytest.importorskip("pandas")
     found = run("pandas")["by_area"]
@@ -96,6 +97,7 @@ def test_pandas(run, rows):
     assert {"key", "segmentation.counts", "predicted_iou", "bbox"} <= set(found.columns)
 
 
+@pytest.mark.slow
 def test_hugging_face_datasets(run, rows, folder):
     pytest.importorskip("datasets")
     left = run("Hugging Face datasets")
