@@ -46,6 +46,7 @@ def test_arguments(script, capsys):
     assert ended.value.code == 0
 
 
+@pytest.mark.slow
 def test_thresholds_leave_about_as_many_masks_as_asked_for(script, tmp_path):
     picture = np.full((90, 120, 3), 60, np.uint8)
     cv2.circle(picture, (40, 45), 25, (200, 90, 30), -1)

@@ -47,6 +47,7 @@ def quick(tmp_path_factory):
     return folder, subprocess.run(command, capture_output=True, text=True)
 
 
+@pytest.mark.slow
 def test_quick_measures_every_curve(quick):
     _, done = quick
     assert done.returncode == 0, done.stderr
@@ -69,6 +70,7 @@ def test_thresholds_that_fall_keep_more_masks(quick):
     assert kept[-1] == 3 * 4**2  # nothing is dropped: all candidates of 4 × 4 points
 
 
+@pytest.mark.slow
 def test_quick_writes_what_it_printed_and_a_picture(quick):
     folder, done = quick
     (path,) = (folder / "results").iterdir()

@@ -29,6 +29,7 @@ def test_a_wrong_argument_is_one_line_and_2(arguments, says, monkeypatch, capsys
     assert complaint.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_quick_commits_each_shard_once_whoever_dies(tmp_path):
     """Processes on Ray, and threads; the program itself fails where a shard is missing or there twice."""
     command = [sys.executable, bench_scale.__file__, "--quick", "--results", str(tmp_path)]

@@ -423,9 +423,9 @@ def once_each(fault, method, match):
 FAULTS = [
     ("every 7th answer is 500", every(7, "500"), 0),
     ("every 6th connection is reset", every(6, "reset"), 0),
-    ("no shard can be put", always("503", "PUT", "/shards/"), 4),
 ]
 MORE_FAULTS = [
+    ("no shard can be put", always("503", "PUT", "/shards/"), 4),
     ("every 5th answer is 503", every(5, "503"), 0),
     ("every 9th answer takes a second", every(9, "slow"), 0),
     ("each shard is put, the answer is lost", once_each("lost", "PUT", "/shards/"), 0),
