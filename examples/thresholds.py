@@ -28,7 +28,7 @@ from pipelines.recall import automatic_scores
 mpl.use("agg")
 
 PREDICTED_IOU = [round(step, 2) for step in np.arange(0.30, 0.71, 0.05).tolist()]
-STABILITY = [0.5, 0.7, 0.8, 0.9]
+STABILITY = [0.5, 0.7, 0.8]
 
 
 def main(
