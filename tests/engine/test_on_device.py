@@ -21,6 +21,7 @@ from model.sam import Sam, pixel_statistics
 from tests.engine.pretend_device import PretendDevice
 from tests.engine.test_generator import tiny
 
+CROPS_AND_CLEAN_UP = {"min_mask_region_area": 100, "crop_n_layers": 1, "crop_n_points_downscale_factor": 3}
 OPEN = {"points_per_side": 4, "pred_iou_thresh": 0, "stability_score_thresh": 0.3, "box_nms_thresh": 0.9}
 LENIENT = {"points_per_side": 6, "pred_iou_thresh": 0.35, "stability_score_thresh": 0.5}
 
@@ -72,11 +73,7 @@ def test_random_weights_give_the_same_masks(crops, clean_up, budget):
     check_same(on_cpu, on_device)
 
 
-@pytest.mark.parametrize(
-    "options",
-    [{}, {"min_mask_region_area": 100, "crop_n_layers": 1, "crop_n_points_downscale_factor": 3}],
-    ids=["plain", "crops and clean-up"],
-)
+@pytest.mark.parametrize("options", [{}, pytest.param(CROPS_AND_CLEAN_UP, marks=pytest.mark.slow)])
 def test_a_photograph_gives_the_same_masks(options):
     config = GeneratorConfig(**LENIENT, **options, encode_batch=2)
     on_cpu, on_device = both(load_sam("nano"), config, [photograph()])

@@ -81,6 +81,7 @@ def check(agreement: Agreement, at_least: int) -> None:
     assert agreement.largest_score_difference <= 1e-4, agreement
 
 
+@pytest.mark.slow
 def test_default_options_on_one_photograph():
     # How many masks pass thresholds made for ViT-H is the weights' business; the other tests see to numbers.
     (agreement,) = agreements(PHOTOS[:1], {}, (0,))

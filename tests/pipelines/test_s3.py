@@ -527,7 +527,7 @@ def test_what_vanishes_in_mid_run_with_all_that_is_in_it_is_the_stores_fault(
     [
         ("503", "/again/run.json", 4),
         ("reset", "/again/lease.json", 4),
-        ("500", "/again/plan/", 4),
+        pytest.param("500", "/again/plan/", 4, marks=pytest.mark.slow),
         ("403", "/again/lease.json", 2),
     ],
 )
