@@ -112,7 +112,7 @@ def _table(head: Sequence[str], rows: Mapping[str, Sequence[str]]) -> str:
     title, *columns = head
     cells = "".join(f'<th scope="col">{column}</th>' for column in columns)
     body = "".join(
-        f'<tr><th scope="row">{name}</th>{"".join(f"<td>{value}</td>" for value in values)}</tr>'
+        f'<tr><th scope="row">{text(name)}</th>{"".join(f"<td>{value}</td>" for value in values)}</tr>'
         for name, values in rows.items()
         if values and "nan" not in values
     )

@@ -222,6 +222,10 @@ class _Import:
 
     def _json_uri(self, key: str) -> str:
         place = bisect_left(range(len(self._keys)), key, key=lambda row: self._keys[row].as_py())
+        if place == len(self._keys) or self._keys[place].as_py() != key:
+            raise UsageError(
+                f"{key}: planned, and not among these inputs; finish the import with the inputs it had"
+            )
         return str(self._json_uris[place])
 
     def _checked(self, rows: Sequence[ImageRow]) -> list[ImageRow]:

@@ -119,7 +119,7 @@ def sweep(folder: Path) -> int:
     """Remove the temporary files that killed processes left in the folder; returns how many there were."""
     if is_remote(folder) or not folder.is_dir():
         return 0
-    left = [entry for entry in folder.iterdir() if is_temporary(entry.name)]
+    left = [entry for entry in folder.iterdir() if is_temporary(entry.name) and not entry.is_dir()]
     for path in left:
         path.unlink(missing_ok=True)
     return len(left)

@@ -19,6 +19,7 @@ from PIL import Image
 
 from engine import rle
 from engine.records import DROP_REASONS, GeneratedMasks, MaskRecord, Rle
+from pipelines.cli import main
 from pipelines.decode import decode_image
 from pipelines.errors import CorpusError, InputRejected, UsageError
 from pipelines.gallery import write_gallery
@@ -422,3 +423,12 @@ class TestInABrowser:
             assert [line for line in browser.messages() if not any(name in line for name in lost)] == []
             server.shutdown()
             thread.join()
+
+
+@pytest.mark.parametrize("command", ["gallery", "report"])
+def test_a_page_is_never_put_into_the_corpus(photos, tmp_path, capsys, command):
+    out = make_corpus(photos, tmp_path / "corpus")
+    before = (out / "run.json").read_bytes()
+    assert main([command, str(out), "--out", str(out / "run.json")]) == 2
+    assert "lies in the corpus" in capsys.readouterr().err
+    assert (out / "run.json").read_bytes() == before
