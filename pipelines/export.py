@@ -26,7 +26,7 @@ from pipelines.corpus import Corpus
 from pipelines.errors import CorpusError, CorpusUnavailable, IncompleteRun, UsageError
 from pipelines.export_rows import Source
 from pipelines.pictures import label_png, upright_jpeg
-from pipelines.places import is_remote
+from pipelines.places import is_remote, refuse_inside
 from pipelines.report import LiveLine
 from pipelines.sa1b import add_member, entry_json, file_stem
 from pipelines.sealed import read_json, write_json
@@ -127,12 +127,7 @@ def export(
 def _refuse_place(out: Path, corpus: Corpus, options: Options) -> None:
     if is_remote(out) and options.format == "coco":
         raise UsageError(f"{out}: COCO's JSON is put together on a disk; choose a local folder for --out")
-    if (
-        not is_remote(out)
-        and not is_remote(corpus.path)
-        and out.resolve().is_relative_to(corpus.path.resolve())
-    ):
-        raise UsageError(f"{out}: lies in the corpus; choose a folder outside for --out")
+    refuse_inside(out, corpus.path)
     if out.exists() and not out.is_dir():
         raise UsageError(f"{out}: expected a folder for the export, this is a file; choose another --out")
 

@@ -25,7 +25,7 @@ from pipelines.corpus import Corpus
 from pipelines.errors import UsageError
 from pipelines.gallery_files import BLOCK, NAME, UNITS, GalleryFiles
 from pipelines.page import definitions, embedded_json, fill, part, policy, text
-from pipelines.places import is_remote
+from pipelines.places import refuse_inside
 from pipelines.recorded import CORPUS
 from pipelines.row_index import Kind
 from pipelines.sealed import read_json
@@ -57,8 +57,7 @@ def write_gallery(
     folder = out.with_name(f"{out.stem}_files")
     _refuse_foreign(folder)
     corpus = Corpus(corpus_path)
-    if not is_remote(corpus.path) and out.resolve().is_relative_to(corpus.path.resolve()):
-        raise UsageError(f"{out}: lies in the corpus; choose a place outside for --out")
+    refuse_inside(out, corpus.path)
     files = GalleryFiles(corpus, photographs)
     html = gallery_page(corpus, files, quote(folder.name), _FROM_DISK)
     temporary = out.with_name(f".maskmill-{uuid.uuid4().hex}.tmp")

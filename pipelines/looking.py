@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 
 from pipelines.errors import UsageError
-from pipelines.places import is_remote, redacted
+from pipelines.places import redacted, refuse_inside
 
 if TYPE_CHECKING:
     from pipelines.statistics import Statistics
@@ -51,8 +51,8 @@ def report(
 
     if out is not None and out.is_dir():
         raise UsageError(f"{out}: expected a file for the page, this is a folder")
-    if out is not None and not is_remote(corpus) and out.resolve().is_relative_to(corpus.resolve()):
-        raise UsageError(f"{out}: lies in the corpus; choose a place outside for --out")
+    if out is not None:
+        refuse_inside(out, corpus)
     needs_masks = concavity and (as_json or out is not None)
     found = corpus_statistics(corpus, needs_masks, workers)
     other = None

@@ -100,6 +100,12 @@ def is_remote(path: Path) -> bool:
     return not isinstance(path, Path)
 
 
+def refuse_inside(out: Path, corpus: Path) -> None:
+    """Raise UsageError where `out` lies in the corpus, which nothing but a run may write to."""
+    if not (is_remote(out) or is_remote(corpus)) and out.resolve().is_relative_to(corpus.resolve()):
+        raise UsageError(f"{out}: lies in the corpus; choose a place outside for --out")
+
+
 def store_of(path: Path) -> tuple[Any, str]:
     """The fsspec file system of a remote path, and its name there."""
     remote = cast(Any, path)

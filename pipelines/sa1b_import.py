@@ -37,13 +37,13 @@ from pipelines.jpeg import read_jpeg
 from pipelines.lease import Lease, held
 from pipelines.patience import COMMIT_ATTEMPTS, opening, retrying
 from pipelines.places import redacted
-from pipelines.plan import Mode, PlannedImage, Run, open_run, refuse_foreign
+from pipelines.plan import PLAN, Mode, PlannedImage, Run, open_run, read_plan, refuse_foreign
 from pipelines.reader import read_input
 from pipelines.report import LiveLine, summary_table
 from pipelines.sa1b import MAX_JSON_BYTES, Entry, bad_annotations, numbers, read_entry
 from pipelines.schema import ImageRow, rejected_row, table_from_rows
 from pipelines.sealed import sha256_hex
-from pipelines.shards import commit_table, shard_metadata
+from pipelines.shards import commit_table, committed_shards, shard_metadata
 from pipelines.sources import list_inputs
 from pipelines.tasks import Tally
 from pipelines.tiff import orientation
@@ -78,6 +78,8 @@ def import_sa1b(
     record = _record(embed, shard_size)
     is_there = opening(lambda: refuse_foreign(out), out, is_there=True)
     with held(out, console.print, is_there=is_there) as lease:
+        if mode == "extend" and is_there:
+            opening(lambda: _refuse_left_over(out, pairs["key"]), out, is_there=True)
         run = opening(
             partial(open_run, out, pairs.select(["key", "uri"]), record, shard_size, mode, cleared),
             out,
@@ -143,6 +145,20 @@ def _paired(inputs: Sequence[str], note: Callable[[str], None]) -> pa.Table:
         raise UsageError(f"{redacted(uri)}: there is no {partner} for it{more}; SA-1B's files come in pairs")
     pictures, texts = ours.take(pa.array(first)), ours.take(pa.array(first + 1))
     return pictures.append_column("json", texts["uri"])
+
+
+def _refuse_left_over(out: Path, keys: pa.ChunkedArray) -> None:
+    """Raise UsageError where a planned image is not imported yet, and its files are not among these."""
+    if not any((out / PLAN).glob("part-*")):
+        return  # killed before it was planned: nothing is left over
+    plan = read_plan(out)
+    for shard in sorted(set(plan.shards) - committed_shards(out)):
+        planned = pa.array([image.key for image in plan.images(shard)])
+        if len(left := planned.filter(pc.invert(pc.is_in(planned, value_set=keys)))):
+            raise UsageError(
+                f"{out}: {redacted(left[0].as_py())} is planned and not imported yet; first finish that "
+                "import with its own inputs, then add these with --extend"
+            )
 
 
 class _Import:
@@ -222,10 +238,6 @@ class _Import:
 
     def _json_uri(self, key: str) -> str:
         place = bisect_left(range(len(self._keys)), key, key=lambda row: self._keys[row].as_py())
-        if place == len(self._keys) or self._keys[place].as_py() != key:
-            raise UsageError(
-                f"{key}: planned, and not among these inputs; finish the import with the inputs it had"
-            )
         return str(self._json_uris[place])
 
     def _checked(self, rows: Sequence[ImageRow]) -> list[ImageRow]:

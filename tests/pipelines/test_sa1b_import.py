@@ -355,6 +355,28 @@ def test_again_extend_and_another_choice(tmp_path, capfd):
     assert verify(tmp_path / "out").problems == []
 
 
+def test_an_import_that_is_not_finished_is_not_extended(tmp_path):
+    first, more = release(tmp_path / "first", range(6)), release(tmp_path / "more", range(10, 13))
+    out = tmp_path / "out"
+    import_sa1b([str(first)], out, shard_size=2)
+    for gone in ("shards/shard-000001.parquet", "corpus.json"):
+        (out / gone).unlink()
+    before = {path: path.read_bytes() for path in out.rglob("*.*")}
+    with pytest.raises(UsageError, match=r"sa_2\.jpg is planned and not imported yet; first finish"):
+        import_sa1b([str(more)], out, mode="extend", shard_size=2)
+    assert {path: path.read_bytes() for path in out.rglob("*.*")} == before
+
+    import_sa1b([str(first)], out, shard_size=2)
+    import_sa1b([str(more)], out, mode="extend", shard_size=2)
+    for gone in ("shards/shard-000004.parquet", "corpus.json"):  # the extension was killed, and goes on
+        (out / gone).unlink()
+    import_sa1b([str(more)], out, mode="extend", shard_size=2)
+    assert verify(out).problems == []
+    assert {number: row["annotations"] for number, row in rows_of(out).items()} == {
+        number: entry_of(number)["annotations"] for number in (*range(6), *range(10, 13))
+    }
+
+
 def test_shards_that_are_gone_are_made_again(tmp_path):
     folder = release(tmp_path / "sa", range(6))
     out = tmp_path / "out"
