@@ -47,24 +47,24 @@ def report(
 ) -> None:
     """Print the statistics of a corpus as tables or as JSON, or write them as a page."""
     from pipelines.report import corpus_tables
+    from pipelines.report_page import check_can_draw, write_report
     from pipelines.statistics import corpus_statistics
 
     if out is not None and out.is_dir():
         raise UsageError(f"{out}: expected a file for the page, this is a folder")
     if out is not None:
         refuse_inside(out, corpus)
+        check_can_draw()
+    if against is not None and out is None and not as_json:
+        raise UsageError("--against needs --out PAGE or --json")
     needs_masks = concavity and (as_json or out is not None)
     found = corpus_statistics(corpus, needs_masks, workers)
     other = None
     if against is not None:
-        if out is None and not as_json:
-            raise UsageError("--against needs --out PAGE or --json")
         other = _other(against, needs_masks, workers)
         if other.name == found.name:
             found.name, other.name = str(corpus), str(against)
     if out is not None:
-        from pipelines.report_page import write_report
-
         write_report(out, found, other)
         print(f"{out}: written", file=sys.stderr if as_json else sys.stdout)
     if as_json:

@@ -7,6 +7,7 @@ SVG. No name of a corpus goes through Matplotlib, which would read a `$` in it a
 
 from __future__ import annotations
 
+import importlib.util
 import io
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -49,15 +50,20 @@ MASKS_PER_IMAGE = (0, 1, 11, 51, 101, 201)
 """Where the groups of the paper's figure begin, 0 by itself."""
 
 
+def check_can_draw() -> None:
+    """Raise UsageError where Matplotlib is not installed: to be known before a corpus is counted."""
+    if importlib.util.find_spec("matplotlib") is None:
+        raise UsageError("a page with pictures needs Matplotlib: pip install 'maskmill[report]'")
+
+
 def write_report(out: Path, found: Statistics, against: Statistics | None = None) -> None:
     """Write the page of a corpus's statistics, beside those of another where given.
 
     Raises UsageError where it cannot be written, or Matplotlib is not installed.
     """
-    try:
-        import matplotlib
-    except ImportError:
-        raise UsageError("a page with pictures needs Matplotlib: pip install 'maskmill[report]'") from None
+    check_can_draw()
+    import matplotlib
+
     both = [found] if against is None else [found, against]
     with matplotlib.rc_context(_STYLE):
         figures = "".join(_figure(title, note, draw, both) for title, note, draw in _figures(both))

@@ -208,6 +208,7 @@ def cutout(row: Mapping[str, Any], index: int) -> Cutout:
     """
     ends = np.cumsum(checked_lengths(row, index, row["annotations"][index]))
     starts, ends = ends[:-1:2], ends[1::2]
+    starts, ends = starts[starts < ends], ends[starts < ends]  # a code may have runs of nothing
     if len(starts) == 0:
         return Cutout(0, 0, np.zeros((0, 0), np.bool_))
     height = row["height"]

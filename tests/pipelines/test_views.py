@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from engine import rle
 from pipelines.errors import CorpusError
-from pipelines.views import View, label_map, mask_nms
+from pipelines.views import View, cutout, label_map, mask_nms
 
 
 def row_of(masks, scores=None, stabilities=None):
@@ -63,6 +63,16 @@ def test_a_damaged_code_is_an_error_and_not_a_crash(counts):
     row["annotations"][1]["segmentation"]["size"] = [4, 4]
     with pytest.raises(CorpusError, match=r"a\.png: mask 1 is for \[4, 4\], not \[8, 10\]"):
         label_map(row, row["annotations"])
+
+
+def test_a_code_with_runs_of_nothing_is_an_empty_mask():
+    row = row_of([rectangle(0, 0, 1, 1, (3, 4))])
+    row["annotations"][0]["segmentation"]["counts"] = "507"  # five pixels out, none in, seven out
+    found = cutout(row, 0)
+    assert (found.x, found.y, found.mask_HW.shape) == (0, 0, (0, 0))
+    row["annotations"][0]["segmentation"]["counts"] = "5043"  # and after four of those, three in
+    found = cutout(row, 0)
+    assert (found.x, found.y, found.mask_HW.tolist()) == (3, 0, [[True]] * 3)
 
 
 def test_a_label_map_of_nothing():
