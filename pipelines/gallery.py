@@ -25,7 +25,7 @@ from pipelines.corpus import Corpus
 from pipelines.errors import UsageError
 from pipelines.gallery_files import BLOCK, NAME, UNITS, GalleryFiles
 from pipelines.page import definitions, embedded_json, fill, part, policy, text
-from pipelines.places import refuse_inside
+from pipelines.places import check_page, place
 from pipelines.recorded import CORPUS
 from pipelines.row_index import Kind
 from pipelines.sealed import read_json
@@ -33,6 +33,9 @@ from pipelines.shards import open_parquet, reading, shard_path
 
 PHOTOGRAPHS = 2000
 """What a written page shows unless told otherwise."""
+
+MOST_THREADS = 16
+"""Photographs that are decoded at once: each is held whole."""
 
 _FROM_DISK = "'self' file:"
 
@@ -51,13 +54,10 @@ def write_gallery(
     be read, UsageError where `out_html` is a folder or cannot be written, or where the folder beside it has
     something else in it.
     """
-    out = Path(out_html)
-    if out.is_dir():
-        raise UsageError(f"{out}: expected a file for the page, this is a folder")
+    out, corpus = place(out_html), Corpus(corpus_path)
+    check_page(out, corpus.path)
     folder = out.with_name(f"{out.stem}_files")
     _refuse_foreign(folder)
-    corpus = Corpus(corpus_path)
-    refuse_inside(out, corpus.path)
     files = GalleryFiles(corpus, photographs)
     html = gallery_page(corpus, files, quote(folder.name), _FROM_DISK)
     temporary = out.with_name(f".maskmill-{uuid.uuid4().hex}.tmp")
@@ -66,6 +66,7 @@ def write_gallery(
         temporary.mkdir()
         try:
             _write_files(files, temporary, progress)
+            _refuse_foreign(folder)  # which may have been filled meanwhile
             if folder.exists():
                 shutil.rmtree(folder)
             temporary.rename(folder)
@@ -136,7 +137,7 @@ def _write_files(files: GalleryFiles, folder: Path, progress: Callable[[int, int
     for name in [*files.blocks("photographs"), *files.blocks("rejected")]:
         write(name)
     total = files.count("photographs")
-    threads = os.cpu_count() or 1
+    threads = min(os.cpu_count() or 1, MOST_THREADS)
     ahead: deque[Future[None]] = deque()
     with ThreadPoolExecutor(threads) as pool:
         try:

@@ -97,6 +97,8 @@ class GalleryFiles:
             content = self._masks(number) if what == "masks" else self._block(match[1], number)
         except IndexError:
             return None
+        except (TypeError, ValueError, ZeroDivisionError) as error:
+            raise CorpusError(f"{name}: a row lacks a value: {error}; maskmill verify says which") from None
         return f"maskmill({packed_json(name)},{packed_json(content)});\n".encode("ascii")
 
     def _block(self, kind: Any, number: int) -> list[list[Any]]:

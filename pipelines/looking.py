@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 
 from pipelines.errors import UsageError
-from pipelines.places import redacted, refuse_inside
+from pipelines.places import check_page, redacted
 
 if TYPE_CHECKING:
     from pipelines.statistics import Statistics
@@ -50,10 +50,8 @@ def report(
     from pipelines.report_page import check_can_draw, write_report
     from pipelines.statistics import corpus_statistics
 
-    if out is not None and out.is_dir():
-        raise UsageError(f"{out}: expected a file for the page, this is a folder")
     if out is not None:
-        refuse_inside(out, corpus)
+        check_page(out, corpus)
         check_can_draw()
     if against is not None and out is None and not as_json:
         raise UsageError("--against needs --out PAGE or --json")

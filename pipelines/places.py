@@ -100,6 +100,15 @@ def is_remote(path: Path) -> bool:
     return not isinstance(path, Path)
 
 
+def check_page(out: Path, corpus: Path) -> None:
+    """Raise UsageError where `out` cannot be a page about the corpus: in a store, a folder, or in it."""
+    if is_remote(out):
+        raise UsageError(f"{out}: a page is written to a local disk; choose a path there for --out")
+    if out.is_dir():
+        raise UsageError(f"{out}: expected a file for the page, this is a folder")
+    refuse_inside(out, corpus)
+
+
 def refuse_inside(out: Path, corpus: Path) -> None:
     """Raise UsageError where `out` lies in the corpus, which nothing but a run may write to."""
     if not (is_remote(out) or is_remote(corpus)) and out.resolve().is_relative_to(corpus.resolve()):

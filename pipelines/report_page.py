@@ -17,7 +17,7 @@ import numpy as np
 
 from pipelines import storage
 from pipelines.errors import UsageError
-from pipelines.histogram import Histogram
+from pipelines.histogram import Histogram, Tallied
 from pipelines.page import fill, part, policy, text
 from pipelines.report import SHARES
 from pipelines.statistics import SIDE_OCTAVES, Statistics
@@ -46,6 +46,7 @@ _STYLE: dict[Any, Any] = {
     "ytick.color": _SOFT,
     "axes.linewidth": 0.6,
 }
+_NOTHING = "–"
 MASKS_PER_IMAGE = (0, 1, 11, 51, 101, 201)
 """Where the groups of the paper's figure begin, 0 by itself."""
 
@@ -95,10 +96,7 @@ def _legend(both: Sequence[Statistics]) -> str:
 def _numbers(both: Sequence[Statistics]) -> str:
     names = [_swatch(found, place) if len(both) > 1 else "" for place, found in enumerate(both)]
     counts = {name: [f"{found.counts[name]:,}" for found in both] for name in both[0].counts}
-    means = {
-        name: [f"{found.distributions()[name].mean:.4g}" for found in both]
-        for name in both[0].distributions()
-    }
+    means = {name: [_mean(found.distributions()[name]) for found in both] for name in both[0].distributions()}
     tables = [_table(["counts", *names], counts), _table(["means", *names], means)]
     for name, found in zip(names, both, strict=True):
         quantiles = {
@@ -107,6 +105,10 @@ def _numbers(both: Sequence[Statistics]) -> str:
         }
         tables.append(_table([f"quantiles {name}", *(f"{share:.0%}" for share in SHARES)], quantiles))
     return "".join(tables)
+
+
+def _mean(distribution: Histogram | Tallied) -> str:
+    return f"{distribution.mean:.4g}" if distribution.total else _NOTHING
 
 
 def _swatch(found: Statistics, place: int) -> str:
@@ -120,7 +122,7 @@ def _table(head: Sequence[str], rows: Mapping[str, Sequence[str]]) -> str:
     body = "".join(
         f'<tr><th scope="row">{text(name)}</th>{"".join(f"<td>{value}</td>" for value in values)}</tr>'
         for name, values in rows.items()
-        if values and "nan" not in values
+        if set(values) - {_NOTHING}
     )
     row = f'<tr><th scope="col">{title}</th>{cells}</tr>'
     return f"<div><table><thead>{row}</thead><tbody>{body}</tbody></table></div>"

@@ -30,7 +30,7 @@ import pyarrow.compute as pc
 from engine.records import DROP_REASONS
 from pipelines.concavity import concavities
 from pipelines.corpus import Corpus
-from pipelines.errors import CorpusError
+from pipelines.errors import CorpusError, visible
 from pipelines.histogram import Histogram, Tallied
 from pipelines.places import place
 from pipelines.schema import FORMAT_VERSION, ROW_SCHEMA, STATUSES
@@ -202,6 +202,8 @@ def _shard(corpus: str, with_concavity: bool, shard: int) -> Statistics:
 
 def _count(table: pa.Table, found: Statistics, with_concavity: bool) -> None:
     statuses = table["status"].to_pylist()
+    if unknown := set(statuses) - set(STATUSES):
+        raise ValueError(f"unknown status {visible(str(unknown.pop()))}")
     found.counts.update(statuses)
     found.counts["images"] += len(statuses)
     found.counts["candidates"] += pc.sum(table["candidates"]).as_py() or 0

@@ -21,6 +21,7 @@ from pipelines.gallery import gallery_page
 from pipelines.gallery_files import GalleryFiles
 
 LOOPBACK = "127.0.0.1"
+HTTP = 80
 _FILES = "files"
 
 
@@ -48,7 +49,10 @@ class GalleryServer(ThreadingHTTPServer):
             raise UsageError(
                 f"--port {port}: cannot be used: {error.strerror}; leave it out for a free one"
             ) from None
-        self.hosts = {f"{name}:{self.server_port}" for name in (LOOPBACK, "localhost")}
+        names = (LOOPBACK, "localhost")
+        self.hosts = {f"{name}:{self.server_port}" for name in names}
+        if self.server_port == HTTP:  # which a browser leaves out
+            self.hosts |= set(names)
         self.address = f"http://{LOOPBACK}:{self.server_port}{self.root}"
 
     def handle_error(self, request: Any, client_address: Any) -> None:

@@ -14,7 +14,8 @@ from pipelines.places import place
 def report(
     corpus: CorpusArgument,
     out: Annotated[
-        Path | None, typer.Option(metavar="PAGE", help="A page with pictures, .html; default: tables here.")
+        Path | None,
+        typer.Option(metavar="PAGE", help="A page with pictures, .html; default: tables here.", parser=place),
     ] = None,
     against: Annotated[
         Path | None,
@@ -34,7 +35,7 @@ def report(
 
 def gallery(
     corpus: CorpusArgument,
-    out: Annotated[Path, typer.Option(metavar="PAGE", help="The page to write, .html.")],
+    out: Annotated[Path, typer.Option(metavar="PAGE", help="The page to write, .html.", parser=place)],
     photographs: Annotated[int, typer.Option(metavar="N", min=1, help="The first so many are shown.")] = 2000,
 ) -> None:
     """Write a page that shows the masks over their photographs."""

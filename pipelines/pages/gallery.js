@@ -218,11 +218,15 @@ const stage = byId("stage"), tip = stage.querySelector(".tip"), options = byId("
 const [image, gone] = [stage.querySelector("img"), stage.querySelector(".gone")];
 const [all, spotlight] = stage.querySelectorAll("canvas");
 let viewed = null;  // { number, entry, content, ids, shown: the places of the masks that are shown }
+let wanted = -1;  // the photograph that was asked for last: a slower answer to an earlier question is let go
 let selected = -1, hovered = -1, lit = -1;
 
 async function view(number) {
+  wanted = number;
   const content = loadMasks(number);
+  content.catch(() => {});  // it is awaited below, where its failure is told
   await loadBlock(Math.floor(number / index.block));
+  if (wanted !== number) return;
   const entry = entryOf(number);
   current = number;
   viewed = { number, entry, content: null, ids: null, shown: [] };
@@ -378,16 +382,27 @@ document.addEventListener("keydown", event => {
 // ---- Rejected inputs -------------------------------------------------------------------------------------
 
 let rejectedBlocks = 0;
+const endOfRejected = byId("more-rejected");
 
 async function moreRejected() {
   if (rejectedBlocks * index.block >= index.rejected) return;
-  const rows = await load(`rejected-${padded(rejectedBlocks++)}.js`);
+  const rows = await load(`rejected-${padded(rejectedBlocks)}.js`);
+  rejectedBlocks++;
   byId("rejected-inputs").querySelector("tbody").append(...rows.map(([key, kind, stage_, message]) => element("tr", {},
     Object.assign(element("th", {}, element("bdi", {}, key)), { scope: "row" }),
     element("td", {}, element("code", {}, kind)), element("td", {}, message, " ", element("small", {}, `(${stage_})`)))));
 }
 
-new IntersectionObserver(entries => { if (entries[0].isIntersecting) moreRejected(); }, { rootMargin: "600px" }).observe(byId("more-rejected"));
+new IntersectionObserver(async ([entry], observer) => {
+  if (!entry.isIntersecting) return;
+  observer.unobserve(endOfRejected);  // and anew afterwards: the end may still be in sight
+  try {
+    await moreRejected();
+    if (rejectedBlocks * index.block < index.rejected) observer.observe(endOfRejected);
+  } catch (error) {
+    endOfRejected.textContent = `${error.message}; load the page again.`;
+  }
+}, { rootMargin: "600px" }).observe(endOfRejected);
 
 // ---- Which of the three is shown -------------------------------------------------------------------------
 
@@ -404,11 +419,16 @@ function route() {
   }
   if (photograph) {
     if (leaves === undefined) scrollTo(0, 0);
-    view(number).catch(error => { gone.hidden = false; gone.textContent = error.message; });
+    view(number).catch(error => {
+      if (wanted !== number) return;
+      gone.hidden = false;
+      gone.textContent = error.message;
+    });
     if (leaves === undefined) stage.focus({ preventScroll: true });
     return;
   }
   viewed = null;
+  wanted = -1;
   if (shows === "rejected") return;
   layOut();
   if (leaves !== undefined) {

@@ -14,6 +14,8 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
@@ -27,8 +29,8 @@ from pipelines.gallery_files import mask_colour, sampled
 from pipelines.manifest import finish_corpus
 from pipelines.plan import open_run
 from pipelines.reader import read_input
-from pipelines.schema import rejected_row, row_from_result, table_from_rows
-from pipelines.shards import commit_table, shard_metadata
+from pipelines.schema import ROW_SCHEMA, rejected_row, row_from_result, table_from_rows
+from pipelines.shards import commit_table, shard_metadata, shard_path
 from pipelines.sources import list_inputs
 from pipelines.view import GalleryServer
 from tests.pipelines.browser import opened_browser
@@ -185,6 +187,18 @@ def test_a_page_takes_the_place_of_an_older_one(tmp_path, corpus):
     second = {path.name for path in (tmp_path / "page_files").iterdir()}
     assert first - second == {"masks-000001.js", "photo-000001.jpg", "thumb-000001.jpg"}
     assert {path.name for path in tmp_path.iterdir()} == {"page.html", "page_files"}
+
+
+@pytest.mark.parametrize("name", ["predicted_iou", "area", "id"])
+def test_a_row_that_lacks_a_value_is_an_error_and_not_a_crash(photos, tmp_path, name):
+    out = make_corpus(photos, tmp_path / "corpus")
+    path = shard_path(out, 0)
+    rows = pq.read_table(path).to_pylist()
+    next(row for row in rows if row["annotations"])["annotations"][0][name] = None
+    pq.write_table(pa.Table.from_pylist(rows, ROW_SCHEMA), path)
+    with pytest.raises(CorpusError, match="maskmill verify says which"):
+        write_gallery(out, tmp_path / "page.html")
+    assert not (tmp_path / "page.html").exists()
 
 
 def test_a_corpus_without_a_single_row(tmp_path):
@@ -390,6 +404,15 @@ class TestInABrowser:
         assert "script>alert(2)" in text
         assert browser.run("return document.querySelectorAll('#list').length") == 1
 
+    def test_all_rejected_inputs_come_though_the_end_stays_in_sight(self, browser, tmp_path):
+        (tmp_path / "photos").mkdir()
+        for number in range(250):
+            (tmp_path / "photos" / f"{number:03d}.png").write_bytes(b"no photograph at all")
+        page = write_gallery(make_corpus(tmp_path / "photos", tmp_path / "corpus"), tmp_path / "page.html")
+        browser.open(page.resolve().as_uri() + "#rejected")
+        browser.run("document.body.style.zoom = 0.02")
+        browser.wait_for("document.querySelectorAll('#rejected-inputs tbody tr').length === 250")
+
     def test_what_can_be_used_has_a_name(self, browser, page):
         browser.open(page.resolve().as_uri() + "#1")
         browser.wait_for("document.querySelectorAll('#masks-list li').length === 2")
@@ -432,3 +455,11 @@ def test_a_page_is_never_put_into_the_corpus(photos, tmp_path, capsys, command):
     assert main([command, str(out), "--out", str(out / "run.json")]) == 2
     assert "lies in the corpus" in capsys.readouterr().err
     assert (out / "run.json").read_bytes() == before
+
+
+@pytest.mark.parametrize("command", ["gallery", "report"])
+def test_a_page_is_never_put_into_a_store(corpus, tmp_path, monkeypatch, capsys, command):
+    monkeypatch.chdir(tmp_path)
+    assert main([command, str(corpus), "--out", "s3://bucket/page.html"]) == 2
+    assert "s3://bucket/page.html: a page is written to a local disk" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []

@@ -1,6 +1,7 @@
 """The report's figures: against numpy on all values, hulls by scipy and OpenCV on pixels, and COCO files."""
 
 import json
+import re
 from html.parser import HTMLParser
 
 import cv2
@@ -173,6 +174,10 @@ def test_a_damaged_mask_is_named_by_its_shard(tmp_path):
     with pytest.raises(CorpusError, match=r"shard-000000\.parquet: damaged: .*maskmill verify"):
         corpus_statistics(out, workers=1)
     assert corpus_statistics(out, with_concavity=False, workers=1).counts["images"] == 7
+    rows[0]["status"] = "lost"
+    pq.write_table(pa.Table.from_pylist(rows, ROW_SCHEMA), path)
+    with pytest.raises(CorpusError, match="unknown status lost"):
+        corpus_statistics(out, with_concavity=False, workers=1)
 
 
 SQUARE = {
@@ -271,6 +276,7 @@ def test_a_page_that_compares_and_runs_nothing(corpus, tmp_path, capsys):
     assert not any(
         value and value.startswith("http") for name, value in seen.attributes if name in ("src", "href")
     )
+    assert re.search(r"predicted IoU</th><td>0\.\d+</td><td>–</td>", text)  # the COCO file has none
     assert "var(--accent)" in text
     assert "#070809" not in text
 

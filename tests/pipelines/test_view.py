@@ -89,6 +89,15 @@ def test_another_name_for_this_host_is_refused(server, host):
     assert b"maskmill gallery" not in body
 
 
+def test_a_port_that_browsers_leave_out(corpus, monkeypatch):
+    """Which is 80; another one stands for it, since not everybody may listen there."""
+    with GalleryServer(corpus) as other:
+        port = other.server_port
+    monkeypatch.setattr("pipelines.view.HTTP", port)
+    with GalleryServer(corpus, port) as server:
+        assert server.hosts == {"127.0.0.1", "localhost", f"127.0.0.1:{port}", f"localhost:{port}"}
+
+
 @pytest.mark.parametrize(
     "headers",
     [
