@@ -76,7 +76,7 @@ class Exported:
 
     Attributes:
         images, masks: in the parts that it wrote.
-        parts: tar files, or shards of COCO's entries.
+        parts: tar files, or shards of COCO's entries and the JSON that has them all.
         left_out: images whose files are missing or have changed.
         rejected: rows of the whole corpus that are in no export.
 
@@ -193,7 +193,7 @@ class _Writer:
                 made = storage.link(images[-1], coco.joined(iter(found)))
             self._count_part(made, usable)
         info = {"description": "exported by maskmill", "run_digest": self._source.corpus.run.digest}
-        storage.link(whole, lambda file: coco.write_whole(file, info, images, annotations))
+        self.done.parts += storage.link(whole, lambda file: coco.write_whole(file, info, images, annotations))
         if folder.is_dir():
             storage.remove(*folder.iterdir())
             folder.rmdir()

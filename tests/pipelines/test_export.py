@@ -261,6 +261,23 @@ def test_sa1b_as_the_release_has_it(corpus, tmp_path, capsys):
                 assert written[name] == kept[name]
 
 
+def test_a_coco_export_stopped_before_its_last_step_says_what_it_then_does(
+    corpus, tmp_path, monkeypatch, capsys
+):
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr("pipelines.export.coco.write_whole", killed)
+        assert run(corpus, tmp_path / "out", "coco") == 130
+    assert (tmp_path / "out" / "parts").is_dir()
+    capsys.readouterr()
+    assert run(corpus, tmp_path / "out", "coco") == 0
+    assert "written, 0 images" in capsys.readouterr().out  # their entries were there already
+    assert len(json.loads((tmp_path / "out" / "annotations.json").read_bytes())["images"]) == 6
+    assert sorted(files_of(tmp_path / "out")) == ["annotations.json", "export.json"]
+
+
 @pytest.mark.parametrize("form", ["sa1b", "coco"])
 def test_the_same_bytes_again(corpus, tmp_path, monkeypatch, capsys, form):
     more = ("--non-overlapping", "area")
