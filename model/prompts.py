@@ -22,7 +22,7 @@ class Draws:
 
     def __init__(self, seed: int, step: int, places: range) -> None:
         self.of_step = _generator(seed, step)
-        self.of_images = [_generator(seed, step, place) for place in places]
+        self.of_images = [_generator(seed, step, 1 + place) for place in places]  # 0 would be the step's own
 
     def uniform(self, *shape: int) -> Tensor:
         """Numbers in [0, 1), B×shape."""

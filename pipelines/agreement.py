@@ -22,6 +22,8 @@ from pipelines.labelled_image import checked_rle
 LEVELS = (0.5, 0.75, 0.9, 0.95, 0.99)
 """IoUs from which on a mask counts as a partner."""
 
+_COLUMNS = ("height", "width", "annotations.segmentation", "annotations.predicted_iou")
+
 
 def agreement(ours: Path, theirs: Path) -> dict[str, Any]:
     """Shares of masks with a partner at each IoU in each direction, mean IoU with the best one, and counts.
@@ -30,11 +32,11 @@ def agreement(ours: Path, theirs: Path) -> dict[str, Any]:
     one of the corpora has, or that are rejected in one of them, are counted and left out.
     Raises CorpusError for what is no corpus or is damaged; UsageError where they share no image.
     """
-    other = {row["key"]: row for row in Corpus(theirs) if row["status"] != "rejected"}
+    other = {row["key"]: row for row in Corpus(theirs).rows(columns=_COLUMNS) if row["status"] != "rejected"}
     best: defaultdict[str, list[float]] = defaultdict(list)
     differences: list[float] = []
     images = left_out = 0
-    for row in Corpus(ours):
+    for row in Corpus(ours).rows(columns=_COLUMNS):
         partner = other.pop(row["key"], None)
         if partner is None or row["status"] == "rejected":
             left_out += 1

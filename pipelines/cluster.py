@@ -33,7 +33,7 @@ from pipelines.dispatch import Dispatcher, WorkerLost
 from pipelines.errors import MaskmillError, UsageError
 from pipelines.metrics import BUSY, RUN_CHARACTERS, Instrument, Metric, Metrics
 from pipelines.placement import Node, Placement, check_sees_its_gpus, how_many_fit, place
-from pipelines.resources import limit_threads
+from pipelines.resources import limit_threads, usable_cpus
 from pipelines.tasks import Job, OnProgress, ShardFailure, ShardReceipt, ShardTask, Tally, WorkerPlace
 from pipelines.watcher import Watcher, Watchers
 from pipelines.worker import (
@@ -117,10 +117,9 @@ def join(address: str, named: str = "--ray") -> None:
 def _start(config: RunConfig) -> None:
     """Start a Ray of our own, with the CPUs the workers ask for, whether or not the machine has as many."""
     os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # else a token file appears in the home folder
-    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     ray.init(
         address="local",
-        num_cpus=max(cpus, (config.workers or 1) * (config.threads_per_worker or 1)),
+        num_cpus=max(usable_cpus(), (config.workers or 1) * (config.threads_per_worker or 1)),
         include_dashboard=False,
         object_store_memory=OBJECT_STORE_BYTES,
         log_to_driver=False,

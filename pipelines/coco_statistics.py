@@ -19,10 +19,10 @@ from pycocotools import mask as coco
 from engine import rle
 from pipelines.concavity import concavities
 from pipelines.errors import CorpusError, UsageError
+from pipelines.labelled_image import MAX_SIDE
 from pipelines.statistics import Statistics
 
 _PIECE = 4096
-MAX_SIDE = 1 << 17
 
 
 def coco_statistics(path: Path, with_concavity: bool = True) -> Statistics:

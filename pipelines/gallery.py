@@ -8,7 +8,6 @@ file, is handier to send and was slow to open from a few hundred photographs on.
 
 from __future__ import annotations
 
-import os
 import shutil
 import uuid
 from collections import Counter, deque
@@ -27,6 +26,7 @@ from pipelines.gallery_files import BLOCK, NAME, UNITS, GalleryFiles
 from pipelines.page import definitions, embedded_json, fill, part, policy, text
 from pipelines.places import check_page, place
 from pipelines.recorded import CORPUS
+from pipelines.resources import usable_cpus
 from pipelines.row_index import Kind
 from pipelines.sealed import read_json
 from pipelines.shards import open_parquet, reading, shard_path
@@ -137,7 +137,7 @@ def _write_files(files: GalleryFiles, folder: Path, progress: Callable[[int, int
     for name in [*files.blocks("photographs"), *files.blocks("rejected")]:
         write(name)
     total = files.count("photographs")
-    threads = min(os.cpu_count() or 1, MOST_THREADS)
+    threads = min(usable_cpus(), MOST_THREADS)
     ahead: deque[Future[None]] = deque()
     with ThreadPoolExecutor(threads) as pool:
         try:

@@ -58,6 +58,8 @@ def _read_table(table: Path, folder: Path) -> Iterator[LabelledImage]:
     if missing:
         raise ConfigError(f"{table}: no column {', '.join(missing)}; expected {', '.join(COLUMNS)}")
     for row in rows.select(COLUMNS).to_pylist():
+        if not (isinstance(row["file_name"], str) and isinstance(row["source"], str)):
+            raise ConfigError(f"{table}: image {row['image_id']}: expected text as file_name and source")
         try:
             masks = row["masks"]
             size = tuple(masks[0]["size"]) if masks else None

@@ -23,6 +23,9 @@ from pipelines.errors import ConfigError
 VALIDATION_SHARE = 12
 """One image in so many is for validation."""
 
+MAX_SIDE = 1 << 17
+"""Pixels that a file may claim for a side of an image: pycocotools crashes at far larger ones."""
+
 
 class Photograph(Protocol):
     """Where pixels come from."""

@@ -17,7 +17,7 @@ from typing import Any
 from pycocotools import mask as mask_utils
 
 from pipelines.errors import ConfigError
-from pipelines.labelled_image import LabelledImage, PhotographFile, checked_rle
+from pipelines.labelled_image import MAX_SIDE, LabelledImage, PhotographFile, checked_rle
 
 log = logging.getLogger("maskmill.train")
 
@@ -49,7 +49,7 @@ def read_coco(path: Path, photographs: Path) -> list[LabelledImage]:
     found = []
     for image_id, rles in masks.items():
         file = photographs / str(_entry(path, "image", sizes[image_id], "file_name"))
-        if not file.is_file():
+        if not _is_file(file):
             raise ConfigError(
                 f"{path}: image {image_id}: no file {file}; photographs is to name their folder"
             )
@@ -71,7 +71,7 @@ def read_sa1b(folder: Path) -> list[LabelledImage]:
         size = _size(path, image)
         rles = [_mask(path, annotation, size) for annotation in annotations]
         file = folder / str(_entry(path, "image", image, "file_name"))
-        if not file.is_file():
+        if not _is_file(file):
             raise ConfigError(f"{path}: no file {file}")
         if kept := tuple(mask for mask in rles if mask is not None):
             image_id = str(image.get("image_id", path.stem))
@@ -79,6 +79,13 @@ def read_sa1b(folder: Path) -> list[LabelledImage]:
                 LabelledImage(image_id, PhotographFile(file, path.name), folder.resolve().name, kept)
             )
     return found
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # a name that no file could have
+        return False
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -99,8 +106,11 @@ def _entry(path: Path, what: str, of: Any, key: str) -> Any:
 
 def _size(path: Path, image: dict[str, Any]) -> tuple[int, int]:
     height, width = _entry(path, "image", image, "height"), _entry(path, "image", image, "width")
-    if not (isinstance(height, int) and isinstance(width, int) and height > 0 and width > 0):
-        raise ConfigError(f"{path}: image {image.get('file_name')}: a size of {height!r}×{width!r} pixels")
+    sides = isinstance(height, int) and isinstance(width, int)
+    if not (sides and 0 < height <= MAX_SIDE and 0 < width <= MAX_SIDE and height * width < 2**31):
+        raise ConfigError(
+            f"{path}: image {image.get('file_name')}: a size of {height!s:.20}×{width!s:.20} pixels"
+        )
     return height, width
 
 
@@ -112,15 +122,17 @@ def _mask(path: Path, annotation: Any, size: tuple[int, int]) -> dict[str, Any] 
             return _polygons(segmentation, size)
         counts = segmentation["counts"]
         if isinstance(counts, list):
-            counts = _compressed(counts, segmentation["size"])
+            counts = _compressed(counts, segmentation["size"], size)
         return checked_rle(segmentation["size"], counts, size)
-    except (KeyError, TypeError, ValueError) as error:
+    except (LookupError, TypeError, ValueError, ArithmeticError) as error:
         name = annotation.get("id") if isinstance(annotation, dict) else annotation
         reason = f"no {error}" if isinstance(error, KeyError) else error
         raise ConfigError(f"{path}: annotation {name}: {reason}") from error
 
 
-def _compressed(counts: list[int], size: list[int]) -> str:
+def _compressed(counts: list[int], size: list[int], expected: tuple[int, int]) -> str:
+    if size != list(expected):
+        raise ValueError(f"the mask is for {size!s:.40}, its image is {expected[0]}×{expected[1]}")
     if not all(isinstance(run, int) and run >= 0 for run in counts) or sum(counts) != size[0] * size[1]:
         raise ValueError(f"run lengths must be whole numbers ≥ 0 that add up to {size[0]}×{size[1]}")
     return str(mask_utils.frPyObjects({"size": size, "counts": counts}, *size)["counts"].decode("ascii"))

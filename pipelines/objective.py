@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from model.interaction import Round, interact
+from model.interaction import BOX_NOISE, Round, interact
 from model.losses import FeatureContrast, FeatureImitation, best_iou, dice_loss, focal_loss, mask_iou
 from model.prompts import MAX_POINTS, Draws, holding, noisy_boxes, points_in_and_around
 from model.sam import EncodedImages, Sam
@@ -104,7 +104,8 @@ class Objective(nn.Module):
         error = (answer.iou_BPK.float() - self._iou_target(answer, iou, batch)).square()
         return (
             mask_losses.masked_fill(~counts, torch.inf).amin(2).mean(),
-            error[counts].mean(),
+            # of each prompt first: the mean over parts of a step is that over the step
+            (error.masked_fill(~counts, 0).sum(2) / counts.sum(2)).mean(),
             iou.masked_fill(~counts, 0).amax(2).mean(),
         )
 
@@ -129,7 +130,8 @@ class Objective(nn.Module):
         kind = torch.rand((), generator=draws.of_step).item()
         tokens = [0]
         if kind < config.box_share:
-            boxes = draws.each(lambda b, generator: noisy_boxes(masks_BPHW[b], generator))
+            noise = BOX_NOISE / to_input
+            boxes = draws.each(lambda b, generator: noisy_boxes(masks_BPHW[b], generator, noise))
             decoded = sam.attend(images, boxes_BP4=boxes.to(sam.device) * to_input)
         else:
             if kind < config.box_share + config.points_share:

@@ -66,7 +66,10 @@ def place(config: RunConfig, nodes: Sequence[Node], *, grows: bool = True) -> Pl
 
 def how_many_fit(nodes: Sequence[Node], threads: int, gpus: float) -> int:
     """Workers of this size that the nodes hold together."""
-    by_gpus = [int(node.gpus / gpus + 1e-6) if gpus else node.cpus for node in nodes]
+    if gpus < 1:  # Ray gives no part of one GPU together with a part of another
+        by_gpus = [int(node.gpus) * int(1 / gpus + 1e-6) if gpus else node.cpus for node in nodes]
+    else:
+        by_gpus = [int(node.gpus / gpus + 1e-6) for node in nodes]
     return sum(int(min(node.cpus // threads, most)) for node, most in zip(nodes, by_gpus, strict=True))
 
 

@@ -20,13 +20,14 @@ import torch
 from numpy.typing import NDArray
 from pydantic import Field
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from model.checkpoint import save_sam
 from model.config import MODELS
 from model.image_encoder import ImageEncoderViT
 from model.initialise import initialise
 from model.mae import MaskedAutoencoder
+from model.prompts import Draws
 from model.sam import Sam
 from model.tensor_file import DAMAGE
 from pipelines import storage
@@ -36,6 +37,7 @@ from pipelines.errors import ConfigError, IncompleteRun, InputRejected
 from pipelines.reader import read_input
 from pipelines.settings import Section
 from pipelines.sources import list_inputs
+from pipelines.training_data import read_ahead
 
 log = logging.getLogger("maskmill.train")
 
@@ -62,7 +64,7 @@ class PretrainConfig(Section):
     weight_decay: float = Field(0.05, ge=0, description="On matrices only.")
     precision: Literal["fp32", "bf16"] = Field("bf16", description="bf16 runs matrix products in bfloat16.")
     device: str = Field("cpu", pattern=r"^(cpu|cuda(:\d+)?)$", description="cpu, cuda or cuda:N.")
-    seed: int = Field(0, ge=0, description="Decides initial weights, squares and what is hidden.")
+    seed: int = Field(0, ge=0, lt=2**63, description="Decides initial weights, squares and what is hidden.")
     loader_workers: int = Field(1, ge=0, description="Processes that prepare batches.")
     checkpoint_every: int = Field(200, ge=1, description="Steps between checkpoints.")
 
@@ -89,8 +91,7 @@ def pretrain(config: PretrainConfig) -> Path:
     learner.load()
     log.info("%s: %d photographs, from step %d of %d", config.model, len(uris), learner.step, config.steps)
     squares = Squares(uris, config, range(learner.step, config.steps))
-    loader: DataLoader[Tensor] = DataLoader(squares, batch_size=None, num_workers=config.loader_workers)
-    for pixels_BCHW in loader:
+    for pixels_BCHW in read_ahead(squares, config.loader_workers):
         loss = learner.learn(pixels_BCHW)
         if learner.step % 20 == 0:
             log.info("step %d loss=%.4g", learner.step, loss)
@@ -166,7 +167,7 @@ class Learner:
         """One step; returns the loss. Raises IncompleteRun when it is not finite."""
         config = self.config
         patches = self.model.side**2
-        generator = torch.Generator().manual_seed(config.seed * 1_000_003 + self.step)
+        generator = Draws(config.seed, self.step, range(0)).of_step
         order_BL = torch.rand(len(pixels_BCHW), patches, generator=generator).argsort(1)
         visible_BV = order_BL[:, : max(1, round(patches * (1 - config.hidden_share)))].to(config.device)
         for group in self.optimizer.param_groups:

@@ -12,11 +12,15 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 
 import torch
 import torch.distributed as dist
 
 from pipelines.errors import ConfigError
+
+LONGEST_WAIT = timedelta(hours=6)
+"""How long the others wait for the first one, which scores the model by every mask of many photographs."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +67,7 @@ def joined(device: str) -> Iterator[tuple[Processes, str]]:
         if int(os.environ["LOCAL_RANK"]) >= torch.cuda.device_count():
             raise ConfigError(f"device: {device}: PyTorch sees {torch.cuda.device_count()} GPUs here")
         torch.cuda.set_device(device)
-    dist.init_process_group("nccl" if device.startswith("cuda") else "gloo")
+    dist.init_process_group("nccl" if device.startswith("cuda") else "gloo", timeout=LONGEST_WAIT)
     try:
         yield Processes(dist.get_rank(), dist.get_world_size()), device
     finally:

@@ -9,6 +9,9 @@ dies of it is replaced.
 
 from __future__ import annotations
 
+import contextlib
+import math
+import os
 import socket
 from collections.abc import Mapping
 from pathlib import Path
@@ -30,6 +33,24 @@ ENCODER_ARRAYS = 64
 
 LANE_BYTES = 64 * MIB
 """What a batch of prompts holds in a lane of the CPU, in the published sizes."""
+
+
+def usable_cpus(root: Path = Path("/")) -> int:
+    """CPUs that this process may keep busy: those it may run on, or its container's quota where that is less.
+
+    A part of a CPU counts as one.
+    """
+    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cgroup = root / "sys/fs/cgroup"
+    for files in (
+        [cgroup / "cpu.max"],
+        [cgroup / "cpu" / f"cpu.cfs_{what}_us" for what in ("quota", "period")],
+    ):
+        with contextlib.suppress(OSError, ValueError):  # no such files, or "max"
+            quota, period = map(int, " ".join(file.read_text() for file in files).split())
+            if quota > 0 and period > 0:
+                cpus = min(cpus, math.ceil(quota / period))
+    return cpus
 
 
 def limit_threads(threads: int) -> None:
@@ -102,14 +123,15 @@ def memory_of_machine(root: Path = Path("/")) -> tuple[int, int]:
     meminfo = _numbers(root / "proc/meminfo", ":")
     if {"MemTotal", "MemAvailable"} <= meminfo.keys():
         has, free = 1024 * meminfo["MemTotal"], 1024 * meminfo["MemAvailable"]
-    for folder, limit, used, cache in (
-        ("sys/fs/cgroup", "memory.max", "memory.current", "inactive_file"),
-        ("sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+    for folder, limit, used, prefix in (
+        ("sys/fs/cgroup", "memory.max", "memory.current", ""),
+        ("sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_"),
     ):
         at_most, taken = _number(root / folder / limit), _number(root / folder / used)
         if at_most is not None and taken is not None and at_most < has:
             has = at_most
-            cached = _numbers(root / folder / "memory.stat", "").get(cache, 0)
+            stat = _numbers(root / folder / "memory.stat", "")
+            cached = sum(stat.get(f"{prefix}{kind}_file", 0) for kind in ("active", "inactive"))
             free = min(free, max(0, at_most - taken + cached))
     return has, free
 

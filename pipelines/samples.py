@@ -78,7 +78,8 @@ class RowGroup:
         arrays = [boxes_N4, *(values[name].copy() for name in _NUMBERS)]
         counts = np.diff(ends).tolist()
         self._codes, self._ends = codes, ends.tolist()
-        self._tensors = [torch.from_numpy(array).split(counts) for array in arrays]
+        # Unsafe only for gradients, which no target has: a third faster than views that autograd tracks.
+        self._tensors = [torch.unsafe_split_with_sizes(torch.from_numpy(array), counts) for array in arrays]
 
     def sample(self, row: int) -> Sample:
         """The sample of a row of the batch; `pipelines.torch_dataset` says what is in it.

@@ -16,6 +16,7 @@ from pipelines.config import load_config
 from pipelines.errors import ConfigError, UsageError
 from pipelines.evaluate import evaluate
 from pipelines.labelled import VALIDATION_SHARE, read_labelled
+from pipelines.places import is_remote
 from pipelines.recall import evaluate_automatic
 from pipelines.reliability import plot_format, reliability, write_plot
 from pipelines.report import evaluation_table
@@ -42,7 +43,8 @@ class Wanted:
 def score_model(what: Wanted, config: str | None, overrides: Sequence[str]) -> Outcome:
     """Scores over all masks and by source, and how far the predicted IoU can be believed.
 
-    Raises UsageError or ConfigError for what cannot be scored.
+    Of the configuration the name, the checkpoint and the generator count; the CPU scores, in fp32. Raises
+    UsageError or ConfigError for what cannot be scored.
     """
     settings = load_config(config or "nano", list(overrides))
     given = config or any(value.startswith("model.") for value in overrides)
@@ -50,6 +52,8 @@ def score_model(what: Wanted, config: str | None, overrides: Sequence[str]) -> O
         raise UsageError(
             f"--model {what.model}: the configuration is for {settings.model.name}; give --model that"
         )
+    if is_remote(what.data):
+        raise UsageError(f"{what.data}: a model is scored on a local folder; bring the images there first")
     if what.plot is not None:
         plot_format(what.plot)
     labelled = read_labelled(what.data, what.photographs)
@@ -59,7 +63,7 @@ def score_model(what: Wanted, config: str | None, overrides: Sequence[str]) -> O
             f"{what.data}: none of its {len(labelled)} images is set aside for validation, which one in "
             f"{VALIDATION_SHARE} is, by its name; leave out --validation to score them all"
         )
-    sam = load_sam(what.model, what.checkpoint)
+    sam = load_sam(what.model, what.checkpoint or settings.model.checkpoint)
     scores = evaluate(sam, images, masks_per_image=what.masks_per_image, mask_prompts=what.mask_prompts)
     if what.plot is not None:
         write_plot(scores.predictions_N2, what.plot)

@@ -14,7 +14,6 @@ from __future__ import annotations
 import contextlib
 import json
 import multiprocessing
-import os
 from collections import Counter
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
@@ -33,6 +32,7 @@ from pipelines.corpus import Corpus
 from pipelines.errors import CorpusError, visible
 from pipelines.histogram import Histogram, Tallied
 from pipelines.places import place
+from pipelines.resources import usable_cpus
 from pipelines.schema import FORMAT_VERSION, ROW_SCHEMA, STATUSES
 from pipelines.shards import open_parquet, reading, shard_path
 
@@ -156,7 +156,7 @@ def corpus_statistics(
     corpus = Corpus(path)
     found = Statistics(corpus.path.name or str(path))
     found.drops.update(dict.fromkeys(DROP_REASONS, 0))
-    workers = workers or (os.cpu_count() if _is_large(corpus) else 1) or 1
+    workers = workers or (usable_cpus() if _is_large(corpus) else 1)
     one = partial(_shard, str(path), with_concavity)
     if workers == 1:
         for shard in corpus.shards:

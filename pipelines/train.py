@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from torch.utils.data import DataLoader
 
 from model.checkpoint import save_sam
 from pipelines import storage
@@ -28,7 +27,7 @@ from pipelines.labelled import LabelledImage, read_labelled
 from pipelines.processes import Processes, joined
 from pipelines.trainer import Trainer
 from pipelines.training_config import StageConfig, TrainConfig
-from pipelines.training_data import Batch, TeacherFeatures, TrainingBatches
+from pipelines.training_data import Batch, TeacherFeatures, TrainingBatches, read_ahead
 from pipelines.training_pictures import prompts_and_masks
 
 if TYPE_CHECKING:
@@ -72,7 +71,7 @@ def train(config: TrainConfig) -> Path:
         with ExitStack() as opened:
             record = None
             if processes.first:
-                writer = open_writer(str(config.out / "tensorboard"), purge_step=trainer.step)
+                writer = open_writer(str(config.out / "tensorboard"), purge_step=trainer.step + 1)
                 record = _Record(config, trainer, images, opened.enter_context(writer))
             for batch, stage in batches(config, training, trainer.step, teacher, processes):
                 started = time.monotonic()
@@ -197,6 +196,5 @@ def batches(
             rank=processes.rank,
             processes=processes.count,
         )
-        loader: DataLoader[Batch] = DataLoader(dataset, batch_size=None, num_workers=config.loader_workers)
-        for batch in loader:
+        for batch in read_ahead(dataset, config.loader_workers):
             yield batch, stage

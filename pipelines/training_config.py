@@ -135,7 +135,7 @@ class TrainConfig(Section):
     initial: Path | None = Field(
         None, description="Weights to start from, and their shapes; null starts from nothing."
     )
-    seed: int = Field(0, ge=0, description="Decides initial weights, batches and prompts.")
+    seed: int = Field(0, ge=0, lt=2**63, description="Decides initial weights, batches and prompts.")
     loader_workers: int = Field(1, ge=0, description="Processes that prepare batches.")
     checkpoint_every: int = Field(200, ge=1, description="Steps between checkpoints.")
     evaluate_every: int = Field(400, ge=1, description="Steps between evaluations on the validation images.")

@@ -7,9 +7,10 @@ squares only.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import TypeVar
 
 import cv2
 import numpy as np
@@ -18,9 +19,9 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import DataLoader, Dataset
 
-from pipelines.errors import ConfigError
+from pipelines.errors import ConfigError, MaskmillError
 from pipelines.labelled import LabelledImage
 
 PATCH = 16
@@ -148,7 +149,8 @@ class TrainingBatches(Dataset[Batch]):
         rng = np.random.default_rng((self.seed, step))
         chosen = rng.choice(len(self.images), self.images_per_step, replace=False, p=self.chances)
         squares = [
-            self._square(self.images[chosen[place]], np.random.default_rng((self.seed, step, place)))
+            # from 1 on: numpy takes (seed, step, 0) for (seed, step), which chose the photographs
+            self._square(self.images[chosen[place]], np.random.default_rng((self.seed, step, 1 + place)))
             for place in self.places
         ]
         return Batch(*(torch.from_numpy(np.stack(part)) for part in zip(*squares, strict=True)))
@@ -255,3 +257,36 @@ def _point_inside(mask: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[
     places = np.flatnonzero(mask)
     y, x = divmod(int(places[rng.integers(len(places))]), mask.shape[1])
     return np.array([x, y], np.float32)
+
+
+T = TypeVar("T")
+
+
+def read_ahead(dataset: Dataset[T], workers: int) -> Iterator[T]:
+    """The dataset from its beginning to its end, read ahead by `workers` processes, by none where 0.
+
+    Raises their MaskmillErrors as they were raised there, without PyTorch's traceback in the message.
+    """
+    loader: DataLoader[T | MaskmillError] = DataLoader(
+        _Telling(dataset), batch_size=None, num_workers=workers
+    )
+    for found in loader:
+        if isinstance(found, MaskmillError):
+            raise found
+        yield found
+
+
+class _Telling(Dataset[T | MaskmillError]):
+    """A dataset that has an error where reading raises one."""
+
+    def __init__(self, dataset: Dataset[T]) -> None:
+        self.dataset = dataset
+
+    def __len__(self) -> int:
+        return len(self.dataset)  # type: ignore[arg-type]
+
+    def __getitem__(self, index: int) -> T | MaskmillError:
+        try:
+            return self.dataset[index]
+        except MaskmillError as error:
+            return error

@@ -11,7 +11,6 @@ all of the time passes in hashing, decompression and numpy, which let go of the 
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -29,6 +28,7 @@ from pipelines.manifest import RUN, RunRecord
 from pipelines.places import place
 from pipelines.plan import PLAN, Plan, part_path, read_part, read_plan
 from pipelines.recorded import BEFORE, CORPUS, listed
+from pipelines.resources import usable_cpus
 from pipelines.schema import FORMAT_NAME, FORMAT_VERSION, STATUSES
 from pipelines.sealed import as_bytes, fingerprint, read_json, sealed
 from pipelines.shards import SHARDS, open_parquet, shard_path
@@ -67,7 +67,7 @@ def verify(path: str | Path, workers: int | None = None) -> VerifyReport:
     out = place(path)
     if not any((out / name).exists() for name in (RUN, CORPUS, PLAN, SHARDS)):
         raise CorpusError(f"{path}: expected a corpus; the folder is missing or has none in it")
-    return _Check(out, workers or os.cpu_count() or 1).run()
+    return _Check(out, workers or usable_cpus()).run()
 
 
 class _Check:

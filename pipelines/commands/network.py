@@ -12,6 +12,7 @@ import typer
 
 from pipelines.commands.options import Config, Set
 from pipelines.errors import UsageError
+from pipelines.places import place
 
 
 def train(config: Config = None, set_: Set = None) -> None:
@@ -43,7 +44,11 @@ def _schedule(kind: Any, config: str | None, set_: list[str] | None, example: st
 def evaluate(
     data: Annotated[
         Path | None,
-        typer.Option(metavar="FOLDER", help="Labelled images: tables, a COCO JSON, SA-1B, or a corpus."),
+        typer.Option(
+            metavar="FOLDER",
+            help="Labelled images: tables, a COCO JSON, SA-1B, or a corpus.",
+            parser=place,
+        ),
     ] = None,
     photographs: Annotated[
         Path | None, typer.Option(metavar="FOLDER", help="Photographs of a COCO JSON; default: beside it.")
@@ -66,7 +71,9 @@ def evaluate(
     ] = True,
     against: Annotated[
         Path | None,
-        typer.Option(metavar="CORPUS", help="No model: compare the corpus --data with this one."),
+        typer.Option(
+            metavar="CORPUS", help="No model: compare the corpus --data with this one.", parser=place
+        ),
     ] = None,
     plot: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Draw how far predicted IoU can be believed.")

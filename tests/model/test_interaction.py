@@ -170,6 +170,8 @@ def test_what_is_drawn_for_an_image_does_not_depend_on_its_neighbours(sam, scene
     )
     for both, one in zip(together, alone, strict=True):
         assert torch.allclose(both.logits_BPKhw[1:], one.logits_BPKhw, atol=1e-4)
+    step = Draws(4, 9, range(2))
+    assert len({generator.initial_seed() for generator in (step.of_step, *step.of_images)}) == 3
     assert not torch.equal(Draws(4, 9, range(2)).uniform(3)[1], Draws(4, 8, range(2)).uniform(3)[1])
 
 

@@ -53,6 +53,8 @@ def test_a_worker_that_fits_on_no_node_is_refused_where_none_will_be_added(overr
         (["threads_per_worker=8"], [(8, 0)], (1, 8, 0.0)),  # what is started here for it on two CPUs
         ([], [(16, 2)], (2, 8, 1.0)),
         (["cluster.gpus_per_worker=0.5"], [(16, 2)], (4, 4, 0.5)),
+        (["cluster.gpus_per_worker=0.6"], [(16, 2)], (2, 8, 0.6)),  # no worker has parts of two GPUs
+        (["cluster.gpus_per_worker=0.4"], [(16, 4)], (8, 2, 0.4)),
         (["model.device=cpu"], [(16, 2)], (8, 2, 0.0)),
         (["cluster.gpus_per_worker=0"], [(16, 2)], (8, 2, 0.0)),
         # More than one node: no worker may need what none of them has alone.
@@ -91,7 +93,7 @@ def test_a_ray_of_our_own_has_the_cpus_that_one_worker_asks_for(monkeypatch):
 
     asked = {}
     monkeypatch.setattr(cluster.ray, "init", lambda **options: asked.update(options))
-    monkeypatch.setattr(cluster.os, "sched_getaffinity", lambda _process: {0, 1}, raising=False)
+    monkeypatch.setattr(cluster, "usable_cpus", lambda: 2)
     cluster._start(load_config(None, ["threads_per_worker=8"]))
     assert asked["num_cpus"] == 8
     cluster._start(load_config(None, ["threads_per_worker=1"]))

@@ -82,6 +82,10 @@ GOOD = compressed(square(2, 3, 5))
         ([[1, 1, 5, 5, 1, 5], [1, 1, 5, 5, 1, 5, 3]], "polygon 1: expected at least three x, y pairs"),
         ([[1, 1, 5, float("nan"), 1, 5]], "polygon 0: a coordinate is not a finite number"),
         ("nothing", "string indices"),
+        ({"size": [HEIGHT], "counts": [50, 50]}, r"the mask is for \[20\], its image is 20×30"),
+        ({"size": [], "counts": [0]}, r"the mask is for \[\], its image is 20×30"),
+        ({"size": [10**20, 10**20], "counts": [10**40]}, "the mask is for .*, its image is 20×30"),
+        ([[1, 1, 5, 10**400, 1, 5]], "too large"),
     ],
 )
 def test_a_mask_that_is_not_right_is_named(tmp_path, segmentation, expected):
@@ -103,6 +107,17 @@ def test_a_mask_that_is_not_right_is_named(tmp_path, segmentation, expected):
             b'{"images": [{"id": 3, "file_name": "a", "height": 0, "width": 4}],'
             b' "annotations": [{"id": 1, "image_id": 3, "segmentation": []}]}',
             "image a: a size of 0×4 pixels",
+        ),
+        (
+            b'{"images": [{"id": 3, "file_name": "a", "height": 10, "width": 1000000000}], "annotations": '
+            b'[{"id": 1, "image_id": 3, "segmentation": [[0, 0, 1000000000, 5, 1000000000, 9]]}]}',
+            "image a: a size of 10×1000000000 pixels",
+        ),
+        (
+            b'{"images": [{"id": 3, "file_name": "' + b"a" * 5000 + b'", "height": 4, "width": 4}],'
+            b' "annotations": [{"id": 1, "image_id": 3,'
+            b' "segmentation": {"size": [4, 4], "counts": [4, 12]}}]}',
+            "image 3: no file ",
         ),
     ],
 )

@@ -36,7 +36,7 @@ MEMINFO = "MemTotal: 8388608 kB\nMemFree: 1 kB\nMemAvailable: 4194304 kB\nHugePa
             {
                 "sys/fs/cgroup/memory.max": f"{2 * GIB}\n",
                 "sys/fs/cgroup/memory.current": f"{3 * GIB // 2}\n",
-                "sys/fs/cgroup/memory.stat": f"anon 7\ninactive_file {GIB}\n",
+                "sys/fs/cgroup/memory.stat": f"anon 7\ninactive_file {GIB - 9}\nactive_file 9\n",
             },
             (2 * GIB, 3 * GIB // 2),
         ),
@@ -56,6 +56,27 @@ def test_what_the_machine_has_is_read_from_the_kernels_files(tmp_path, files, ex
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(text)
     assert resources.memory_of_machine(tmp_path) == expected
+
+
+@pytest.mark.parametrize(
+    ("files", "expected"),
+    [
+        ({}, 8),
+        ({"cpu.max": "max 100000\n"}, 8),
+        ({"cpu.max": "250000 100000\n"}, 3),
+        ({"cpu.max": "1600000 100000\n"}, 8),
+        ({"cpu.max": "nothing that is known\n"}, 8),
+        ({"cpu/cpu.cfs_quota_us": "-1\n", "cpu/cpu.cfs_period_us": "100000\n"}, 8),
+        ({"cpu/cpu.cfs_quota_us": "50000\n", "cpu/cpu.cfs_period_us": "100000\n"}, 1),
+    ],
+)
+def test_a_containers_quota_counts_as_its_cpus(tmp_path, monkeypatch, files, expected):
+    monkeypatch.setattr(resources.os, "sched_getaffinity", lambda _process: set(range(8)), raising=False)
+    for name, text in files.items():
+        path = tmp_path / "sys/fs/cgroup" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    assert resources.usable_cpus(tmp_path) == expected
 
 
 def test_this_machine_has_memory():

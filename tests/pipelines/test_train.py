@@ -1,6 +1,7 @@
 """Training and evaluation on a handful of drawn shapes: resuming, determinism, and what a bad folder says."""
 
 import sys
+from collections import defaultdict
 from itertools import cycle
 from pathlib import Path
 
@@ -21,7 +22,7 @@ from pipelines.settings import load_settings
 from pipelines.train import train
 from pipelines.trainer import Trainer
 from pipelines.training_config import StageConfig, TrainConfig
-from pipelines.training_data import TeacherFeatures, TrainingBatches
+from pipelines.training_data import TeacherFeatures, TrainingBatches, read_ahead
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -100,6 +101,7 @@ def test_what_cannot_be_trained_is_said_before_the_first_step(shapes, tmp_path, 
         ("source_weights={drawn: -1}", "source_weights.drawn: should be greater than or equal to 0"),
         ("device=gpu", "device: String should match pattern"),
         ("learning_rate=.inf", "learning_rate: should be a finite number"),
+        (f"seed={2**64}", "seed: should be less than"),
     ],
 )
 def test_a_value_that_makes_no_sense_is_named(tmp_path, override, expected):
@@ -188,6 +190,26 @@ def test_a_missing_picture_names_its_file(shapes, tmp_path):
     (tmp_path / "drawn.parquet").write_bytes((shapes / "drawn.parquet").read_bytes())
     with pytest.raises(ConfigError, match=r"0\.png"):
         read_labelled(tmp_path)[0].pixels()
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_missing_picture_is_one_line_whoever_reads_it(shapes, tmp_path, workers):
+    (tmp_path / "drawn.parquet").write_bytes((shapes / "drawn.parquet").read_bytes())
+    with pytest.raises(ConfigError) as raised:
+        next(read_ahead(TrainingBatches(read_labelled(tmp_path), **PLAIN), workers))
+    assert ".png" in str(raised.value)
+    assert len(str(raised.value).splitlines()) == 1
+
+
+def test_the_choice_of_a_photograph_does_not_choose_its_mask(shapes):
+    plain = PLAIN | {"steps": range(200), "masks_per_image": 1, "augment": False, "area_power": 0.0}
+    data = TrainingBatches(read_labelled(shapes)[:5], **plain)
+    masks = defaultdict(set)
+    for step in range(len(data)):
+        batch = data[step]
+        masks[batch.pixels_BCHW.numpy().tobytes()].add(batch.masks_BPHW.numpy().tobytes())
+    assert len(masks) == 5
+    assert sorted(map(len, masks.values())) == sorted(len(image.rles) for image in data.images)
 
 
 def test_more_masks_than_pycocotools_counts_at_once(shapes):

@@ -132,11 +132,16 @@ def test_a_step_draws_from_no_random_state_of_the_process(shapes, tiny_weights, 
     assert torch.equal(next(batches(config, read_labelled(shapes), 0))[0].pixels_BCHW, batch.pixels_BCHW)
 
 
-@pytest.mark.parametrize("prompts", ["interaction", "simple"])
-def test_parts_add_up_to_the_step_of_the_whole(shapes, tiny_weights, tmp_path, prompts):
+@pytest.mark.parametrize(
+    ("prompts", "single_mask_for_boxes"), [("interaction", False), ("interaction", True), ("simple", False)]
+)
+def test_parts_add_up_to_the_step_of_the_whole(
+    shapes, tiny_weights, tmp_path, prompts, single_mask_for_boxes
+):
     gradients = []
     for accumulate in (1, 2, 4):
         options = {"accumulate": accumulate, "prompts": prompts, "contrast_weight": 1.0, "stages": STAGES[:1]}
+        options |= {"single_mask_for_boxes": True} if single_mask_for_boxes else {}
         config = configuration(shapes, tiny_weights, tmp_path / str(accumulate), **options)
         trainer = steps(Trainer.start(config), config, 1)
         gradients.append({name: p.grad for name, p in trainer.sam.named_parameters() if p.grad is not None})
