@@ -82,6 +82,21 @@ def test_evaluate_command_prints_json_last(shapes, tiny_weights, tmp_path, capsy
     assert cv2.imread(str(tmp_path / "plot.png")).shape[0] > 300
 
 
+def test_the_weights_of_the_configuration_are_the_ones_that_are_scored(shapes, tiny_weights, capsys):
+    command = ["evaluate", "--data", str(shapes), "--masks-per-image", "1", "--no-automatic", "--json"]
+    said = []
+    for given in (["--checkpoint", str(tiny_weights)], ["--set", f"model.checkpoint={tiny_weights}"]):
+        assert main([*command, *given]) == 0
+        said.append(json.loads(capsys.readouterr().out.splitlines()[-1]))
+    assert said[0] == said[1]
+
+
+def test_images_in_a_store_are_to_be_brought_here_first(capsys):
+    assert main(["evaluate", "--data", "s3://bucket/images"]) == 2
+    [line] = capsys.readouterr().err.strip().splitlines()
+    assert "s3://bucket/images: a model is scored on a local folder" in line
+
+
 def test_evaluate_on_no_validation_image_is_refused(shapes, tiny_weights, tmp_path, capsys):
     training = [not image.validates for image in read_labelled(shapes)]
     pq.write_table(pq.read_table(shapes / "drawn.parquet").filter(training), tmp_path / "drawn.parquet")

@@ -62,6 +62,7 @@ def test_a_folder_without_labels_says_what_was_expected(tmp_path):
         ),
         ({"image_id": "1", "file_name": "1.png", "source": "bad", "masks": [7]}, r"\{size, counts\}"),
         ({"image_id": "1", "file_name": "1.png", "source": "bad", "masks": [{"size": [1, 1]}]}, "'counts'"),
+        ({"image_id": "1", "file_name": None, "source": "bad", "masks": []}, "expected text as file_name"),
     ],
 )
 def test_a_table_of_something_else_is_named(row, expected, tmp_path):
