@@ -24,6 +24,8 @@ from torch.utils.data import DataLoader, Dataset
 from pipelines.errors import ConfigError, MaskmillError
 from pipelines.labelled import LabelledImage
 
+T = TypeVar("T")
+
 PATCH = 16
 """Pixels of a cell of the encoder's output, in every size of the model."""
 
@@ -257,9 +259,6 @@ def _point_inside(mask: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[
     places = np.flatnonzero(mask)
     y, x = divmod(int(places[rng.integers(len(places))]), mask.shape[1])
     return np.array([x, y], np.float32)
-
-
-T = TypeVar("T")
 
 
 def read_ahead(dataset: Dataset[T], workers: int) -> Iterator[T]:

@@ -393,8 +393,8 @@ async function moreRejected() {
     element("td", {}, element("code", {}, kind)), element("td", {}, message, " ", element("small", {}, `(${stage_})`)))));
 }
 
-new IntersectionObserver(async ([entry], observer) => {
-  if (!entry.isIntersecting) return;
+new IntersectionObserver(async (entries, observer) => {
+  if (!entries.at(-1).isIntersecting) return;
   observer.unobserve(endOfRejected);  // and anew afterwards: the end may still be in sight
   try {
     await moreRejected();
