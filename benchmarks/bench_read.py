@@ -9,8 +9,10 @@ times over, so that what else runs on the machine hits all alike:
   `ParquetFile.iter_batches`, file after file, in all of pyarrow's threads, page checksums verified as they
   are whenever a corpus is read;
 - `windows`: `Corpus.windows`, which reads the same ahead and in any order, and leaves it to Arrow;
-- `stream`, `shuffled`: `CorpusStream`, in order and by a seed: the same columns as tensors, image by image;
-- `scan with codes`, `stream with codes`: the same with the masks' run-length codes, which are not decoded;
+- `batches`, `shuffled batches`: `CorpusStream`, in order and by a seed: the same columns as tensors, of 64
+  images at a time;
+- `stream`, `shuffled`: the same, image by image;
+- `… with codes`: with the masks' run-length codes, which are not decoded;
 - `scan with codes, unverified`: what the checksums cost;
 - `rows`: `Corpus.rows`, everything as dicts.
 
@@ -51,8 +53,12 @@ from pipelines.shards import shard_path
 from pipelines.torch_dataset import CorpusStream
 
 PACKAGES = ("numpy", "pyarrow", "torch")
-RATIOS = {"windows": "scan", "stream": "scan", "shuffled": "scan", "stream with codes": "scan with codes"}
+RATIOS = dict.fromkeys(
+    ("windows", "batches", "shuffled batches", "stream", "shuffled"), "scan"
+) | dict.fromkeys(("batches with codes", "stream with codes"), "scan with codes")
 """What is held against what."""
+
+BATCH = 64
 
 LOOKED_UP = 100
 DECODED = 100
@@ -85,9 +91,12 @@ def measure(corpus: Corpus, given: argparse.Namespace) -> dict[str, Any]:
     sides: dict[str, Callable[[], int]] = {
         "scan": lambda: scan(corpus, Wanted().columns),
         "windows": lambda: sum(len(one.rows_K2) for one in corpus.windows(Order(), Wanted().columns)),
+        "batches": lambda: batches(CorpusStream(corpus, batch_size=BATCH)),
+        "shuffled batches": lambda: batches(CorpusStream(corpus, batch_size=BATCH, seed=0)),
         "stream": lambda: sum(1 for _ in CorpusStream(corpus)),
         "shuffled": lambda: sum(1 for _ in CorpusStream(corpus, seed=0)),
         "scan with codes": lambda: scan(corpus, Wanted(codes=True).columns),
+        "batches with codes": lambda: batches(CorpusStream(corpus, batch_size=BATCH, codes=True)),
         "stream with codes": lambda: sum(1 for _ in CorpusStream(corpus, codes=True)),
         "scan with codes, unverified": lambda: scan(corpus, Wanted(codes=True).columns, verify=False),
         "rows": lambda: sum(1 for _ in islice(corpus.rows(), few)),
@@ -111,6 +120,11 @@ def measure(corpus: Corpus, given: argparse.Namespace) -> dict[str, Any]:
         "looked_up_per_s": looked_up["per_s"],
         "decoded_masks_per_s": masks["per_s"],
     }
+
+
+def batches(stream: CorpusStream) -> int:
+    """Read a stream to its end; how many images there were."""
+    return sum(len(batch["count"]) for batch in stream)
 
 
 def scan(corpus: Corpus, columns: Sequence[str], verify: bool = True) -> int:

@@ -4,20 +4,22 @@ A reader gets a *part*: of all rows, shard after shard, one of `parts` stretches
 Parts of one order have no row in common and together have all. The shards come in plan order, or permuted by
 the seed.
 
-Rows are read in *windows*, and only whole row groups can be read. In plan order a window is one row group.
-Shuffled, it is as many as come to `WINDOW_BYTES` unpacked, or `WINDOW_GROUPS`, its rows permuted: rows
-of different shards meet only where the permutation puts their shards side by side, which is what keeps memory
-bounded, at three windows, and has every byte read once. What a window holds depends on the seed, the epoch
+Rows are read in *windows* of whole row groups, since nothing less can be read: as many as come to
+`WINDOW_BYTES` unpacked, or `WINDOW_GROUPS`. In plan order the first window is one row group and each has
+twice as many as the one before, so that the first rows are there soon. Shuffled, a window's rows are
+permuted: rows of different shards meet only where the permutation puts their shards side by side, which is
+what keeps memory bounded, at four windows, and has every byte read once. What a window holds depends on the seed, the epoch
 and the part, not on the columns that are read: a position in an order is a number of rows.
 
-The next window is read in another thread while the current one is used.
+The next two windows are read in other threads while the current one is used.
 """
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -33,6 +35,7 @@ from pipelines.shards import open_parquet, reading, shard_path
 WINDOW_BYTES = 128 << 20
 WINDOW_GROUPS = 64
 _OPENED_AHEAD = 2
+_READERS = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,13 +104,14 @@ class Piece:
     first: int
     stop: int
     size: int
+    turn: threading.Lock  # of the file: pyarrow reads a file's row groups one at a time
 
     def read(self, columns: Sequence[str] | None) -> pa.RecordBatch:
         """The whole row group, or of it the columns (paths as Parquet has them).
 
         Raises CorpusError where it is damaged.
         """
-        with reading(self.path):
+        with self.turn, reading(self.path):
             table = self.file.read_row_group(self.group, None if columns is None else list(columns))
             (batch,) = table.combine_chunks().to_batches()
         return batch
@@ -123,7 +127,17 @@ class Window:
     paths: Sequence[Path]
     batches: Sequence[pa.RecordBatch]
     rows_K2: npt.NDArray[np.int64]
-    position: int
+    position: int = 0
+
+    @classmethod
+    def of(cls, found: Sequence[Piece], columns: Sequence[str] | None) -> Window:
+        """The rows of these pieces, in order. Raises CorpusError where one is damaged."""
+        rows = [
+            np.stack([np.full(piece.stop - piece.first, at), np.arange(piece.first, piece.stop)], 1)
+            for at, piece in enumerate(found)
+        ]
+        batches = [piece.read(columns) for piece in found]
+        return cls([piece.path for piece in found], batches, np.concatenate(rows))
 
 
 def open_shard(out: Path, shard: int) -> tuple[Path, pq.ParquetFile]:
@@ -140,13 +154,13 @@ def open_shard(out: Path, shard: int) -> tuple[Path, pq.ParquetFile]:
 def pieces(out: Path, stretch: Stretch) -> list[Piece]:
     """The row groups of a stretch; reads the shard's footer. CorpusError as `open_shard` has it."""
     path, file = open_shard(out, stretch.shard)
-    found, start = [], 0
+    found, start, turn = [], 0, threading.Lock()
     for number in range(file.num_row_groups):
         group = file.metadata.row_group(number)
         stop = group.num_rows if stretch.stop is None else min(stretch.stop - start, group.num_rows)
         first = max(stretch.first - start, 0)
         if first < stop:
-            found.append(Piece(path, file, number, first, stop, group.total_byte_size))
+            found.append(Piece(path, file, number, first, stop, group.total_byte_size, turn))
         start += group.num_rows
     if stretch.stop is not None and start < stretch.stop:
         raise CorpusError(f"{path}: damaged: it has {start} rows, fewer than are planned")
@@ -161,12 +175,11 @@ def windows(
 
     Raises CorpusError where a shard is damaged.
     """
-    # One thread each: row groups of one open file are not to be read by several at once.
-    opener, reader = ThreadPoolExecutor(1, "open"), ThreadPoolExecutor(1, "read")
+    opener, reader = ThreadPoolExecutor(1, "open"), ThreadPoolExecutor(_READERS, "read")
     try:
         opened = in_order(opener, lambda stretch: pieces(out, stretch), stretches, _OPENED_AHEAD)
         planned = _planned((piece for one in opened for piece in one.result()), order, skip)
-        for future in in_order(reader, lambda plan: _read(plan, order, columns), planned, 1):
+        for future in in_order(reader, lambda plan: _read(plan, order, columns), planned, _READERS):
             yield future.result()
     finally:
         opener.shutdown(wait=False, cancel_futures=True)
@@ -193,12 +206,11 @@ def _planned(found: Iterable[Piece], order: Order, skip: int) -> Iterator[_Plann
 
 def _gathered(found: Iterable[Piece], together: bool) -> Iterator[list[Piece]]:
     gathered: list[Piece] = []
-    size = 0
+    size, most = 0, WINDOW_GROUPS if together else 1
     for piece in found:
-        full = not together or size + piece.size > WINDOW_BYTES or len(gathered) == WINDOW_GROUPS
-        if gathered and full:
+        if gathered and (size + piece.size > WINDOW_BYTES or len(gathered) == most):
             yield gathered
-            gathered, size = [], 0
+            gathered, size, most = [], 0, min(2 * most, WINDOW_GROUPS)
         gathered.append(piece)
         size += piece.size
     if gathered:
@@ -206,16 +218,6 @@ def _gathered(found: Iterable[Piece], together: bool) -> Iterator[list[Piece]]:
 
 
 def _read(plan: _Planned, order: Order, columns: Sequence[str] | None) -> Window:
-    rows_K2 = np.concatenate(
-        [
-            np.stack([np.full(piece.stop - piece.first, batch), np.arange(piece.first, piece.stop)], 1)
-            for batch, piece in enumerate(plan.pieces)
-        ]
-    )
-    rows_K2 = rows_K2[order.permutation(plan.number, len(rows_K2))][plan.skip :]
-    return Window(
-        paths=[piece.path for piece in plan.pieces],
-        batches=[piece.read(columns) for piece in plan.pieces],
-        rows_K2=rows_K2,
-        position=plan.position + plan.skip,
-    )
+    window = Window.of(plan.pieces, columns)
+    rows_K2 = window.rows_K2[order.permutation(plan.number, len(window.rows_K2))][plan.skip :]
+    return replace(window, rows_K2=rows_K2, position=plan.position + plan.skip)

@@ -27,7 +27,10 @@ A sample is a dict:
     image              3×H×W uint8 RGB, if asked for
     position           of a stream: (worker, workers, rows of the worker's share up to this one)
 
-Codes are not even read unless they or masks are asked for.
+Codes are not even read unless they or masks are asked for. A stream with a `batch_size` hands out several
+samples as one dict: `image_id`, `key`, `size`, `masks` and `image` are lists of theirs, the other values are
+those of all their annotations, end to end, and `count`, int64, says how many each has. Out of a loader's
+workers, which pay for every tensor, that is faster still: `DataLoader(stream, batch_size=None)`.
 """
 
 from __future__ import annotations
@@ -44,9 +47,9 @@ from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset, get_worker_info
 
 from pipelines.corpus import Corpus
-from pipelines.order import Order, Stretch, pieces
+from pipelines.order import Order, Stretch, Window, pieces
 from pipelines.rows import check_status
-from pipelines.samples import RowGroup, Sample, Wanted, sampled
+from pipelines.samples import Sample, Samples, Wanted, sampled
 from pipelines.views import View, warn_of
 
 GROUPS_KEPT = 4
@@ -61,6 +64,7 @@ class CorpusStream(IterableDataset[Sample]):
         status: of the rows; None for all but the rejected, which are never samples.
         view: which annotations are handed out. A sample that has none left stays.
         codes, masks, images: whether samples have them.
+        batch_size: samples that are handed out as one, or as many as a window has left; None for single ones.
         seed: shuffles, differently in each epoch; None keeps the order of the plan.
         rank, world: this process among those that train together. Shares differ by a row of the corpus at
             most; by more samples, where rows of another status are passed over.
@@ -79,15 +83,19 @@ class CorpusStream(IterableDataset[Sample]):
         codes: bool = False,
         masks: bool = False,
         images: bool = False,
+        batch_size: int | None = None,
         seed: int | None = None,
         rank: int = 0,
         world: int = 1,
     ) -> None:
         check_status(status)
+        if batch_size is not None and batch_size < 1:
+            raise ValueError(f"expected a batch_size of at least 1, got {batch_size}")
         Order(seed, 0, rank, world)
         self.corpus = corpus if isinstance(corpus, Corpus) else Corpus(corpus)
         warn_of(view, self.corpus.run.config, stacklevel=2)
         self._status, self._wanted = status, Wanted(codes, masks, images, view)
+        self._batch_size = batch_size
         self._seed, self._rank, self._world = seed, rank, world
         self._shards = self.corpus.shards  # the same ones in every worker, whatever is committed meanwhile
         self._epoch = torch.zeros(1, dtype=torch.int64).share_memory_()  # seen by workers that stay
@@ -108,17 +116,13 @@ class CorpusStream(IterableDataset[Sample]):
         skip = self._skipped(epoch, worker, workers)
         self._workers = workers
         for window in self.corpus.windows(order, self._wanted.columns, skip):
-            groups = [
-                (RowGroup(self.corpus, self._wanted, path, batch), sampled(batch, self._status).tolist())
-                for path, batch in zip(window.paths, window.batches, strict=True)
-            ]
-            for position, (at, row) in enumerate(window.rows_K2.tolist(), start=window.position + 1):
-                group, is_sample = groups[at]
-                if is_sample[row]:
-                    self._done[worker] = position
-                    sample = group.sample(row)
-                    sample["position"] = (worker, workers, position)
-                    yield sample
+            samples = Samples(self.corpus, self._wanted, window, self._status)
+            for begin in range(0, len(samples), self._batch_size or 1):
+                stop = min(begin + (self._batch_size or 1), len(samples))
+                sample = samples.batch(begin, stop) if self._batch_size else samples.sample(begin)
+                self._done[worker] = samples.positions[stop - 1]
+                sample["position"] = (worker, workers, self._done[worker])
+                yield sample
 
     def advance(self, samples: Iterable[Mapping[str, Any]]) -> None:
         """Note that these samples, or targets of `for_detection`, were used.
@@ -190,33 +194,35 @@ class CorpusImages(Dataset[Sample]):
         check_status(status)
         self.corpus = corpus if isinstance(corpus, Corpus) else Corpus(corpus)
         warn_of(view, self.corpus.run.config, stacklevel=2)
-        self._wanted = Wanted(codes, masks, images, view)
+        self._status, self._wanted = status, Wanted(codes, masks, images, view)
         places = [np.zeros((0, 3), np.int64)]
         for shard in self.corpus.shards:
             for piece in pieces(self.corpus.path, Stretch(shard, 0, None)):
-                rows = np.flatnonzero(sampled(piece.read(["status"]), status))
-                places.append(np.stack([np.full_like(rows, shard), np.full_like(rows, piece.group), rows], 1))
+                count = np.count_nonzero(sampled(piece.read(["status"]), status))
+                within = np.arange(count)
+                places.append(np.stack([np.full(count, shard), np.full(count, piece.group), within], 1))
         self._places_K3 = np.concatenate(places)
-        self._kept: OrderedDict[tuple[int, int], RowGroup] = OrderedDict()
+        self._kept: OrderedDict[tuple[int, int], Samples] = OrderedDict()
 
     def __len__(self) -> int:
         return len(self._places_K3)
 
     def __getitem__(self, number: int) -> Sample:
         """Raises IndexError past the end, CorpusError where the sample is damaged."""
-        shard, group, row = self._places_K3[number].tolist()
+        shard, group, place = self._places_K3[number].tolist()
         if (shard, group) not in self._kept:
             while len(self._kept) >= GROUPS_KEPT:
                 self._kept.popitem(last=False)
             self._kept[shard, group] = self._read(shard, group)
         self._kept.move_to_end((shard, group))
-        sample = self._kept[shard, group].sample(row)
+        sample = self._kept[shard, group].sample(place)
         # Of its own, since what is changed in place would be found changed the next time.
         return {name: value.clone() if isinstance(value, Tensor) else value for name, value in sample.items()}
 
-    def _read(self, shard: int, group: int) -> RowGroup:
+    def _read(self, shard: int, group: int) -> Samples:
         piece = pieces(self.corpus.path, Stretch(shard, 0, None))[group]
-        return RowGroup(self.corpus, self._wanted, piece.path, piece.read(self._wanted.columns))
+        window = Window.of([piece], self._wanted.columns)
+        return Samples(self.corpus, self._wanted, window, self._status)
 
 
 def for_detection(samples: Sequence[Sample]) -> tuple[list[Tensor], list[dict[str, Any]]]:

@@ -37,11 +37,17 @@ def corpus(tmp_path_factory):
 
 
 def keys(samples):
+    """Of samples a key each, of batches a list of them."""
     return [sample["key"] for sample in samples]
 
 
+def flat(found):
+    return list(itertools.chain.from_iterable([one] if isinstance(one, str) else one for one in found))
+
+
 @pytest.mark.parametrize(
-    "values", [{"rank": 1}, {"rank": -1}, {"world": 0}, {"seed": -1}, {"status": "fine"}]
+    "values",
+    [{"rank": 1}, {"rank": -1}, {"world": 0}, {"seed": -1}, {"status": "fine"}, {"batch_size": 0}],
 )
 def test_values_that_mean_nothing(corpus, values):
     with pytest.raises(ValueError, match="expected a"):
@@ -63,6 +69,16 @@ def test_an_annotation_that_lacks_a_value(tmp_path, name):
     pq.write_table(pa.Table.from_pylist(rows, ROW_SCHEMA), path)
     with pytest.raises(CorpusError, match=r"shard-000000.parquet: damaged: .* lacks a value"):
         list(CorpusStream(out, masks=True))
+
+
+def test_a_sample_that_lacks_its_size(tmp_path):
+    out = make_corpus(make_photos(tmp_path / "photos"), tmp_path / "corpus")
+    path = out / "shards" / "shard-000000.parquet"
+    rows = pq.read_table(path).to_pylist()
+    rows[0]["width"] = None
+    pq.write_table(pa.Table.from_pylist(rows, ROW_SCHEMA), path)
+    with pytest.raises(CorpusError, match=r"shard-000000.parquet: damaged: .* lacks a value"):
+        list(CorpusStream(out))
 
 
 def test_positions_of_another_order(corpus):
@@ -107,6 +123,33 @@ def test_samples_are_the_rows(corpus, view):
                 assert torch.equal(sample[name], torch.tensor([mask[name] for mask in masks], dtype=kind))
             assert np.array_equal(sample["masks"].numpy(), corpus.masks(row).transpose(2, 0, 1))
             assert np.array_equal(sample["image"].numpy(), corpus.image(row).transpose(2, 0, 1))
+
+
+@pytest.mark.parametrize("view", [None, View(min_area=200), View(mask_nms=0.1)])
+@pytest.mark.parametrize("options", [{}, {"seed": 3}, {"status": None}, {"seed": 0, "rank": 1, "world": 3}])
+@pytest.mark.filterwarnings("ignore::pipelines.views.ViewWarning")
+def test_batches_are_the_samples(corpus, options, view, monkeypatch):
+    """At every size, windows that end in the middle of a batch included."""
+    monkeypatch.setattr(order, "WINDOW_GROUPS", 4)
+    options |= {"view": view, "codes": True, "masks": True, "images": True}
+    samples = list(CorpusStream(corpus, **options))
+    for size in (1, 3, 100):
+        rest = iter(samples)
+        for batch in CorpusStream(corpus, batch_size=size, **options):
+            assert 1 <= len(batch["count"]) <= size
+            ends = [0, *batch["count"].cumsum(0).tolist()]
+            for place, (begin, end) in enumerate(itertools.pairwise(ends)):
+                sample = next(rest)
+                for name in ("image_id", "key", "size"):
+                    assert batch[name][place] == sample[name]
+                for name in ("boxes", "area", "predicted_iou", "stability_score"):
+                    assert batch[name].dtype == sample[name].dtype
+                    assert torch.equal(batch[name][begin:end], sample[name])
+                for name in ("masks", "image"):
+                    assert torch.equal(batch[name][place], sample[name])
+                assert batch["codes"][begin:end].to_pylist() == sample["codes"].to_pylist()
+            assert batch["position"] == sample["position"]
+        assert next(rest, None) is None
 
 
 def test_boxes_hold_their_masks(corpus):
@@ -166,19 +209,19 @@ def test_no_sample_twice_and_none_lost(corpus, world, workers, seed, epoch):
 
 
 @settings(max_examples=10, deadline=None)
-@given(st.none() | st.integers(0, 9), st.integers(0, 16), st.integers(1, 8))
-def test_a_position_can_be_kept_and_taken_up(corpus, seed, taken, groups):
+@given(st.none() | st.integers(0, 9), st.integers(0, 16), st.integers(1, 8), st.none() | st.integers(1, 5))
+def test_a_position_can_be_kept_and_taken_up(corpus, seed, taken, groups, batch_size):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(order, "WINDOW_GROUPS", groups)
-        stream = CorpusStream(corpus, seed=seed)
+        stream = CorpusStream(corpus, seed=seed, batch_size=batch_size)
         stream.set_epoch(3)
         whole = keys(stream)
         stream.set_epoch(3)
         first = keys(itertools.islice(stream, taken))
         state = json.loads(json.dumps(stream.state_dict()))
-        again = CorpusStream(corpus, seed=seed)
+        again = CorpusStream(corpus, seed=seed, batch_size=batch_size)
         again.load_state_dict(state)
-        assert first + keys(again) == whole
+        assert flat(first + keys(again)) == flat(whole)
         again.set_epoch(3)
         assert keys(again) == whole, "an epoch that is set begins anew"
 
@@ -216,6 +259,15 @@ def test_a_loader_with_workers_that_is_stopped_and_goes_on(corpus):
     assert sorted(used + [target["image_id"] for _, targets in rest for target in targets]) == sorted(
         epochs[1]
     )
+
+
+def test_batches_out_of_a_loader(corpus):
+    stream = CorpusStream(corpus, codes=True, seed=5, batch_size=4)
+    found = list(DataLoader(stream, batch_size=None, num_workers=2))
+    assert sorted(flat(keys(found))) == sorted(row["key"] for row in corpus.rows("ok"))
+    assert all(len(batch["boxes"]) == len(batch["codes"]) == int(batch["count"].sum()) for batch in found)
+    stream.advance(found[:2])
+    assert stream.state_dict()["done"] == {str(b["position"][0]): b["position"][2] for b in found[:2]}
 
 
 @pytest.mark.slow
