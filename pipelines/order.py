@@ -8,8 +8,8 @@ Rows are read in *windows* of whole row groups, since nothing less can be read: 
 `WINDOW_BYTES` unpacked, or `WINDOW_GROUPS`. In plan order the first window is one row group and each has
 twice as many as the one before, so that the first rows are there soon. Shuffled, a window's rows are
 permuted: rows of different shards meet only where the permutation puts their shards side by side, which is
-what keeps memory bounded, at four windows, and has every byte read once. What a window holds depends on the seed, the epoch
-and the part, not on the columns that are read: a position in an order is a number of rows.
+what keeps memory bounded, at four windows, and has every byte read once. What a window holds depends on the
+seed, the epoch and the part, not on the columns that are read: a position in an order is a number of rows.
 
 The next two windows are read in other threads while the current one is used.
 """
