@@ -26,7 +26,7 @@ test: setup
 readers: setup
 	$(BIN)/python -m venv .venv/readers
 	$(BIN)/python -c 'import site; print(site.getsitepackages()[0])' > $$(echo .venv/readers/lib/*/site-packages)/base.pth
-	.venv/readers/bin/pip install --quiet 'datasets>=4.0' 'pandas>=2.2'
+	.venv/readers/bin/pip install --quiet 'datasets>=4.0' 'fiftyone>=1.22' 'pandas>=2.2'
 	.venv/readers/bin/python -m pytest -q -m 'slow or not slow' tests/pipelines/test_consumers_doc.py
 
 # Kills, full disks and jumping clocks: about twenty minutes on two cores, and a table at the end.

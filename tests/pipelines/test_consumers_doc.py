@@ -1,6 +1,7 @@
 """What `docs/consumers.md` shows is run, block by block, on a small corpus.
 
-pandas and Hugging Face's datasets are no part of the development extra, see `pyproject.toml`: `make readers`.
+pandas, Hugging Face's datasets and FiftyOne are no part of the development extra, see `pyproject.toml`:
+`make readers`.
 """
 
 import re
@@ -140,7 +141,7 @@ def test_pytorch(run, rows, folder):
 
 
 def test_fiftyone(folder, rows, monkeypatch):
-    """Its own importer is not run: the block is Python, and pycocotools opens the file that it names."""
+    """The block is Python, and pycocotools opens the file that it names."""
     (block,) = re.findall(r"^```python\n(.*?)^```", SECTIONS["FiftyOne"], re.MULTILINE | re.DOTALL)
     compile(block, "docs/consumers.md, FiftyOne", "exec")
     (command,) = re.findall(r"^```\nmaskmill (.*?)\n```", SECTIONS["FiftyOne"], re.MULTILINE)
@@ -151,3 +152,24 @@ def test_fiftyone(folder, rows, monkeypatch):
     assert sorted(mask["area"] for mask in found.anns.values()) == sorted(areas(rows))
     names = {image["file_name"] for image in found.imgs.values()}
     assert all((folder / "photos" / name).exists() for name in names)
+
+
+@pytest.mark.slow
+def test_fiftyone_imports_it(folder, rows, run, monkeypatch):
+    """All but its database, which wants MongoDB: what the block gives `from_dir`, to the importer behind it."""
+    fiftyone = pytest.importorskip("fiftyone")
+    from fiftyone.utils.data.importers import build_dataset_importer
+
+    monkeypatch.chdir(folder)
+    assert main(["export", "corpus", "--format", "coco", "--out", "coco"]) == 0
+    monkeypatch.setattr(fiftyone.Dataset, "from_dir", build_dataset_importer)
+    importer, _ = run("FiftyOne")["photographs"]
+    with importer:
+        images = {Path(path).name: labels.detections if labels else [] for path, _, labels in importer}
+    for row in (row for row in rows if row["status"] != "rejected"):
+        masks = images.pop(row["key"])
+        assert [int(mask.mask.sum()) for mask in masks] == areas([row])
+        assert [mask.predicted_iou for mask in masks] == pytest.approx(
+            [annotation["predicted_iou"] for annotation in row["annotations"]]
+        )
+    assert not images
