@@ -73,6 +73,8 @@ def train(config: TrainConfig) -> Path:
             if processes.first:
                 writer = open_writer(str(config.out / "tensorboard"), purge_step=trainer.step + 1)
                 record = _Record(config, trainer, images, opened.enter_context(writer))
+                if trainer.step:  # a kill may have come between its checkpoint and its scores
+                    record.score(config.stage_of(trainer.step))
             for batch, stage in batches(config, training, trainer.step, teacher, processes):
                 started = time.monotonic()
                 measured = trainer.train_step(batch, stage)
@@ -108,7 +110,12 @@ class _Record:
         last = trainer.step == config.total_steps
         if trainer.step % config.checkpoint_every == 0 or last:
             trainer.save()
-        if trainer.step % config.evaluate_every == 0 or last:
+        self.score(stage)
+
+    def score(self, stage: StageConfig) -> None:
+        """The validation scores and pictures, where the step is one that has them."""
+        config, trainer = self.config, self.trainer
+        if trainer.step % config.evaluate_every == 0 or trainer.step == config.total_steps:
             model = trainer.average.eval()
             scores = evaluate(model, self.validation, size=stage.size).scores
             log.info("step %d validation %s", trainer.step, json.dumps(scores))

@@ -9,6 +9,7 @@ The defaults are the paper's (appendix A, "Training recipe"), where it says anyt
 from __future__ import annotations
 
 import math
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, Literal
 
@@ -98,7 +99,7 @@ class TrainConfig(Section):
     )
     optimizer: Literal["adamw", "muon"] = Field(
         "adamw",
-        description="muon takes the transformers' matrices and leaves the rest to AdamW (torch ≥ 2.9).",
+        description="muon takes the transformers' matrices and leaves the rest to AdamW.",
     )
     clip_norm: float = Field(1.0, gt=0, description="Largest norm of the gradient.")
     focal_weight: float = Field(20.0, ge=0, description="Weight of the focal loss beside dice's 1.")
@@ -159,6 +160,11 @@ class TrainConfig(Section):
     def total_steps(self) -> int:
         """Steps of all stages."""
         return sum(stage.steps for stage in self.stages)
+
+    def stage_of(self, step: int) -> StageConfig:
+        """The stage of a step, counted from 1."""
+        ends = accumulate(stage.steps for stage in self.stages)
+        return next(stage for stage, end in zip(self.stages, ends, strict=True) if step <= end)
 
     def deciding(self) -> dict[str, Any]:
         """What decides the steps, as plain JSON: a run goes on only with the same."""

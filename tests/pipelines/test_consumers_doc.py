@@ -156,7 +156,7 @@ def test_fiftyone(folder, rows, monkeypatch):
 
 @pytest.mark.slow
 def test_fiftyone_imports_it(folder, rows, run, monkeypatch):
-    """All but its database, which wants MongoDB: what the block gives `from_dir`, to the importer behind it."""
+    """All but its database, which wants MongoDB: the importer is given what the block gives `from_dir`."""
     fiftyone = pytest.importorskip("fiftyone")
     from fiftyone.utils.data.importers import build_dataset_importer
 

@@ -112,12 +112,6 @@ def test_a_value_that_makes_no_sense_is_named(tmp_path, override, expected):
         load_settings(TrainConfig, settings, [override])
 
 
-def test_muon_without_a_torch_that_has_it(shapes, tmp_path, monkeypatch):
-    monkeypatch.delattr(torch.optim, "Muon")
-    with pytest.raises(ConfigError, match=r"muon needs torch 2\.9 or newer"):
-        Trainer.start(configuration(shapes, tmp_path, optimizer="muon"))
-
-
 def test_training_without_tensorboard_says_what_to_install(shapes, tmp_path, monkeypatch, capsys):
     for name in [name for name in sys.modules if name.startswith("torch.utils.tensorboard")]:
         monkeypatch.delitem(sys.modules, name)

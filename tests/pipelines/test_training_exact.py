@@ -13,11 +13,12 @@ import numpy as np
 import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch import nn
 
 from model.checkpoint import load_sam
 from pipelines.errors import ConfigError
 from pipelines.labelled import read_labelled
-from pipelines.optimizers import layer_scale, make_optimizers
+from pipelines.optimizers import Muon, layer_scale, make_optimizers, orthogonal
 from pipelines.settings import load_settings, to_yaml
 from pipelines.train import batches, train
 from pipelines.trainer import Trainer
@@ -100,7 +101,7 @@ def test_a_recipe_that_cannot_be_followed_is_refused(shapes, tiny_weights, tmp_p
         load_settings(TrainConfig, tmp_path / "good.yaml", [override])
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", pytest.param("muon", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 def test_resumed_training_keeps_every_number(shapes, tiny_weights, tmp_path, optimizer):
     whole = configuration(shapes, tiny_weights, tmp_path / "whole", optimizer=optimizer)
     train(whole)
@@ -119,6 +120,25 @@ def test_resumed_training_keeps_every_number(shapes, tiny_weights, tmp_path, opt
     assert [event.step for event in written.Scalars("train/loss")] == [1, 2, 3, 4]
     picture = np.frombuffer(written.Images("prompts/0")[0].encoded_image_string, np.uint8)
     assert cv2.imdecode(picture, cv2.IMREAD_COLOR).shape == (96, 256, 3), "the photograph, twice"
+
+
+def test_scores_that_a_kill_prevented_are_made_when_the_run_goes_on(
+    shapes, tiny_weights, tmp_path, monkeypatch
+):
+    """The checkpoint comes first, so that an evaluation that fails loses no step."""
+    config = configuration(shapes, tiny_weights, tmp_path / "run", evaluate_every=3, checkpoint_every=1)
+
+    def killed(*_, **__):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("pipelines.train.evaluate", killed)
+        with pytest.raises(KeyboardInterrupt):
+            train(config)
+    assert Trainer.start(config).step == 3
+    train(config)
+    written = EventAccumulator(str(config.out / "tensorboard")).Reload()
+    assert [event.step for event in written.Scalars("validation/miou_box")] == [3, 4]
 
 
 def test_a_step_draws_from_no_random_state_of_the_process(shapes, tiny_weights, tmp_path):
@@ -206,6 +226,37 @@ def test_every_parameter_is_in_one_group(shapes, tiny_weights, tmp_path):
         ]
         expected = [*trainer.sam.parameters(), *trainer.auxiliary.parameters()]
         assert sorted(found) == sorted(map(id, expected))
+
+
+@pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="torch < 2.9 has no Muon to compare with")
+def test_muon_is_torchs_but_for_its_bf16():
+    """Steps of wide, tall and square matrices; torch's own are off by up to 2 % of their size, in bf16."""
+    start = [torch.randn(shape, generator=torch.manual_seed(0)) for shape in ((8, 24), (24, 8), (16, 16))]
+    ours, theirs = ([nn.Parameter(matrix.clone()) for matrix in start] for _ in range(2))
+    group = {"params": ours, "lr": 0.01, "weight_decay": 0.05}
+    optimizers = (
+        Muon([group]),
+        torch.optim.Muon(theirs, lr=0.01, weight_decay=0.05, adjust_lr_fn="match_rms_adamw"),
+    )
+    for _ in range(4):
+        for matrices, optimizer in zip((ours, theirs), optimizers, strict=True):
+            for matrix, gradient in zip(matrices, start, strict=True):
+                matrix.grad = torch.sin(7 * matrix.detach() + gradient)
+            optimizer.step()
+    for before, one, other in zip(start, ours, theirs, strict=True):
+        assert (one - other).norm() < 0.04 * (other - before).norm()
+        assert (other - before).norm() > 0.01
+
+
+def test_an_orthogonal_matrix_keeps_the_directions():
+    for shape in ((8, 24), (24, 8)):
+        matrix = torch.randn(shape, generator=torch.manual_seed(1))
+        left, values, right = torch.linalg.svd(matrix, full_matrices=False)
+        found = left.T @ orthogonal(matrix) @ right.T
+        assert ((found.diagonal() > 0.65) & (found.diagonal() < 1.25)).all()
+        assert (found - found.diagonal().diag()).abs().max() < 1e-4
+        assert values.max() > 2 * values.min()
+    assert not orthogonal(torch.zeros(3, 4)).any()
 
 
 def test_the_rate_warms_up_and_falls_in_steps(shapes, tiny_weights, tmp_path):
