@@ -1,8 +1,8 @@
 """Reading a corpus: rows in order, shuffled, or by their id; masks and images when they are asked for.
 
-Rows come as plain dicts with the columns of `docs/format.md`, a row group at a time, so that memory does not
-grow with the corpus. Shards that are not committed yet are simply not there: a corpus may be read while it is
-made. Nothing here needs torch or Ray.
+Rows come as plain dicts with the columns of `docs/format.md`, a few row groups at a time, so that memory does
+not grow with the corpus. Shards that are not committed yet are simply not there: a corpus may be read while
+it is made. Nothing here needs torch or Ray.
 
     corpus = Corpus("out/corpus")
     for row in corpus.rows(status="ok", view=View(min_area=100)):

@@ -59,8 +59,8 @@ class Muon(torch.optim.Optimizer):
                     continue
                 state = self.state[matrix]
                 if not state:
-                    state["momentum"] = torch.zeros_like(matrix)
-                momentum = state["momentum"].lerp_(matrix.grad, 1 - self.MOMENTUM)
+                    state["momentum_buffer"] = torch.zeros_like(matrix)
+                momentum = state["momentum_buffer"].lerp_(matrix.grad, 1 - self.MOMENTUM)
                 ahead = matrix.grad.lerp(momentum, self.MOMENTUM)
                 matrix.mul_(1 - group["lr"] * group["weight_decay"])
                 size = 0.2 * max(matrix.shape) ** 0.5
@@ -68,9 +68,10 @@ class Muon(torch.optim.Optimizer):
 
 
 def orthogonal(matrix: Tensor) -> Tensor:
-    """About U Vᵀ of the matrix U S Vᵀ: its singular values come to lie about 1, from 0.7 to 1.2.
+    """About U Vᵀ of the matrix U S Vᵀ: singular values of a hundredth of its norm or more come to about 1.
 
-    Five rounds of a polynomial after Newton and Schulz, with coefficients that lift small values fast.
+    Five rounds of a polynomial after Newton and Schulz, with coefficients that lift small values fast: what
+    was not far below the others lies from 0.7 to 1.2 then.
     """
     is_tall = matrix.shape[0] > matrix.shape[1]
     wide: Tensor = matrix.T if is_tall else matrix

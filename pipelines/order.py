@@ -5,13 +5,14 @@ Parts of one order have no row in common and together have all. The shards come 
 the seed.
 
 Rows are read in *windows* of whole row groups, since nothing less can be read: as many as come to
-`WINDOW_BYTES` unpacked, or `WINDOW_GROUPS`. In plan order the first window is one row group and each has
-twice as many as the one before, so that the first rows are there soon. Shuffled, a window's rows are
-permuted: rows of different shards meet only where the permutation puts their shards side by side, which is
-what keeps memory bounded, at four windows, and has every byte read once. What a window holds depends on the
-seed, the epoch and the part, not on the columns that are read: a position in an order is a number of rows.
+`WINDOW_BYTES` unpacked, or `WINDOW_GROUPS`. In plan order the first windows are one row group each, so that
+the first rows are there soon, and later ones up to `PLAIN_GROUPS`. Shuffled, a window's rows are permuted:
+rows of different shards meet only where the permutation puts their shards side by side, which is what keeps
+memory bounded, at four windows, and has every byte read once. What a window holds depends on the seed, the
+epoch and the part, not on the columns that are read: a position in an order is a number of rows.
 
-The next two windows are read in other threads while the current one is used.
+The next two windows are read in other threads while the current one is used, and at the same time where they
+are of different shards.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ from pipelines.shards import open_parquet, reading, shard_path
 
 WINDOW_BYTES = 128 << 20
 WINDOW_GROUPS = 64
+PLAIN_GROUPS = 8
 _OPENED_AHEAD = 2
 _READERS = 2
 
@@ -111,8 +113,9 @@ class Piece:
 
         Raises CorpusError where it is damaged.
         """
-        with self.turn, reading(self.path):
-            table = self.file.read_row_group(self.group, None if columns is None else list(columns))
+        with reading(self.path):
+            with self.turn:
+                table = self.file.read_row_group(self.group, None if columns is None else list(columns))
             (batch,) = table.combine_chunks().to_batches()
         return batch
 
@@ -206,11 +209,12 @@ def _planned(found: Iterable[Piece], order: Order, skip: int) -> Iterator[_Plann
 
 def _gathered(found: Iterable[Piece], together: bool) -> Iterator[list[Piece]]:
     gathered: list[Piece] = []
-    size, most = 0, WINDOW_GROUPS if together else 1
+    size, windows = 0, 0
     for piece in found:
+        most = WINDOW_GROUPS if together else min(max(1, windows - _READERS), PLAIN_GROUPS)
         if gathered and (size + piece.size > WINDOW_BYTES or len(gathered) == most):
             yield gathered
-            gathered, size, most = [], 0, min(2 * most, WINDOW_GROUPS)
+            gathered, size, windows = [], 0, windows + 1
         gathered.append(piece)
         size += piece.size
     if gathered:

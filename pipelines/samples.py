@@ -2,13 +2,14 @@
 
 A window's boxes and scores become one tensor each, in the order in which its samples are handed out, of which
 every sample and every batch has a slice: no annotation is made an object of Python's. A sample that is kept
-keeps its window's boxes and scores alive, and no codes.
+keeps its window's boxes and scores alive; its row group's codes only if it has codes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -198,6 +199,7 @@ class _Part:
     @classmethod
     def of(cls, wanted: Wanted, status: str | None, path: Path, batch: pa.RecordBatch) -> _Part:
         """The part of a batch out of the file `path`, but for the annotations that the view leaves out."""
+        _whole(batch["status"], path)
         is_sample = sampled(batch, status)
         for column in batch.select(_OF_SAMPLES).filter(pa.array(is_sample)):
             _whole(column, path)
@@ -237,6 +239,21 @@ def _in_view(
         annotations = [dict(zip(names, one, strict=True)) for one in zip(*columns, strict=True)]
         kept.append(places[mask_nms(named, annotations, view.mask_nms)])
     return np.concatenate(kept)
+
+
+def joined(parts: Sequence[Callable[[], Sample]]) -> Sample:
+    """The batches that the parts make, one after another, as one."""
+    batches = [part() for part in parts]
+    if len(batches) == 1:
+        return batches[0]
+    found: Sample = {}
+    for name in batches[0]:
+        values = [batch[name] for batch in batches]
+        if isinstance(values[0], Tensor):
+            found[name] = torch.cat(values)
+        else:
+            found[name] = pa.concat_arrays(values) if name == "codes" else list(chain.from_iterable(values))
+    return found
 
 
 def sampled(batch: pa.RecordBatch, status: str | None) -> npt.NDArray[np.bool_]:

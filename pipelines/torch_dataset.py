@@ -28,16 +28,18 @@ A sample is a dict:
     position           of a stream: (worker, workers, rows of the worker's share up to this one)
 
 Codes are not even read unless they or masks are asked for. A stream with a `batch_size` hands out several
-samples as one dict: `image_id`, `key`, `size`, `masks` and `image` are lists of theirs, the other values are
-those of all their annotations, end to end, and `count`, int64, says how many each has. Out of a loader's
-workers, which pay for every tensor, that is faster still: `DataLoader(stream, batch_size=None)`.
+samples as one dict: `image_id`, `key`, `size`, `masks` and `image` are lists of theirs, `boxes`, `area`,
+`predicted_iou`, `stability_score` and `codes` are those of all, end to end, and `count`, int64, says how many
+each has; `position` is the last one's. `DataLoader(stream, batch_size=None)`, whose workers pay for every
+tensor, is what it is meant for.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +51,7 @@ from torch.utils.data import Dataset, IterableDataset, get_worker_info
 from pipelines.corpus import Corpus
 from pipelines.order import Order, Stretch, Window, pieces
 from pipelines.rows import check_status
-from pipelines.samples import Sample, Samples, Wanted, sampled
+from pipelines.samples import Sample, Samples, Wanted, joined, sampled
 from pipelines.views import View, warn_of
 
 GROUPS_KEPT = 4
@@ -64,7 +66,7 @@ class CorpusStream(IterableDataset[Sample]):
         status: of the rows; None for all but the rejected, which are never samples.
         view: which annotations are handed out. A sample that has none left stays.
         codes, masks, images: whether samples have them.
-        batch_size: samples that are handed out as one, or as many as a window has left; None for single ones.
+        batch_size: how many samples are handed out as one; the last ones may be fewer. None for single ones.
         seed: shuffles, differently in each epoch; None keeps the order of the plan.
         rank, world: this process among those that train together. Shares differ by a row of the corpus at
             most; by more samples, where rows of another status are passed over.
@@ -115,22 +117,27 @@ class CorpusStream(IterableDataset[Sample]):
         order = Order(self._seed, epoch, self._rank * workers + worker, self._world * workers)
         skip = self._skipped(epoch, worker, workers)
         self._workers = workers
-        for window in self.corpus.windows(order, self._wanted.columns, skip):
-            samples = Samples(self.corpus, self._wanted, window, self._status)
-            for begin in range(0, len(samples), self._batch_size or 1):
-                stop = min(begin + (self._batch_size or 1), len(samples))
-                sample = samples.batch(begin, stop) if self._batch_size else samples.sample(begin)
-                self._done[worker] = samples.positions[stop - 1]
-                sample["position"] = (worker, workers, self._done[worker])
-                yield sample
+        of_windows = (
+            Samples(self.corpus, self._wanted, window, self._status)
+            for window in self.corpus.windows(order, self._wanted.columns, skip)
+        )
+        for position, made in (
+            _batches(of_windows, self._batch_size) if self._batch_size else _ones(of_windows)
+        ):
+            self._done[worker] = (
+                position  # before it is made: one that is damaged is passed by going on after it
+            )
+            sample = made()
+            sample["position"] = (worker, workers, position)
+            yield sample
 
-    def advance(self, samples: Iterable[Mapping[str, Any]]) -> None:
-        """Note that these samples, or targets of `for_detection`, were used.
+    def advance(self, samples: Iterable[Mapping[str, Any]] | Mapping[str, Any]) -> None:
+        """Note that these samples or targets of `for_detection`, or this batch, were used.
 
         For a loader with workers, which read ahead of what is used, in processes of their own; without
         workers the stream knows by itself.
         """
-        for sample in samples:
+        for sample in [samples] if isinstance(samples, Mapping) else samples:
             worker, self._workers, position = sample["position"]
             self._done[worker] = max(position, self._done.get(worker, 0))
 
@@ -171,6 +178,30 @@ class CorpusStream(IterableDataset[Sample]):
         shards = hashlib.sha256(",".join(map(str, self._shards)).encode()).hexdigest()[:16]
         run = self.corpus.run.digest[:16]
         return {"run": run, "shards": shards, "seed": self._seed, "rank": self._rank, "world": self._world}
+
+
+def _ones(of_windows: Iterable[Samples]) -> Iterator[tuple[int, Callable[[], Sample]]]:
+    """Each sample's position, and what makes it."""
+    for samples in of_windows:
+        for place, position in enumerate(samples.positions):
+            yield position, partial(samples.sample, place)
+
+
+def _batches(of_windows: Iterable[Samples], size: int) -> Iterator[tuple[int, Callable[[], Sample]]]:
+    """The same for batches, which go on from window to window."""
+    parts: list[Callable[[], Sample]] = []
+    missing, position = size, 0
+    for samples in of_windows:
+        begin = 0
+        while begin < len(samples):
+            stop = min(begin + missing, len(samples))
+            parts.append(partial(samples.batch, begin, stop))
+            missing, begin, position = missing - (stop - begin), stop, samples.positions[stop - 1]
+            if not missing:
+                yield position, partial(joined, parts)
+                parts, missing = [], size
+    if parts:
+        yield position, partial(joined, parts)
 
 
 class CorpusImages(Dataset[Sample]):
@@ -230,8 +261,11 @@ def for_detection(samples: Sequence[Sample]) -> tuple[list[Tensor], list[dict[st
 
     Images keep their sizes, so they are lists; the first is empty where samples have no image. A target has
     `boxes` (XYXY), `labels` (all 1: a mask has no class), `area` float32, `iscrowd` (all 0), `image_id`,
-    `masks` uint8 where samples have them, and `position` where they come from a stream.
+    `masks` uint8 where samples have them, and `position` where they come from a stream. Raises ValueError for
+    batches of a stream with a `batch_size`.
     """
+    if any("count" in sample for sample in samples):
+        raise ValueError("expected samples, got batches: leave batch_size to the loader")
     images = [sample["image"].float() / 255 for sample in samples if "image" in sample]
     targets = []
     for sample in samples:

@@ -25,6 +25,7 @@ from pipelines.errors import ConfigError
 from pipelines.evaluate import evaluate
 from pipelines.labelled import LabelledImage, read_labelled
 from pipelines.processes import Processes, joined
+from pipelines.sealed import write_json
 from pipelines.trainer import Trainer
 from pipelines.training_config import StageConfig, TrainConfig
 from pipelines.training_data import Batch, TeacherFeatures, TrainingBatches, read_ahead
@@ -73,8 +74,7 @@ def train(config: TrainConfig) -> Path:
             if processes.first:
                 writer = open_writer(str(config.out / "tensorboard"), purge_step=trainer.step + 1)
                 record = _Record(config, trainer, images, opened.enter_context(writer))
-                if trainer.step:  # a kill may have come between its checkpoint and its scores
-                    record.score(config.stage_of(trainer.step))
+                record.go_on()
             for batch, stage in batches(config, training, trainer.step, teacher, processes):
                 started = time.monotonic()
                 measured = trainer.train_step(batch, stage)
@@ -100,6 +100,15 @@ class _Record:
         self.config, self.trainer, self.writer = config, trainer, writer
         self.validation = [image for image in images if image.validates][: config.validation_images]
         self.shown = self.validation or images
+        self.scores = config.out / "scores.json"
+
+    def go_on(self) -> None:
+        """Score the step that the run goes on from, if a kill came between its checkpoint and its scores."""
+        step = self.trainer.step
+        if not step:
+            self.scores.unlink(missing_ok=True)
+        elif not self.scores.exists() or json.loads(self.scores.read_bytes())["step"] != step:
+            self._score(self.config.stage_of(step))
 
     def step(self, measured: Mapping[str, float], stage: StageConfig) -> None:
         """Write what was measured, and at its times a checkpoint, the validation scores and pictures."""
@@ -110,19 +119,21 @@ class _Record:
         last = trainer.step == config.total_steps
         if trainer.step % config.checkpoint_every == 0 or last:
             trainer.save()
-        self.score(stage)
+        self._score(stage)
 
-    def score(self, stage: StageConfig) -> None:
+    def _score(self, stage: StageConfig) -> None:
         """The validation scores and pictures, where the step is one that has them."""
         config, trainer = self.config, self.trainer
-        if trainer.step % config.evaluate_every == 0 or trainer.step == config.total_steps:
-            model = trainer.average.eval()
-            scores = evaluate(model, self.validation, size=stage.size).scores
-            log.info("step %d validation %s", trainer.step, json.dumps(scores))
-            self._scalars("validation", scores)
-            for number, image in enumerate(self.shown[:PICTURES]):
-                picture_HW3 = prompts_and_masks(model, image, stage.size)
-                self.writer.add_image(f"prompts/{number}", picture_HW3, trainer.step, dataformats="HWC")
+        if trainer.step % config.evaluate_every and trainer.step != config.total_steps:
+            return
+        model = trainer.average.eval()
+        scores = evaluate(model, self.validation, size=stage.size).scores
+        log.info("step %d validation %s", trainer.step, json.dumps(scores))
+        self._scalars("validation", scores)
+        for number, image in enumerate(self.shown[:PICTURES]):
+            picture_HW3 = prompts_and_masks(model, image, stage.size)
+            self.writer.add_image(f"prompts/{number}", picture_HW3, trainer.step, dataformats="HWC")
+        storage.replace(self.scores, lambda file: write_json(file, {"step": trainer.step, "scores": scores}))
 
     def _scalars(self, group: str, values: Mapping[str, float]) -> None:
         for name, value in values.items():
