@@ -69,7 +69,7 @@ def main() -> None:
     parser.add_argument("--rows", type=at_least(1), default=2000)
     parser.add_argument("--masks", type=at_least(1), default=100, help="of each row")
     parser.add_argument("--distinct", type=at_least(1), default=3000, help="masks that are drawn")
-    parser.add_argument("--shard-size", type=at_least(1), default=200)
+    parser.add_argument("--shard-size", type=at_least(1), default=64)
     parser.add_argument("--rounds", type=at_least(1), default=15)
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder, Watch() as watch:
