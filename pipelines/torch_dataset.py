@@ -121,12 +121,10 @@ class CorpusStream(IterableDataset[Sample]):
             Samples(self.corpus, self._wanted, window, self._status)
             for window in self.corpus.windows(order, self._wanted.columns, skip)
         )
-        for position, made in (
-            _batches(of_windows, self._batch_size) if self._batch_size else _ones(of_windows)
-        ):
-            self._done[worker] = (
-                position  # before it is made: one that is damaged is passed by going on after it
-            )
+        size = self._batch_size
+        for position, made in _batches(of_windows, size) if size else _ones(of_windows):
+            # before the sample is made: one that is damaged is passed by going on after it
+            self._done[worker] = position
             sample = made()
             sample["position"] = (worker, workers, position)
             yield sample
