@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -80,6 +81,16 @@ def orthogonal(matrix: Tensor) -> Tensor:
         gram = wide @ wide.T
         wide = 3.4445 * wide + (2.0315 * gram @ gram - 4.775 * gram) @ wide
     return wide.T if is_tall else wide
+
+
+@contextmanager
+def without_denormals() -> Iterator[None]:
+    """Moments of what is rarely used decay into denormals, with which a CPU is slow: here they become 0."""
+    torch.set_flush_denormal(True)
+    try:
+        yield
+    finally:
+        torch.set_flush_denormal(False)
 
 
 def layer_scale(name: str, depth: int, decay: float) -> float:

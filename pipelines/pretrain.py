@@ -34,6 +34,7 @@ from pipelines import storage
 from pipelines.config import IMAGE_EXTENSIONS
 from pipelines.decode import decode_image
 from pipelines.errors import ConfigError, IncompleteRun, InputRejected
+from pipelines.optimizers import without_denormals
 from pipelines.reader import read_input
 from pipelines.settings import Section
 from pipelines.sources import list_inputs
@@ -76,6 +77,7 @@ class PretrainConfig(Section):
         return self.learning_rate * 0.5 * (1 + math.cos(math.pi * progress))
 
 
+@without_denormals()
 def pretrain(config: PretrainConfig) -> Path:
     """Run to the end, from the last checkpoint if there is one; returns the weights' path.
 
@@ -83,7 +85,6 @@ def pretrain(config: PretrainConfig) -> Path:
     of another run, IncompleteRun when it diverges.
     """
     uris = list_inputs([config.data], IMAGE_EXTENSIONS).column("uri").to_pylist()
-    torch.set_flush_denormal(True)
     with storage.failing_as(ConfigError, config.out):
         config.out.mkdir(parents=True, exist_ok=True)
     storage.sweep(config.out)

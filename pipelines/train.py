@@ -24,6 +24,7 @@ from pipelines import storage
 from pipelines.errors import ConfigError
 from pipelines.evaluate import evaluate
 from pipelines.labelled import LabelledImage, read_labelled
+from pipelines.optimizers import without_denormals
 from pipelines.processes import Processes, joined
 from pipelines.sealed import write_json
 from pipelines.trainer import Trainer
@@ -40,13 +41,13 @@ PICTURES = 4
 """Validation images that TensorBoard shows."""
 
 
+@without_denormals()
 def train(config: TrainConfig) -> Path:
     """Run the schedule to its end, from the last checkpoint if there is one; returns the weights' path.
 
     Raises ConfigError, before the first step, for what cannot be trained; IncompleteRun when it diverges.
     """
     open_writer = _tensorboard()
-    torch.set_flush_denormal(True)  # AdamW's moments of what is rarely used decay into slow denormals
     images = read_labelled(config.data, config.photographs)
     with joined(config.device) as (processes, device):
         if not processes.first:

@@ -142,6 +142,7 @@ def test_scores_that_a_kill_prevented_are_made_when_the_run_goes_on(
         written = EventAccumulator(str(config.out / "tensorboard")).Reload()
         assert [event.step for event in written.Scalars("validation/miou_box")] == [3, 4]
         assert json.loads((config.out / "scores.json").read_bytes())["step"] == 4
+        assert torch.tensor(1e-45).mul(1) > 0, "this process computes with denormals as before"
 
 
 def test_a_step_draws_from_no_random_state_of_the_process(shapes, tiny_weights, tmp_path):
