@@ -8,11 +8,11 @@ Rows are read in *windows* of whole row groups, since nothing less can be read: 
 `WINDOW_BYTES` unpacked, or `WINDOW_GROUPS`. In plan order the first windows are one row group each, so that
 the first rows are there soon, and later ones up to `PLAIN_GROUPS`. Shuffled, a window's rows are permuted:
 rows of different shards meet only where the permutation puts their shards side by side, which is what keeps
-memory bounded, at four windows, and has every byte read once. What a window holds depends on the seed, the
+memory bounded, at three windows, and has every byte read once. What a window holds depends on the seed, the
 epoch and the part, not on the columns that are read: a position in an order is a number of rows.
 
-The next two windows are read in other threads while the current one is used, and at the same time where they
-are of different shards.
+The next window is read in another thread while the current one is used. Where it has to be waited for, the
+one after it is begun as well, at the same time if it is of another shard.
 """
 
 from __future__ import annotations
@@ -182,7 +182,7 @@ def windows(
     try:
         opened = in_order(opener, lambda stretch: pieces(out, stretch), stretches, _OPENED_AHEAD)
         planned = _planned((piece for one in opened for piece in one.result()), order, skip)
-        for future in in_order(reader, lambda plan: _read(plan, order, columns), planned, _READERS):
+        for future in in_order(reader, lambda plan: _read(plan, order, columns), planned, 1):
             yield future.result()
     finally:
         opener.shutdown(wait=False, cancel_futures=True)
