@@ -8,7 +8,7 @@ values of one width only and would otherwise give way to one that does store the
 
 In a wide grid what is appended outweighs the head: 128 numbers beside 64 in the published sizes. There a CPU
 is given the bias as a mask, for a few rows of queries at a time: half the time, and a slice of the scores at
-most. Training keeps to the first way: the fused kernel has no gradient for a mask.
+most. Training keeps to the first way, on a CPU in parts (`model.attention`).
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from model.attention import attend_in_parts
 from model.config import SamConfig
 from model.layers import LayerNorm2d, MLPBlock
 
@@ -125,14 +126,18 @@ class Attention(nn.Module):
         q_grid = q.unflatten(2, (height, width))
         rel_h = torch.einsum("bnhwc,hkc->bnhwk", q_grid, relative_positions(self.rel_pos_h, height))
         rel_w = torch.einsum("bnhwc,wkc->bnhwk", q_grid, relative_positions(self.rel_pos_w, width))
-        if x_BHWC.device.type == "cpu" and not torch.is_grad_enabled() and height + width > q.shape[-1]:
+        trains, on_cpu = torch.is_grad_enabled(), x_BHWC.device.type == "cpu"
+        if on_cpu and not trains and height + width > q.shape[-1]:
             out = attend_by_rows(q, k, v, rel_h, rel_w)
         else:
             q = torch.cat([q * self.scale, rel_h.flatten(2, 3), rel_w.flatten(2, 3)], dim=-1)
             where = one_hot_cells(height, width, k.device).to(k.dtype).expand(*k.shape[:2], -1, -1)
             k = torch.cat([k, where], dim=-1)
-            v = F.pad(v, (0, height + width))
-            out = F.scaled_dot_product_attention(q, k, v, scale=1.0)[..., : -(height + width)]
+            if on_cpu and trains:
+                out = attend_in_parts(q, k, v)
+            else:
+                v = F.pad(v, (0, height + width))
+                out = F.scaled_dot_product_attention(q, k, v, scale=1.0)[..., : -(height + width)]
         out = out.transpose(1, 2).reshape(batch, height, width, -1)
         projected: Tensor = self.proj(out)
         return projected

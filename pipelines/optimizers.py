@@ -32,7 +32,8 @@ def make_optimizers(config: TrainConfig, sam: Sam, auxiliary: nn.Module) -> tupl
         matrices = {
             name: rest.pop(name) for name in [*rest] if name in linear and name.startswith(transformers)
         }
-        optimizers.append(Muon(_groups(config, sam, matrices.items())))
+        products = torch.bfloat16 if config.precision == "bf16" else torch.float32
+        optimizers.append(Muon(_groups(config, sam, matrices.items()), products))
     groups = _groups(config, sam, rest.items())
     adamw = torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, config.beta2), fused=True)
     return (*optimizers, adamw)
@@ -41,15 +42,16 @@ def make_optimizers(config: TrainConfig, sam: Sam, auxiliary: nn.Module) -> tupl
 class Muon(torch.optim.Optimizer):
     """Momentum with Nesterov's look ahead, its matrix made orthogonal (K. Jordan, "Muon", 2024).
 
-    A step has the size that AdamW's has at the same rate (arXiv 2502.16982). The products have the precision
-    of the weights. `torch.optim.Muon` does them in bf16, which a CPU without instructions for it emulates:
-    there a step of `train_nano` took 12 seconds, and takes 4 with these.
+    A step has the size that AdamW's has at the same rate (arXiv 2502.16982). The products are of the run's
+    precision. `torch.optim.Muon` does them in bf16 always, which a CPU without instructions for it emulates:
+    there a step of `train_nano` in fp32 took 12 seconds, and takes 4 with these.
     """
 
     MOMENTUM = 0.95
 
-    def __init__(self, groups: list[dict[str, Any]]) -> None:
+    def __init__(self, groups: list[dict[str, Any]], products: torch.dtype = torch.float32) -> None:
         super().__init__(groups, {"lr": 0.0})
+        self.products = products
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]  # noqa: ARG002
@@ -65,7 +67,7 @@ class Muon(torch.optim.Optimizer):
                 ahead = matrix.grad.lerp(momentum, self.MOMENTUM)
                 matrix.mul_(1 - group["lr"] * group["weight_decay"])
                 size = 0.2 * max(matrix.shape) ** 0.5
-                matrix.add_(orthogonal(ahead), alpha=-group["lr"] * size)
+                matrix.add_(orthogonal(ahead.to(self.products)), alpha=-group["lr"] * size)
 
 
 def orthogonal(matrix: Tensor) -> Tensor:

@@ -1,0 +1,44 @@
+"""`benchmarks/bench_training.py`: what it cannot do first; then all of it, very small."""
+
+import json
+
+import pytest
+import torch
+
+from benchmarks.bench_training import fused, main
+from model.attention import attend_in_parts
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--size", "100"], "multiple of 16"),
+        (["--images", "0"], "at least 1"),
+        (["--model", "vit_t"], "vit_t"),
+    ],
+)
+def test_what_cannot_be_timed_is_one_line(arguments, said, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(arguments)
+    assert ended.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert said in line
+
+
+def test_both_ways_are_the_same_attention():
+    q, k, v = (torch.randn(1, 2, 9, width) for width in (6, 6, 4))
+    torch.testing.assert_close(fused(q, k, v), attend_in_parts(q, k, v))
+
+
+@pytest.mark.usefixtures("_threads")
+def test_it_prints_both_and_their_ratio(capsys):
+    main(["--size", "64", "--images", "1", "--threads", "1", "--repeat", "1"])
+    result = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert result["ratio"] == pytest.approx(result["fused"] / result["in_parts"])
+
+
+@pytest.fixture
+def _threads():
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
