@@ -20,7 +20,7 @@ demo: setup
 	@echo "Open out/gallery.html in a browser."
 
 test: setup
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -n 2 --dist worksteal
 
 # The tools that read a corpus, pandas among them, in an environment on top of .venv.
 readers: setup

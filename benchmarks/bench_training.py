@@ -16,22 +16,14 @@ from statistics import median
 from unittest import mock
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks.arguments import OneLineParser, at_least
 from benchmarks.machine import Watch
 from model import MODELS, image_encoder
+from model.attention import fused, in_parts
 from model.image_encoder import ImageEncoderViT
-
-
-def fused(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """PyTorch's kernel, which takes values only as wide as the keys."""
-    padding = k.shape[-1] - v.shape[-1]
-    out = F.scaled_dot_product_attention(q, k, F.pad(v, (0, padding)), scale=1.0)
-    return out[..., : v.shape[-1]]
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -51,15 +43,15 @@ def main(arguments: list[str] | None = None) -> None:
     encoder = ImageEncoderViT(MODELS[given.model])
     pixels = torch.randn(given.images, 3, given.size, given.size)
 
-    def step(attention: Callable[[Tensor, Tensor, Tensor], Tensor]) -> float:
+    def step(attention: Callable[..., torch.Tensor]) -> float:
         start = time.perf_counter()
-        with mock.patch.object(image_encoder, "attend_in_parts", attention):
+        with mock.patch.object(image_encoder, "attend", attention):
             with torch.autocast("cpu", torch.bfloat16, enabled=given.precision == "bf16"):
                 loss = encoder(pixels).float().square().mean()
             loss.backward()
         return time.perf_counter() - start
 
-    ways = {"in_parts": image_encoder.attend_in_parts, "fused": fused}
+    ways = {"in_parts": in_parts, "fused": fused}
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     with Watch() as watch:
         for _ in range(given.repeat + 1):

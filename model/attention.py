@@ -1,8 +1,9 @@
-"""Attention with a gradient, a few scores at a time: how the encoder trains on a CPU.
+"""Attention whose queries are scaled already, and whose keys may be wider than its values.
 
-PyTorch's fused CPU kernel wants values as wide as keys, and its gradient takes most of a step's time. Here
-matrix products do the work: a part's scores fit in a core's cache, and are computed again for the gradient
-instead of being kept. At 1,024 cells of 24 heads of 32 + 64 numbers in bf16 both ways take half the time.
+In general PyTorch's fused kernel. On a CPU its gradient is slow in bf16, and takes most of a training step:
+there matrix products do the work, for a few scores at a time. A part's scores fit in a core's cache, and are
+computed again for the gradient instead of being kept. `benchmarks/bench_training.py` times both; in fp32 the
+fused kernel is the faster one.
 """
 
 from __future__ import annotations
@@ -11,16 +12,28 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 SCORES_AT_ONCE = 2**21
-"""Of a part."""
 
 
-def attend_in_parts(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """softmax(q kᵀ) v of B×heads×L×D, …×D and …×E: B×heads×L×E. All of one floating type."""
+def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """softmax(q kᵀ) v of B×heads×L×D, …×D and …×E, E at most D: B×heads×L×E. All of one floating type."""
+    trains_on_cpu = torch.is_grad_enabled() and q.device.type == "cpu"
+    return in_parts(q, k, v) if trains_on_cpu and q.dtype == torch.bfloat16 else fused(q, k, v)
+
+
+def fused(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """By PyTorch's kernel. That for CPUs would give way to one that stores all scores, were v narrower."""
+    padding = q.shape[-1] - v.shape[-1]
+    return F.scaled_dot_product_attention(q, k, F.pad(v, (0, padding)), scale=1.0)[..., : v.shape[-1]]
+
+
+def in_parts(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """By matrix products, `SCORES_AT_ONCE`."""
     heads_first = q.flatten(0, 1), k.flatten(0, 1), v.flatten(0, 1)
-    out: Tensor = _Attend.apply(*heads_first)  # type: ignore[no-untyped-call]
+    out: Tensor = _InParts.apply(*heads_first)  # type: ignore[no-untyped-call]
     return out.unflatten(0, q.shape[:2])
 
 
@@ -34,7 +47,7 @@ def _parts(q: Tensor, k: Tensor) -> Iterator[tuple[slice, slice]]:
             yield slice(head, head + beside), slice(row, row + rows)
 
 
-class _Attend(torch.autograd.Function):
+class _InParts(torch.autograd.Function):
     """Heads are the first axis: N×L×D."""
 
     @staticmethod

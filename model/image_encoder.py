@@ -1,14 +1,13 @@
 """The image encoder: a plain ViT with windowed attention and decomposed relative positions.
 
-Attention runs through `scaled_dot_product_attention`, in general with no attention mask. The bias that query
-q adds to key k is rel_h(q)[row of k] + rel_w(q)[column of k]; append the two vectors to the query and one-hot
-(row, column) to the key, and their product is the bias. So no score matrix of the 4,096 × 4,096 cells is ever
-stored. The values are padded with zeros to the same width: PyTorch's fused CPU kernel takes queries, keys and
-values of one width only and would otherwise give way to one that does store the scores.
+Attention runs with no attention mask, in general. The bias that query q adds to key k is
+rel_h(q)[row of k] + rel_w(q)[column of k]; append the two vectors to the query and one-hot (row, column) to
+the key, and their product is the bias. So no score matrix of the 4,096 × 4,096 cells is ever stored
+(`model.attention`).
 
 In a wide grid what is appended outweighs the head: 128 numbers beside 64 in the published sizes. There a CPU
 is given the bias as a mask, for a few rows of queries at a time: half the time, and a slice of the scores at
-most. Training keeps to the first way, on a CPU in parts (`model.attention`).
+most. Training keeps to the first way: the fused kernel has no gradient for a mask.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from model.attention import attend_in_parts
+from model.attention import attend
 from model.config import SamConfig
 from model.layers import LayerNorm2d, MLPBlock
 
@@ -126,18 +125,12 @@ class Attention(nn.Module):
         q_grid = q.unflatten(2, (height, width))
         rel_h = torch.einsum("bnhwc,hkc->bnhwk", q_grid, relative_positions(self.rel_pos_h, height))
         rel_w = torch.einsum("bnhwc,wkc->bnhwk", q_grid, relative_positions(self.rel_pos_w, width))
-        trains, on_cpu = torch.is_grad_enabled(), x_BHWC.device.type == "cpu"
-        if on_cpu and not trains and height + width > q.shape[-1]:
+        if x_BHWC.device.type == "cpu" and not torch.is_grad_enabled() and height + width > q.shape[-1]:
             out = attend_by_rows(q, k, v, rel_h, rel_w)
         else:
             q = torch.cat([q * self.scale, rel_h.flatten(2, 3), rel_w.flatten(2, 3)], dim=-1)
             where = one_hot_cells(height, width, k.device).to(k.dtype).expand(*k.shape[:2], -1, -1)
-            k = torch.cat([k, where], dim=-1)
-            if on_cpu and trains:
-                out = attend_in_parts(q, k, v)
-            else:
-                v = F.pad(v, (0, height + width))
-                out = F.scaled_dot_product_attention(q, k, v, scale=1.0)[..., : -(height + width)]
+            out = attend(q, torch.cat([k, where], dim=-1), v)
         out = out.transpose(1, 2).reshape(batch, height, width, -1)
         projected: Tensor = self.proj(out)
         return projected

@@ -9,9 +9,9 @@ training: tables of zeros, as a new encoder has them, add nothing.
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from model.attention import attend
 from model.image_encoder import Block, ImageEncoderViT
 from model.initialise import sinusoids
 
@@ -73,7 +73,7 @@ def attend_globally(block: nn.Module, x_BVC: Tensor) -> Tensor:
     attention = block.attn
     qkv = attention.qkv(block.norm1(x_BVC)).unflatten(-1, (3, attention.num_heads, -1))
     q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
-    attended = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+    attended = attend(q * attention.scale, k, v).transpose(1, 2).flatten(2)
     x_BVC = x_BVC + attention.proj(attended)
     out: Tensor = x_BVC + block.mlp(block.norm2(x_BVC))
     return out

@@ -5,8 +5,7 @@ import json
 import pytest
 import torch
 
-from benchmarks.bench_training import fused, main
-from model.attention import attend_in_parts
+from benchmarks.bench_training import main
 
 
 @pytest.mark.parametrize(
@@ -23,11 +22,6 @@ def test_what_cannot_be_timed_is_one_line(arguments, said, capsys):
     assert ended.value.code == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert said in line
-
-
-def test_both_ways_are_the_same_attention():
-    q, k, v = (torch.randn(1, 2, 9, width) for width in (6, 6, 4))
-    torch.testing.assert_close(fused(q, k, v), attend_in_parts(q, k, v))
 
 
 @pytest.mark.usefixtures("_threads")

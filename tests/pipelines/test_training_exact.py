@@ -138,6 +138,7 @@ def test_scores_that_a_kill_prevented_are_made_when_the_run_goes_on(
             train(config)
     assert Trainer.start(config).step == 3
     for _ in range(2):  # the second time nothing is left to do
+        time.sleep(1)  # TensorBoard reads files of one second in the order of 10 before 9
         train(config)
         written = EventAccumulator(str(config.out / "tensorboard")).Reload()
         assert [event.step for event in written.Scalars("validation/miou_box")] == [3, 4]
