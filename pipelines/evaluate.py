@@ -159,16 +159,20 @@ def correction(drawn_HW: NDArray[np.bool_], true_HW: NDArray[np.uint8]) -> tuple
 
 
 def centre(mask_HW: NDArray[np.uint8]) -> NDArray[np.float64]:
-    """The pixel of the mask farthest from its edge, (x, y); the image's border is an edge."""
-    distance = _to_edge(mask_HW)
-    y, x = np.unravel_index(int(distance.argmax()), distance.shape)
+    """The pixel of the mask farthest from its edge, (x, y), of several the first; the border is an edge."""
+    squared_HW = _to_edge(mask_HW)
+    y, x = np.unravel_index(int(squared_HW.argmax()), squared_HW.shape)
     return np.array([x, y], dtype=np.float64)
 
 
-def _to_edge(mask_HW: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """How far each pixel is from the nearest one outside the mask."""
-    distance = cv2.distanceTransform(np.pad(mask_HW, 1), cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
-    return np.asarray(distance[1:-1, 1:-1], np.float32)
+def _to_edge(mask_HW: NDArray[np.uint8]) -> NDArray[np.int32]:
+    """The square of how far each pixel is from the nearest one outside the mask, a whole number.
+
+    OpenCV's last bit depends on where in memory the mask lies, and would choose among pixels equally far
+    (up to some 2,000 of them: what lies deeper its floats do not tell apart).
+    """
+    distance_HW = cv2.distanceTransform(np.pad(mask_HW, 1), cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
+    return np.rint(np.square(distance_HW[1:-1, 1:-1], dtype=np.float64)).astype(np.int32)
 
 
 def to_photograph(logits_KHW: Tensor, input_shape: tuple[int, int], shape: tuple[int, int]) -> Tensor:

@@ -82,6 +82,20 @@ def test_evaluate_command_prints_json_last(shapes, tiny_weights, tmp_path, capsy
     assert cv2.imread(str(tmp_path / "plot.png")).shape[0] > 300
 
 
+def test_of_pixels_equally_far_from_the_edge_a_click_takes_the_first():
+    """By comparing each pixel with each: no distance transform."""
+    rng = np.random.default_rng(0)
+    ties = 0
+    for _ in range(300):
+        mask = cv2.blur(rng.random((24, 31), np.float32), (9, 9)) > 0.48
+        edge = np.argwhere(~np.pad(mask, 1)) - 1
+        inside = np.argwhere(mask)
+        squared = np.square(inside[:, None] - edge[None]).sum(-1).min(1)
+        ties += (squared == squared.max()).sum() > 1
+        assert centre(mask.astype(np.uint8)).tolist() == inside[squared.argmax()][::-1].tolist()
+    assert ties > 50
+
+
 def test_the_weights_of_the_configuration_are_the_ones_that_are_scored(shapes, tiny_weights, capsys):
     command = ["evaluate", "--data", str(shapes), "--masks-per-image", "1", "--no-automatic", "--json"]
     said = []
