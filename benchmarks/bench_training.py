@@ -8,6 +8,7 @@ Forward and backward of noise, in turns within one run; medians. Prints a line f
 from __future__ import annotations
 
 import json
+import platform
 import sys
 import time
 from collections.abc import Callable
@@ -24,6 +25,7 @@ from benchmarks.machine import Watch
 from model import MODELS, image_encoder
 from model.attention import fused, in_parts
 from model.image_encoder import ImageEncoderViT
+from pipelines.bench import hardware
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -61,7 +63,9 @@ def main(arguments: list[str] | None = None) -> None:
     ratio = middle["fused"] / middle["in_parts"]
     both = f"{middle['in_parts']:.3f} s a step in parts, {middle['fused']:.3f} s fused"
     print(f"{both}: {ratio:.2f} times as fast")
-    print(json.dumps({**vars(given), **middle, "ratio": ratio, "quiet": watch.quiet}))
+    result = {**vars(given), **middle, "ratio": ratio, "quiet": watch.quiet}
+    versions = {"python": platform.python_version(), "torch": torch.__version__}
+    print(json.dumps(result | {"versions": versions, "hardware": hardware(torch.device("cpu"))}))
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
 """Attention whose queries are scaled already, and whose keys may be wider than its values.
 
-In general PyTorch's fused kernel. On a CPU its gradient is slow in bf16, and takes most of a training step:
-there matrix products do the work, for a few scores at a time. A part's scores fit in a core's cache, and are
-computed again for the gradient instead of being kept. `benchmarks/bench_training.py` times both; in fp32 the
-fused kernel is the faster one.
+In general PyTorch's fused kernel. That for CPUs is slow in bf16, above all its gradient, and takes most of a
+training step: there matrix products do the work, for a few scores at a time, which stay in the processor's
+caches and are computed again for the gradient instead of being kept. They are rounded to bf16 before the
+softmax. `benchmarks/bench_training.py` times both ways; in fp32 the fused kernel is the faster one.
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 def fused(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """By PyTorch's kernel. That for CPUs would give way to one that stores all scores, were v narrower."""
     padding = q.shape[-1] - v.shape[-1]
-    return F.scaled_dot_product_attention(q, k, F.pad(v, (0, padding)), scale=1.0)[..., : v.shape[-1]]
+    as_wide = F.pad(v, (0, padding)) if padding else v
+    return F.scaled_dot_product_attention(q, k, as_wide, scale=1.0)[..., : v.shape[-1]]
 
 
 def in_parts(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -37,14 +38,14 @@ def in_parts(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return out.unflatten(0, q.shape[:2])
 
 
-def _parts(q: Tensor, k: Tensor) -> Iterator[tuple[slice, slice]]:
-    """Heads and queries of each part, heads outermost."""
-    (heads, queries), keys = q.shape[:2], k.shape[1]
+def _slices(length: int, step: int) -> Iterator[slice]:
+    return (slice(start, start + step) for start in range(0, length, step))
+
+
+def _part(queries: int, keys: int) -> tuple[int, int]:
+    """How many heads a part has, and how many of their queries."""
     rows = max(1, min(queries, SCORES_AT_ONCE // keys))
-    beside = max(1, SCORES_AT_ONCE // (rows * keys))
-    for head in range(0, heads, beside):
-        for row in range(0, queries, rows):
-            yield slice(head, head + beside), slice(row, row + rows)
+    return max(1, SCORES_AT_ONCE // (rows * keys)), rows
 
 
 class _InParts(torch.autograd.Function):
@@ -53,22 +54,28 @@ class _InParts(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         out = v.new_empty(*q.shape[:2], v.shape[2])
+        heads, rows = _part(q.shape[1], k.shape[1])
         with torch.autocast(q.device.type, enabled=False):
-            for n, rows in _parts(q, k):
-                scores = q[n, rows] @ k[n].mT
-                out[n, rows] = scores.softmax(-1) @ v[n]
+            for n in _slices(len(q), heads):
+                for m in _slices(q.shape[1], rows):
+                    out[n, m] = (q[n, m] @ k[n].mT).softmax(-1) @ v[n]
         ctx.save_for_backward(q, k, v)
         return out
 
     @staticmethod
     def backward(ctx: Any, d_out: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         q, k, v = ctx.saved_tensors
-        d_q, d_k, d_v = torch.empty_like(q), torch.zeros_like(k), torch.zeros_like(v)
-        for n, rows in _parts(q, k):
-            shares = (q[n, rows] @ k[n].mT).softmax(-1)
-            d_shares = d_out[n, rows] @ v[n].mT
-            d_scores = torch._softmax_backward_data(d_shares, shares, -1, shares.dtype)
-            d_v[n] += shares.mT @ d_out[n, rows]
-            d_q[n, rows] = d_scores @ k[n]
-            d_k[n] += d_scores.mT @ q[n, rows]
+        d_q, d_k, d_v = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
+        heads, rows = _part(q.shape[1], k.shape[1])
+        for n in _slices(len(q), heads):
+            precise = torch.promote_types(q.dtype, torch.float32)
+            sum_k, sum_v = torch.zeros_like(k[n], dtype=precise), torch.zeros_like(v[n], dtype=precise)
+            for m in _slices(q.shape[1], rows):
+                shares = (q[n, m] @ k[n].mT).softmax(-1)
+                d_shares = d_out[n, m] @ v[n].mT
+                d_scores = torch._softmax_backward_data(d_shares, shares, -1, shares.dtype)
+                d_q[n, m] = d_scores @ k[n]
+                sum_k += d_scores.mT @ q[n, m]
+                sum_v += shares.mT @ d_out[n, m]
+            d_k[n], d_v[n] = sum_k, sum_v
         return d_q, d_k, d_v

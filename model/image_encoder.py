@@ -7,7 +7,7 @@ the key, and their product is the bias. So no score matrix of the 4,096 × 4,096
 
 In a wide grid what is appended outweighs the head: 128 numbers beside 64 in the published sizes. There a CPU
 is given the bias as a mask, for a few rows of queries at a time: half the time, and a slice of the scores at
-most. Training keeps to the first way: the fused kernel has no gradient for a mask.
+most. Training keeps to the first way: a mask's gradient would be as large as all scores.
 """
 
 from __future__ import annotations

@@ -44,14 +44,13 @@ class Muon(torch.optim.Optimizer):
 
     A step has the size that AdamW's has at the same rate (arXiv 2502.16982). The products are of the run's
     precision. `torch.optim.Muon` does them in bf16 always, which a CPU without instructions for it emulates:
-    there a step of `train_nano` in fp32 took 12 seconds, and takes 4 with these.
+    there, and in fp32, a step of `train_nano` took 12 seconds with it, and takes 4 with this one.
     """
 
     MOMENTUM = 0.95
 
     def __init__(self, groups: list[dict[str, Any]], products: torch.dtype = torch.float32) -> None:
-        super().__init__(groups, {"lr": 0.0})
-        self.products = products
+        super().__init__(groups, {"lr": 0.0, "products": products})
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]  # noqa: ARG002
@@ -67,7 +66,7 @@ class Muon(torch.optim.Optimizer):
                 ahead = matrix.grad.lerp(momentum, self.MOMENTUM)
                 matrix.mul_(1 - group["lr"] * group["weight_decay"])
                 size = 0.2 * max(matrix.shape) ** 0.5
-                matrix.add_(orthogonal(ahead.to(self.products)), alpha=-group["lr"] * size)
+                matrix.add_(orthogonal(ahead.to(group["products"])), alpha=-group["lr"] * size)
 
 
 def orthogonal(matrix: Tensor) -> Tensor:

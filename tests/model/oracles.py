@@ -1,4 +1,4 @@
-"""What the tests against other implementations share: random weights, and stand-ins for what they import.
+"""What the tests of networks share: random weights, stand-ins for what oracles import, the largest tensor.
 
 The stand-ins are never called. They are in `sys.modules` only while the oracle is imported: left there, they
 would tell other packages that, say, torchvision is installed.
@@ -14,6 +14,20 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+
+class LargestTensor(TorchDispatchMode):
+    """Remembers the largest number of elements that any operation returned."""
+
+    elements = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        sizes = [leaf.numel() for leaf in tree_leaves(out) if isinstance(leaf, Tensor)]
+        self.elements = max([self.elements, *sizes])
+        return out
 
 
 def randomise(module: nn.Module) -> None:

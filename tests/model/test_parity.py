@@ -15,8 +15,6 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from model.checkpoint import CheckpointError, _official_names, load_sam
 from model.config import MODELS, SamConfig
@@ -24,7 +22,7 @@ from model.image_encoder import ImageEncoderViT
 from model.mask_decoder import Decoded
 from model.sam import Sam
 from pipelines.released import released_sam
-from tests.model.oracles import randomise
+from tests.model.oracles import LargestTensor, randomise
 
 TOLERANCE = 1e-4
 SHALLOW: dict[str, Any] = {"depth": 2, "global_attn_indexes": (1,)}
@@ -76,18 +74,6 @@ def test_bf16_gives_nearly_the_same_embedding_to_a_decoder_that_is_exact() -> No
     assert fast.embedding_BCHW.dtype == torch.float32
     error = (fast.embedding_BCHW - exact.embedding_BCHW).norm() / exact.embedding_BCHW.norm()
     assert 0 < error < 0.01
-
-
-class LargestTensor(TorchDispatchMode):
-    """Remembers the largest number of elements that any operation returned."""
-
-    elements = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = func(*args, **(kwargs or {}))
-        sizes = [leaf.numel() for leaf in tree_leaves(out) if isinstance(leaf, Tensor)]
-        self.elements = max([self.elements, *sizes])
-        return out
 
 
 def test_global_attention_over_4096_cells_stores_no_score_matrix() -> None:

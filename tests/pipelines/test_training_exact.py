@@ -16,6 +16,7 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
 
+from model.attention import in_parts
 from model.checkpoint import load_sam
 from pipelines.errors import ConfigError
 from pipelines.labelled import read_labelled
@@ -102,11 +103,12 @@ def test_a_recipe_that_cannot_be_followed_is_refused(shapes, tiny_weights, tmp_p
         load_settings(TrainConfig, tmp_path / "good.yaml", [override])
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
-def test_resumed_training_keeps_every_number(shapes, tiny_weights, tmp_path, optimizer):
-    whole = configuration(shapes, tiny_weights, tmp_path / "whole", optimizer=optimizer)
+@pytest.mark.parametrize(("optimizer", "precision"), [("adamw", "fp32"), ("muon", "fp32"), ("muon", "bf16")])
+def test_resumed_training_keeps_every_number(shapes, tiny_weights, tmp_path, optimizer, precision):
+    changes = {"optimizer": optimizer, "precision": precision}
+    whole = configuration(shapes, tiny_weights, tmp_path / "whole", **changes)
     train(whole)
-    halves = configuration(shapes, tiny_weights, tmp_path / "halves", optimizer=optimizer)
+    halves = configuration(shapes, tiny_weights, tmp_path / "halves", **changes)
     steps(Trainer.start(halves), halves, 1).save()
     torch.manual_seed(99)  # what others draw meanwhile is of no account
     steps(Trainer.start(halves), halves, 2).save()
@@ -233,15 +235,32 @@ def test_every_parameter_is_in_one_group(shapes, tiny_weights, tmp_path):
         assert sorted(found) == sorted(map(id, expected))
 
 
+def test_in_bf16_attention_and_muon_are_the_ones_for_it(shapes, tiny_weights, tmp_path, monkeypatch):
+    """Both would work in fp32, too, and only take longer."""
+    config = configuration(shapes, tiny_weights, tmp_path, optimizer="muon", precision="bf16")
+    attended, made_orthogonal = [], []
+
+    def watched(q, k, v):
+        attended.append(q.dtype)
+        return in_parts(q, k, v)
+
+    monkeypatch.setattr("model.attention.in_parts", watched)
+    monkeypatch.setattr("pipelines.optimizers.orthogonal", lambda x: made_orthogonal.append(x.dtype) or x)
+    trainer = steps(Trainer.start(config), config, 1)
+    assert attended == [torch.bfloat16] * trainer.sam.config.depth
+    assert {*made_orthogonal} == {torch.bfloat16}
+
+
 @pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="torch < 2.9 has no Muon to compare with")
-def test_muon_is_torchs_but_for_its_bf16():
-    """Steps of wide, tall and square matrices, by gradients that have nothing in common."""
+@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
+def test_muon_is_torchs(precision):
+    """Steps of wide, tall and square matrices, by gradients that have nothing in common; torch's are bf16."""
     noise = torch.Generator().manual_seed(0)
     start = [torch.randn(shape, generator=noise) for shape in ((8, 24), (24, 8), (16, 16))]
     ours, theirs = ([nn.Parameter(matrix.clone()) for matrix in start] for _ in range(2))
     group = {"params": ours, "lr": 0.01, "weight_decay": 0.05}
     optimizers = (
-        Muon([group]),
+        Muon([group], precision),
         torch.optim.Muon(theirs, lr=0.01, weight_decay=0.05, adjust_lr_fn="match_rms_adamw"),
     )
     for _ in range(4):
