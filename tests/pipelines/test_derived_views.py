@@ -27,7 +27,7 @@ from pipelines.views import View, ViewWarning
 from tests.pipelines.corpora import make_record
 
 LENIENT = {"points_per_side": 4, "pred_iou_thresh": 0.2, "stability_score_thresh": 0.3}
-"""Of the bundled weights, which are seldom sure: enough masks pass that duplicates are dropped."""
+"""Far below the preset's thresholds: enough masks pass that duplicates are dropped."""
 SIDE = 128
 ALL = ("astronaut.png", "camera.png", "chelsea.png", "coffee.png", "ihc.png", "rocket.jpg")
 
