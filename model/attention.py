@@ -3,7 +3,7 @@
 In general PyTorch's fused kernel. That for CPUs is slow in bf16, above all its gradient, and takes most of a
 training step: there matrix products do the work, for a few scores at a time, which stay in the processor's
 caches and are computed again for the gradient instead of being kept. They are rounded to bf16 before the
-softmax. `benchmarks/bench_training.py` times both ways; in fp32 the fused kernel is the faster one.
+softmax. `benchmarks/bench_training.py` times both ways; in fp32 they take about as long.
 """
 
 from __future__ import annotations
@@ -67,8 +67,8 @@ class _InParts(torch.autograd.Function):
         q, k, v = ctx.saved_tensors
         d_q, d_k, d_v = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
         heads, rows = _part(q.shape[1], k.shape[1])
+        precise = torch.promote_types(q.dtype, torch.float32)
         for n in _slices(len(q), heads):
-            precise = torch.promote_types(q.dtype, torch.float32)
             sum_k, sum_v = torch.zeros_like(k[n], dtype=precise), torch.zeros_like(v[n], dtype=precise)
             for m in _slices(q.shape[1], rows):
                 shares = (q[n, m] @ k[n].mT).softmax(-1)
