@@ -25,6 +25,7 @@ from torch import Tensor
 
 from model.prompts import tight_boxes
 from model.sam import EncodedImages, Sam
+from pipelines.clicks import centre, correction
 from pipelines.labelled import LabelledImage
 
 DISC_RADII = (8 / 256, 20 / 256, 50 / 256)
@@ -143,36 +144,6 @@ def encode_square(
     resized = torch.from_numpy(cv2.resize(pixels_HWC, shape[::-1], interpolation=cv2.INTER_AREA))
     padding = (0, size - shape[1], 0, size - shape[0])
     return sam.encode_padded(F.pad(sam.normalise(resized.permute(2, 0, 1)), padding)[None]), shape
-
-
-def correction(drawn_HW: NDArray[np.bool_], true_HW: NDArray[np.uint8]) -> tuple[NDArray[np.float64], int]:
-    """The next click, (x, y), and its label: 1 where something is missing, 0 where there is too much.
-
-    Where nothing is wrong, the middle of the mask once more.
-    """
-    missing = (true_HW.astype(bool) & ~drawn_HW).astype(np.uint8)
-    surplus = (drawn_HW & ~true_HW.astype(bool)).astype(np.uint8)
-    depth = [_squared_depth(part).max() for part in (missing, surplus)]
-    if not any(depth):
-        return centre(true_HW), 1
-    return (centre(missing), 1) if depth[0] >= depth[1] else (centre(surplus), 0)
-
-
-def centre(mask_HW: NDArray[np.uint8]) -> NDArray[np.float64]:
-    """The pixel of the mask farthest from its edge, (x, y); of several the first. The border is an edge."""
-    depth_HW = _squared_depth(mask_HW)
-    y, x = np.unravel_index(int(depth_HW.argmax()), depth_HW.shape)
-    return np.array([x, y], dtype=np.float64)
-
-
-def _squared_depth(mask_HW: NDArray[np.uint8]) -> NDArray[np.int32]:
-    """The square of how far each pixel is from the nearest one outside the mask, a whole number.
-
-    OpenCV's last bit depends on where in memory the mask lies, and would choose among pixels equally far.
-    Exact to a depth of some 2,000 pixels.
-    """
-    distance_HW = cv2.distanceTransform(np.pad(mask_HW, 1), cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
-    return np.rint(np.square(distance_HW[1:-1, 1:-1], dtype=np.float64)).astype(np.int32)
 
 
 def to_photograph(logits_KHW: Tensor, input_shape: tuple[int, int], shape: tuple[int, int]) -> Tensor:

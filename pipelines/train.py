@@ -211,6 +211,7 @@ def batches(
             source_weights=config.source_weights,
             paste_share=config.paste_share,
             grey_share=config.grey_share,
+            centre_share=config.centre_share,
             teacher=teacher,
             rank=processes.rank,
             processes=processes.count,

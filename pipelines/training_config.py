@@ -83,6 +83,12 @@ class TrainConfig(Section):
         0.0, ge=0, le=1, description="Share of squares with objects of another photograph pasted on."
     )
     grey_share: float = Field(0.0, ge=0, le=1, description="Share of squares without colour.")
+    centre_share: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="Share of first clicks in the middle of their mask; the rest anywhere in it.",
+    )
     learning_rate: float = Field(8e-4, gt=0, description="Peak of the schedule, after a linear warm-up.")
     warmup_steps: int = Field(250, ge=1, description="Steps of linear warm-up.")
     schedule: Literal["steps", "cosine"] = Field(

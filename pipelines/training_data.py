@@ -21,6 +21,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from pipelines.clicks import centre
 from pipelines.errors import ConfigError, MaskmillError
 from pipelines.labelled import LabelledImage
 
@@ -122,6 +123,7 @@ class TrainingBatches(Dataset[Batch]):
         source_weights: Mapping[str, float],
         paste_share: float = 0.0,
         grey_share: float = 0.0,
+        centre_share: float = 0.0,
         teacher: TeacherFeatures | None = None,
         rank: int = 0,
         processes: int = 1,
@@ -139,6 +141,7 @@ class TrainingBatches(Dataset[Batch]):
         self.augment = augment
         self.paste_share = paste_share
         self.grey_share = grey_share
+        self.centre_share = centre_share
         self.teacher = teacher
         weights = np.array([source_weights.get(image.source, 1.0) for image in images])
         self.chances = weights / weights.sum()
@@ -180,7 +183,7 @@ class TrainingBatches(Dataset[Batch]):
         if rng.random() < self.grey_share:
             warped[:] = cv2.cvtColor(warped, cv2.COLOR_RGB2GRAY)[:, :, None]
         chosen = [visible[i % len(visible)] for i in range(self.masks_per_image)]
-        points = np.stack([_point_inside(mask, rng) for mask in chosen])
+        points = np.stack([self._click(mask, rng) for mask in chosen])
         objects = np.zeros((MAX_OBJECTS, self.size // 4, self.size // 4), np.float16)
         for index, mask in enumerate(visible[:MAX_OBJECTS]):
             objects[index] = cv2.resize(mask * 255, objects.shape[1:], interpolation=cv2.INTER_AREA) / 255
@@ -190,6 +193,14 @@ class TrainingBatches(Dataset[Batch]):
             cells = covered.reshape(features.shape[1], PATCH, features.shape[2], PATCH)
             features[:, cells.any((1, 3))] = np.nan
         return warped.transpose(2, 0, 1), valid.astype(bool), np.stack(chosen), points, objects, features
+
+    def _click(self, mask: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[np.float32]:
+        """A pixel of the mask, (x, y): its middle, or each equally likely."""
+        if rng.random() < self.centre_share:
+            return centre(mask).astype(np.float32)
+        places = np.flatnonzero(mask)
+        y, x = divmod(int(places[rng.integers(len(places))]), mask.shape[1])
+        return np.array([x, y], np.float32)
 
     def _pasted(
         self, square_HWC: NDArray[np.uint8], valid_HW: NDArray[np.uint8], rng: np.random.Generator
@@ -252,13 +263,6 @@ def _colour_jitter(pixels: NDArray[np.uint8], rng: np.random.Generator) -> NDArr
     ramp = np.arange(256)[:, None] * gain + offset
     table = np.clip(ramp, 0, 255).astype(np.uint8)
     return np.asarray(cv2.LUT(pixels, table.reshape(1, 256, 3)), dtype=np.uint8)
-
-
-def _point_inside(mask: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[np.float32]:
-    """A pixel of the mask, (x, y), each equally likely."""
-    places = np.flatnonzero(mask)
-    y, x = divmod(int(places[rng.integers(len(places))]), mask.shape[1])
-    return np.array([x, y], np.float32)
 
 
 def read_ahead(dataset: Dataset[T], workers: int) -> Iterator[T]:

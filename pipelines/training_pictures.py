@@ -8,7 +8,8 @@ import torch
 from numpy.typing import NDArray
 
 from model.sam import Sam
-from pipelines.evaluate import centre, encode_square, to_photograph
+from pipelines.clicks import centre
+from pipelines.evaluate import encode_square, to_photograph
 from pipelines.labelled import LabelledImage
 
 MEANT, GIVEN, CLICK = (40, 220, 90), (250, 90, 40), (255, 235, 60)

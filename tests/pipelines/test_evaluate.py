@@ -10,7 +10,8 @@ from pycocotools import mask as mask_utils
 
 from model import load_sam
 from pipelines.cli import main
-from pipelines.evaluate import centre, correction, evaluate, score_image
+from pipelines.clicks import centre, correction
+from pipelines.evaluate import evaluate, score_image
 from pipelines.labelled import read_labelled
 from pipelines.recall import automatic_scores
 

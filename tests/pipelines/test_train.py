@@ -313,6 +313,18 @@ def test_a_share_of_squares_has_no_colour(shapes):
     assert 2 <= sum(grey) <= 10
 
 
+@pytest.mark.parametrize(("share", "fewest", "most"), [(0.0, 0, 7), (0.5, 20, 54), (1.0, 72, 72)])
+def test_a_share_of_clicks_is_where_the_mask_is_deepest(shapes, share, fewest, most):
+    deepest = 0
+    for batch in TrainingBatches(read_labelled(shapes), **PLAIN | {"size": 48}, centre_share=share):
+        for mask, click in zip(batch.masks_BPHW[0].numpy(), batch.points_BP2[0].tolist(), strict=True):
+            inside, outside = np.argwhere(mask), np.argwhere(np.pad(mask, 1) == 0) - 1
+            depth = ((inside[:, None] - outside[None]) ** 2).sum(2).min(1)
+            (here,) = np.flatnonzero((inside == click[::-1]).all(1))
+            deepest += bool(depth[here] == depth.max())
+    assert fewest <= deepest <= most, "of 12 squares with six masks each"
+
+
 def test_training_lowers_the_loss_and_keeps_every_prompt_kind(shapes, tmp_path):
     config = configuration(shapes, tmp_path, box_share=0.4, points_share=0.4, learning_rate=1e-3)
     torch.manual_seed(0)
