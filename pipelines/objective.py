@@ -110,7 +110,10 @@ class Objective(nn.Module):
         )
 
     def _iou_target(self, answer: Round, iou_BPK: Tensor, batch: Batch) -> Tensor:
-        """What the predicted IoU should be: with the mask asked for, or the best one that holds the click."""
+        """What the predicted IoU should be: with the mask asked for, or the best one that holds the click.
+
+        A click in the middle of a mask asks for that one.
+        """
         if self.config.iou_target == "prompt" or iou_BPK.shape[2] == 1:
             return iou_BPK
         logits = answer.logits_BPKhw.detach()
@@ -120,7 +123,8 @@ class Objective(nn.Module):
         holds_BKQ = holds_BPQ.repeat_interleave(logits.shape[2], dim=1)
         best = best_iou(logits.flatten(1, 2), objects_BQhw, holds_BKQ)
         best_BPK = best.reshape(iou_BPK.shape).maximum(iou_BPK)
-        return torch.where(answer.one_click_BP[..., None], best_BPK, iou_BPK)
+        any_will_do_BP = answer.one_click_BP & ~batch.centred_BP.to(logits.device)
+        return torch.where(any_will_do_BP[..., None], best_BPK, iou_BPK)
 
     def _simple_round(self, images: EncodedImages, batch: Batch, draws: Draws) -> Round:
         """The answers to one kind of prompt for each mask; several masks for a single point only."""

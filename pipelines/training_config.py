@@ -111,7 +111,8 @@ class TrainConfig(Section):
     focal_weight: float = Field(20.0, ge=0, description="Weight of the focal loss beside dice's 1.")
     iou_target: Literal["prompt", "point"] = Field(
         "prompt",
-        description="point: a click's predicted IoU is that with the best of the image's masks that hold it.",
+        description="point: a click's predicted IoU is that with the best of the image's masks that hold it, "
+        "unless it was put in the middle of its own.",
     )
     iou_weight: float = Field(1.0, ge=0, description="Weight of the predicted IoU's squared error.")
     contrast_weight: float = Field(0.0, ge=0, description="Weight of the encoder's auxiliary loss.")

@@ -54,6 +54,7 @@ class Batch:
     valid_BHW: Tensor  # bool
     masks_BPHW: Tensor  # uint8, at full resolution
     points_BP2: Tensor  # float32
+    centred_BP: Tensor  # bool: the point was put in the middle of its mask
     objects_BQhw: Tensor  # float16: all the image's masks, shares of four pixels' side; empty ones at the end
     teacher_BCHW: Tensor  # float32, a cell a patch; no channels without a teacher; NaN where it says nothing
 
@@ -183,7 +184,13 @@ class TrainingBatches(Dataset[Batch]):
         if rng.random() < self.grey_share:
             warped[:] = cv2.cvtColor(warped, cv2.COLOR_RGB2GRAY)[:, :, None]
         chosen = [visible[i % len(visible)] for i in range(self.masks_per_image)]
-        points = np.stack([self._click(mask, rng) for mask in chosen])
+        centred = rng.random(len(chosen)) < self.centre_share
+        points = np.stack(
+            [
+                centre(mask).astype(np.float32) if middle else _point_inside(mask, rng)
+                for mask, middle in zip(chosen, centred, strict=True)
+            ]
+        )
         objects = np.zeros((MAX_OBJECTS, self.size // 4, self.size // 4), np.float16)
         for index, mask in enumerate(visible[:MAX_OBJECTS]):
             objects[index] = cv2.resize(mask * 255, objects.shape[1:], interpolation=cv2.INTER_AREA) / 255
@@ -192,15 +199,15 @@ class TrainingBatches(Dataset[Batch]):
             features = self.teacher.warped(image, affine, self.size)
             cells = covered.reshape(features.shape[1], PATCH, features.shape[2], PATCH)
             features[:, cells.any((1, 3))] = np.nan
-        return warped.transpose(2, 0, 1), valid.astype(bool), np.stack(chosen), points, objects, features
-
-    def _click(self, mask: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[np.float32]:
-        """A pixel of the mask, (x, y): its middle, or each equally likely."""
-        if rng.random() < self.centre_share:
-            return centre(mask).astype(np.float32)
-        places = np.flatnonzero(mask)
-        y, x = divmod(int(places[rng.integers(len(places))]), mask.shape[1])
-        return np.array([x, y], np.float32)
+        return (
+            warped.transpose(2, 0, 1),
+            valid.astype(bool),
+            np.stack(chosen),
+            points,
+            centred,
+            objects,
+            features,
+        )
 
     def _pasted(
         self, square_HWC: NDArray[np.uint8], valid_HW: NDArray[np.uint8], rng: np.random.Generator
@@ -263,6 +270,13 @@ def _colour_jitter(pixels: NDArray[np.uint8], rng: np.random.Generator) -> NDArr
     ramp = np.arange(256)[:, None] * gain + offset
     table = np.clip(ramp, 0, 255).astype(np.uint8)
     return np.asarray(cv2.LUT(pixels, table.reshape(1, 256, 3)), dtype=np.uint8)
+
+
+def _point_inside(mask: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[np.float32]:
+    """A pixel of the mask, (x, y), each equally likely."""
+    places = np.flatnonzero(mask)
+    y, x = divmod(int(places[rng.integers(len(places))]), mask.shape[1])
+    return np.array([x, y], np.float32)
 
 
 def read_ahead(dataset: Dataset[T], workers: int) -> Iterator[T]:

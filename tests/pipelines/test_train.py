@@ -2,6 +2,7 @@
 
 import sys
 from collections import defaultdict
+from dataclasses import replace
 from itertools import cycle
 from pathlib import Path
 
@@ -14,10 +15,13 @@ import torch
 from safetensors.torch import save_file
 
 from model import checkpoint, load_sam
+from model.interaction import Round
+from model.losses import mask_iou
 from pipelines import training_data
 from pipelines.cli import main
 from pipelines.errors import ConfigError, IncompleteRun
 from pipelines.labelled import read_labelled
+from pipelines.objective import Objective
 from pipelines.settings import load_settings
 from pipelines.train import train
 from pipelines.trainer import Trainer
@@ -315,14 +319,40 @@ def test_a_share_of_squares_has_no_colour(shapes):
 
 @pytest.mark.parametrize(("share", "fewest", "most"), [(0.0, 0, 7), (0.5, 20, 54), (1.0, 72, 72)])
 def test_a_share_of_clicks_is_where_the_mask_is_deepest(shapes, share, fewest, most):
-    deepest = 0
+    deepest = put = 0
     for batch in TrainingBatches(read_labelled(shapes), **PLAIN | {"size": 48}, centre_share=share):
-        for mask, click in zip(batch.masks_BPHW[0].numpy(), batch.points_BP2[0].tolist(), strict=True):
+        columns = (batch.masks_BPHW[0].numpy(), batch.points_BP2[0].tolist(), batch.centred_BP[0].tolist())
+        for mask, click, middle in zip(*columns, strict=True):
             inside, outside = np.argwhere(mask), np.argwhere(np.pad(mask, 1) == 0) - 1
             depth = ((inside[:, None] - outside[None]) ** 2).sum(2).min(1)
             (here,) = np.flatnonzero((inside == click[::-1]).all(1))
             deepest += bool(depth[here] == depth.max())
+            assert depth[here] == depth.max() or not middle
+            put += bool(middle)
     assert fewest <= deepest <= most, "of 12 squares with six masks each"
+    assert put <= deepest
+
+
+@pytest.mark.parametrize(
+    ("iou_target", "anywhere", "middle"), [("point", 1.0, 1 / 4), ("prompt", 1 / 4, 1 / 4)]
+)
+def test_what_a_clicks_predicted_iou_is_held_against(shapes, tmp_path, iou_target, anywhere, middle):
+    """A quarter of a square is asked for, and drawn is the square, which is labelled, too."""
+    whole, quarter = torch.zeros(2, 16, 16)
+    whole[:8, :8] = quarter[:4, :4] = 1
+    batch = replace(
+        TrainingBatches(read_labelled(shapes), **PLAIN | {"size": 64, "masks_per_image": 2})[0],
+        masks_BPHW=quarter.repeat_interleave(4, 0).repeat_interleave(4, 1).expand(1, 2, -1, -1),
+        points_BP2=torch.tensor([[[9.0, 9.0], [9.0, 9.0]]]),
+        centred_BP=torch.tensor([[False, True]]),
+        objects_BQhw=torch.stack([quarter, whole])[None],
+    )
+    logits = (whole - 0.5).expand(1, 2, 3, -1, -1)
+    yes = torch.ones(1, 2, 3, dtype=torch.bool)
+    objective = Objective(configuration(shapes, tmp_path, iou_target=iou_target), load_sam("nano"))
+    asked = mask_iou(logits, quarter.expand_as(logits))
+    target = objective._iou_target(Round(logits, yes.float(), yes, yes[..., 0]), asked, batch)
+    assert target.tolist() == [[[anywhere] * 3, [middle] * 3]]
 
 
 def test_training_lowers_the_loss_and_keeps_every_prompt_kind(shapes, tmp_path):
