@@ -152,7 +152,8 @@ def read_photograph(path: Path | None) -> Image.Image:
 
 def measure(photograph: Image.Image, plan: Plan) -> dict[str, Any]:
     """All points of the plan, and what they were measured on."""
-    sam, preset = load_sam(MODEL), load_config(MODEL).generator
+    sam = load_sam(MODEL)
+    preset = load_config(MODEL).generator.model_copy(update={"min_mask_region_area": 100})
     with Watch() as watch:
         rate = matrix_rate(plan.matrix_sides, plan.matrix_seconds)
         MaskGenerator(sam, preset.model_copy(update={"points_per_side": 4})).generate(

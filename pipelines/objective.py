@@ -82,49 +82,35 @@ class Objective(nn.Module):
         targets_BPhw = nn.functional.avg_pool2d(
             masks_BPHW.float(), masks_BPHW.shape[-1] // rounds[0].logits_BPKhw.shape[-1]
         )
+        by_point = (stage.iou_target or config.iou_target) == "point"
         total = torch.zeros((), device=device)
         for name, answer in zip(names, rounds, strict=True):
-            mask_loss, iou_loss, iou = self._round_loss(answer, targets_BPhw, batch, weight)
+            mask_loss, iou_loss, iou = self._round_loss(answer, targets_BPhw, batch, weight, by_point)
             total = total + (mask_loss + config.iou_weight * iou_loss) / len(rounds)
             if name != "later":
                 measured |= {f"mask_{name}": mask_loss, f"iou_{name}": iou, f"iou_loss_{name}": iou_loss}
         return total
 
     def _round_loss(
-        self, answer: Round, targets_BPhw: Tensor, batch: Batch, focal_weight: float
+        self, answer: Round, targets_BPhw: Tensor, batch: Batch, focal_weight: float, by_point: bool
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Of each prompt's masks the one that costs least is trained, the predicted IoU of all of them.
 
-        Returns the masks' loss, the predicted IoU's, and the IoU of the best masks.
+        With `by_point` a click's is held against the best mask that it may mean. Returns the masks' loss,
+        the predicted IoU's, and the IoU of the best masks.
         """
         logits, counts = answer.logits_BPKhw.float(), answer.trained_BPK
         targets = targets_BPhw[:, :, None].expand_as(logits)
         mask_losses = focal_weight * focal_loss(logits, targets) + dice_loss(logits, targets)
         iou = mask_iou(logits.detach(), targets)
-        error = (answer.iou_BPK.float() - self._iou_target(answer, iou, batch)).square()
+        target_BPK = best_meant(answer, iou, batch) if by_point else iou
+        error = (answer.iou_BPK.float() - target_BPK).square()
         return (
             mask_losses.masked_fill(~counts, torch.inf).amin(2).mean(),
             # of each prompt first: the mean over parts of a step is that over the step
             (error.masked_fill(~counts, 0).sum(2) / counts.sum(2)).mean(),
             iou.masked_fill(~counts, 0).amax(2).mean(),
         )
-
-    def _iou_target(self, answer: Round, iou_BPK: Tensor, batch: Batch) -> Tensor:
-        """What the predicted IoU should be: with the mask asked for, or the best one that holds the click.
-
-        A click in the middle of a mask asks for that one.
-        """
-        if self.config.iou_target == "prompt" or iou_BPK.shape[2] == 1:
-            return iou_BPK
-        logits = answer.logits_BPKhw.detach()
-        objects_BQhw = batch.objects_BQhw.to(logits.device).float()
-        cell = batch.masks_BPHW.shape[-1] // logits.shape[-1]
-        holds_BPQ = holding(objects_BQhw, batch.points_BP2.to(logits.device) // cell)
-        holds_BKQ = holds_BPQ.repeat_interleave(logits.shape[2], dim=1)
-        best = best_iou(logits.flatten(1, 2), objects_BQhw, holds_BKQ)
-        best_BPK = best.reshape(iou_BPK.shape).maximum(iou_BPK)
-        any_will_do_BP = answer.one_click_BP & ~batch.centred_BP.to(logits.device)
-        return torch.where(any_will_do_BP[..., None], best_BPK, iou_BPK)
 
     def _simple_round(self, images: EncodedImages, batch: Batch, draws: Draws) -> Round:
         """The answers to one kind of prompt for each mask; several masks for a single point only."""
@@ -161,3 +147,22 @@ class Objective(nn.Module):
         drawn = [points_in_and_around(masks_PHW, count, generator) for masks_PHW, generator in generators]
         points, labels = zip(*drawn, strict=True)
         return torch.stack(points), torch.stack(labels)
+
+
+def best_meant(answer: Round, iou_BPK: Tensor, batch: Batch) -> Tensor:
+    """IoU of each mask with the best labelled one that its click may mean; other prompts mean what was asked.
+
+    A click in the middle of a mask means that one, anywhere else any that holds it. `iou_BPK` is the IoU with
+    the mask that was asked for.
+    """
+    if iou_BPK.shape[2] == 1:
+        return iou_BPK
+    logits = answer.logits_BPKhw.detach()
+    objects_BQhw = batch.objects_BQhw.to(logits.device).float()
+    cell = batch.masks_BPHW.shape[-1] // logits.shape[-1]
+    holds_BPQ = holding(objects_BQhw, batch.points_BP2.to(logits.device) // cell)
+    holds_BKQ = holds_BPQ.repeat_interleave(logits.shape[2], dim=1)
+    best = best_iou(logits.flatten(1, 2), objects_BQhw, holds_BKQ)
+    best_BPK = best.reshape(iou_BPK.shape).maximum(iou_BPK)
+    any_will_do_BP = answer.one_click_BP & ~batch.centred_BP.to(logits.device)
+    return torch.where(any_will_do_BP[..., None], best_BPK, iou_BPK)

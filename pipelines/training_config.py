@@ -52,6 +52,7 @@ class StageConfig(Section):
     focal_weight: float | None = Field(
         None, ge=0, description="In place of the run's: without much of it masks become decided."
     )
+    iou_target: Literal["prompt", "point"] | None = Field(None, description="In place of the run's.")
     area_power: float = Field(
         0.0, ge=0, le=1, description="A mask is drawn with a chance by its area to this power."
     )

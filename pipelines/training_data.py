@@ -235,11 +235,11 @@ class TrainingBatches(Dataset[Batch]):
     def _placed(self, mask_HW: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[np.float64]:
         """Turns an object, and brings it to a random size and a random place of the square."""
         left, top, width, height = cv2.boundingRect(mask_HW)
-        centre = (left + width / 2, top + height / 2)
+        middle = (left + width / 2, top + height / 2)
         scale = self.size * np.exp(rng.uniform(*np.log(PASTED_SIZE))) / max(width, height)
-        affine = np.asarray(cv2.getRotationMatrix2D(centre, rng.uniform(-30, 30), scale), np.float64)
+        affine = np.asarray(cv2.getRotationMatrix2D(middle, rng.uniform(-30, 30), scale), np.float64)
         affine[0] *= rng.choice([-1, 1])
-        affine[:, 2] += rng.uniform(0, self.size, 2) - affine @ [*centre, 1]
+        affine[:, 2] += rng.uniform(0, self.size, 2) - affine @ [*middle, 1]
         return affine
 
     def _jitter(self, height: int, width: int, rng: np.random.Generator) -> NDArray[np.float64]:
