@@ -52,6 +52,8 @@ NETWORK = ("encode", "prompt", "draw")
 PACKAGES = ("maskmill", "torch", "numpy", "numba", "opencv-python", "pycocotools", "Pillow")
 OPTIONS = ("points_per_side", "pred_iou_thresh", "stability_score_thresh", "box_nms_thresh")
 SIZE = (1500, 2250)
+ONE_GRID = {"crop_n_layers": 0, "min_mask_region_area": 100}
+"""What the preset is changed to throughout: one grid, and the clean-up that the preset does without."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,7 +155,7 @@ def read_photograph(path: Path | None) -> Image.Image:
 def measure(photograph: Image.Image, plan: Plan) -> dict[str, Any]:
     """All points of the plan, and what they were measured on."""
     sam = load_sam(MODEL)
-    preset = load_config(MODEL).generator.model_copy(update={"min_mask_region_area": 100})
+    preset = load_config(MODEL).generator.model_copy(update=ONE_GRID)
     with Watch() as watch:
         rate = matrix_rate(plan.matrix_sides, plan.matrix_seconds)
         MaskGenerator(sam, preset.model_copy(update={"points_per_side": 4})).generate(
