@@ -317,7 +317,7 @@ def test_a_share_of_squares_has_no_colour(shapes):
     assert 2 <= sum(grey) <= 10
 
 
-@pytest.mark.parametrize(("share", "fewest", "most"), [(0.0, 0, 7), (0.5, 20, 54), (1.0, 72, 72)])
+@pytest.mark.parametrize(("share", "fewest", "most"), [(0.0, 0, 0), (0.5, 20, 52), (1.0, 72, 72)])
 def test_a_share_of_clicks_is_where_the_mask_is_deepest(shapes, share, fewest, most):
     deepest = put = 0
     for batch in TrainingBatches(read_labelled(shapes), **PLAIN | {"size": 48}, centre_share=share):
@@ -329,8 +329,8 @@ def test_a_share_of_clicks_is_where_the_mask_is_deepest(shapes, share, fewest, m
             deepest += bool(depth[here] == depth.max())
             assert depth[here] == depth.max() or not middle
             put += bool(middle)
-    assert fewest <= deepest <= most, "of 12 squares with six masks each"
-    assert {0.0: put == 0, 0.5: 20 <= put <= 52, 1.0: put == 72}[share]
+    assert fewest <= put <= most, "of 12 squares with six masks each"
+    assert put <= deepest <= put + 7, "of the clicks that may be anywhere, few are"
 
 
 def test_a_click_in_the_middle_means_its_mask_and_elsewhere_any_that_holds_it(shapes):
