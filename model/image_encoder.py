@@ -45,16 +45,17 @@ class ImageEncoderViT(nn.Module):
             LayerNorm2d(config.out_chans),
         )
 
-    def forward(self, pixels_BCHW: Tensor) -> Tensor:
+    def forward(self, pixels_BCHW: Tensor, paths_BL2: Tensor | None = None) -> Tensor:
         """B×3×S×S normalised pixels → B×out_chans×(S/patch)×(S/patch).
 
         S is the configured `img_size`; a smaller S (training at low resolution) resamples the positions.
+        `paths_BL2` weighs what the attention and the MLP of each of the L blocks add (`drop_paths`).
         """
         # What the blocks add up is kept in fp32: in bf16 each would round what all before it have found.
         x_BHWC = self.patch_embed(pixels_BCHW).float()
         x_BHWC = x_BHWC + self.positions(x_BHWC.shape[1])
-        for block in self.blocks:
-            x_BHWC = block(x_BHWC)
+        for index, block in enumerate(self.blocks):
+            x_BHWC = block(x_BHWC) if paths_BL2 is None else block(x_BHWC, paths_BL2[:, index])
         embedding: Tensor = self.neck(x_BHWC.to(pixels_BCHW.dtype).permute(0, 3, 1, 2))
         return embedding
 
@@ -64,6 +65,16 @@ class ImageEncoderViT(nn.Module):
             return self.pos_embed
         resized = F.interpolate(self.pos_embed.permute(0, 3, 1, 2), (side, side), mode="bilinear")
         return resized.permute(0, 2, 3, 1)
+
+
+def drop_paths(uniform_BL2: Tensor, rate: float) -> Tensor:
+    """Drop path (arXiv 1603.09382): 0 where a photograph goes without a block's attention or MLP.
+
+    From numbers in [0, 1). The chance to go without rises with the depth, from 0 to `rate`; what stays is
+    scaled up, so that its mean is the same.
+    """
+    stays_L = 1 - torch.linspace(0, rate, uniform_BL2.shape[1], device=uniform_BL2.device)[:, None]
+    return (uniform_BL2 < stays_L) / stays_L
 
 
 class PatchEmbed(nn.Module):
@@ -89,8 +100,8 @@ class Block(nn.Module):
         self.norm2 = nn.LayerNorm(config.embed_dim, eps=1e-6)
         self.mlp = MLPBlock(config.embed_dim, int(config.embed_dim * config.mlp_ratio), nn.GELU)
 
-    def forward(self, x_BHWC: Tensor) -> Tensor:
-        """B×H×W×C → the same shape."""
+    def forward(self, x_BHWC: Tensor, paths_B2: Tensor | None = None) -> Tensor:
+        """B×H×W×C → the same shape; `paths_B2` weighs what the attention and the MLP add."""
         height, width = x_BHWC.shape[1:3]
         dtype = self.norm1.weight.dtype
         normed = self.norm1(x_BHWC.to(dtype))
@@ -99,9 +110,13 @@ class Block(nn.Module):
             attended = merge_windows(self.attn(windows), self.window_size, height, width)
         else:
             attended = self.attn(normed)
+        if paths_B2 is not None:
+            attended = attended * paths_B2[:, 0, None, None, None]
         x_BHWC = x_BHWC + attended
-        out: Tensor = x_BHWC + self.mlp(self.norm2(x_BHWC.to(dtype)))
-        return out
+        found: Tensor = self.mlp(self.norm2(x_BHWC.to(dtype)))
+        if paths_B2 is not None:
+            found = found * paths_B2[:, 1, None, None, None]
+        return x_BHWC + found
 
 
 class Attention(nn.Module):

@@ -95,10 +95,14 @@ class Sam(nn.Module):
                 )
         return self.encode_padded(torch.stack([self._pad(image, side) for image in images]))
 
-    def encode_padded(self, pixels_BCHW: Tensor) -> EncodedImages:
-        """Encode squares that are normalised and padded already (training encodes smaller squares, too)."""
+    def encode_padded(self, pixels_BCHW: Tensor, paths_BL2: Tensor | None = None) -> EncodedImages:
+        """Encode squares that are normalised and padded already (training encodes smaller squares, too).
+
+        `paths_BL2` weighs what the blocks of a ViT add, in training (`model.image_encoder.drop_paths`).
+        """
         no_mask = self.prompt_encoder.no_mask_embed.weight
-        embedding_BCHW = self.image_encoder(pixels_BCHW).to(no_mask.dtype)
+        weighed = () if paths_BL2 is None else (paths_BL2,)
+        embedding_BCHW = self.image_encoder(pixels_BCHW, *weighed).to(no_mask.dtype)
         return EncodedImages(embedding_BCHW, self._share(embedding_BCHW + no_mask[0][:, None, None]))
 
     def _share(self, cells_BCHW: Tensor) -> SharedImage:

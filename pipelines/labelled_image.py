@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import compress
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -87,6 +88,12 @@ class LabelledImage:
     def areas(self) -> NDArray[np.float64]:
         """Pixels of every mask. (One by one: pycocotools 2.0.11 fails on more than 255 at once.)"""
         return np.array([float(mask_utils.area(rle)) for rle in self.rles])
+
+    def up_to(self, share: float) -> LabelledImage:
+        """The same photograph without the masks that cover more than `share` of it."""
+        height, width = self.rles[0]["size"]
+        small_enough = self.areas() <= share * height * width
+        return replace(self, rles=tuple(compress(self.rles, small_enough)))
 
 
 def checked_rle(size: Sequence[int], counts: str, expected: tuple[int, int] | None) -> dict[str, Any] | None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from model.image_encoder import drop_paths
 from model.interaction import BOX_NOISE, Round, interact
 from model.losses import FeatureContrast, FeatureImitation, best_iou, dice_loss, focal_loss, mask_iou
 from model.prompts import MAX_POINTS, Draws, holding, noisy_boxes, points_in_and_around
@@ -37,7 +38,7 @@ class Objective(nn.Module):
         """
         sam = self.sam
         pixels = sam.normalise(batch.pixels_BCHW) * batch.valid_BHW[:, None].to(sam.device)
-        images = sam.encode_padded(pixels)
+        images = sam.encode_padded(pixels, self._paths(stage, draws))
         measured: dict[str, Tensor] = {}
         total = torch.zeros((), device=sam.device)
         if stage.train != "decoder":
@@ -45,6 +46,13 @@ class Objective(nn.Module):
         if stage.train != "encoder":
             total = total + self._mask_loss(images, batch, stage, draws, measured)
         return total, {name: value.detach() for name, value in measured.items()}
+
+    def _paths(self, stage: StageConfig, draws: Draws) -> Tensor | None:
+        """Which blocks each photograph goes without; None where none are left out."""
+        if stage.train == "decoder" or not self.config.drop_path:
+            return None
+        uniform_BL2 = draws.uniform(self.sam.config.depth, 2)
+        return drop_paths(uniform_BL2, self.config.drop_path).to(self.sam.device)
 
     def _auxiliary_loss(self, embedding_BCHW: Tensor, batch: Batch, measured: dict[str, Tensor]) -> Tensor:
         """What the encoder's features cost, with no decoder in between."""

@@ -52,8 +52,9 @@ def train(config: TrainConfig) -> Path:
     with joined(config.device) as (processes, device):
         if not processes.first:
             log.setLevel(logging.WARNING)
-        _check(config, images, processes, device)
-        training = [image for image in images if not image.validates]
+        smaller = (image.up_to(config.largest_mask) for image in images if not image.validates)
+        training = [image for image in smaller if image.rles]
+        _check(config, images, training, processes, device)
         teacher = None
         if config.teacher_features is not None:
             teacher = TeacherFeatures(config.teacher_features, training)
@@ -149,7 +150,13 @@ def _tensorboard() -> type[SummaryWriter]:
     return SummaryWriter
 
 
-def _check(config: TrainConfig, images: Sequence[LabelledImage], processes: Processes, device: str) -> None:
+def _check(
+    config: TrainConfig,
+    images: Sequence[LabelledImage],
+    training: Sequence[LabelledImage],
+    processes: Processes,
+    device: str,
+) -> None:
     """Raise ConfigError where the configuration asks for what the data or the machine do not have."""
     place = torch.device(device)
     if place.type == "cuda" and (place.index or 0) >= torch.cuda.device_count():
@@ -166,12 +173,12 @@ def _check(config: TrainConfig, images: Sequence[LabelledImage], processes: Proc
         raise ConfigError(
             f"source_weights: {config.data} has no {', '.join(unknown)}; its sources: {', '.join(sources)}"
         )
-    drawn = [i for i in images if not i.validates and config.source_weights.get(i.source, 1) > 0]
+    drawn = [image for image in training if config.source_weights.get(image.source, 1) > 0]
     needed = max(stage.images for stage in config.stages)
     if len(drawn) < needed:
         raise ConfigError(
             f"{config.data}: a step draws {needed} images (stages), but only {len(drawn)} are for training "
-            f"and have a weight above 0 (source_weights)"
+            f"and have a weight above 0 (source_weights) and a mask that is not too large (largest_mask)"
         )
 
 

@@ -80,6 +80,9 @@ class TrainConfig(Section):
     source_weights: dict[str, NonNegativeFloat] = Field(
         {}, description="How often a source's images are drawn: 0 never; sources not named count 1."
     )
+    largest_mask: float = Field(
+        0.9, gt=0, le=1, description="Masks that cover a larger share of their photograph are left out."
+    )
     paste_share: float = Field(
         0.0, ge=0, le=1, description="Share of squares with objects of another photograph pasted on."
     )
@@ -101,6 +104,13 @@ class TrainConfig(Section):
     )
     weight_decay: float = Field(0.1, ge=0, description="On matrices only.")
     beta2: float = Field(0.999, ge=0, lt=1, description="AdamW's memory of squared gradients.")
+    drop_path: float = Field(
+        0.4,
+        ge=0,
+        lt=1,
+        description="Chance that a photograph goes without the last block's attention, or its MLP; a smaller "
+        "one for those before.",
+    )
     accumulate: int = Field(
         1, ge=1, description="Parts in which a process works on its share of a step, to save memory."
     )

@@ -4,8 +4,10 @@ import math
 
 import pytest
 import torch
+from torch import nn
 
 from model.config import MODELS, SamConfig
+from model.image_encoder import ImageEncoderViT, drop_paths
 from model.initialise import cosine_filters, initialise
 from model.losses import FeatureContrast, best_iou, dice_loss, focal_loss, mask_iou
 from model.prompts import holding, noisy_boxes, points_in_and_around, tight_boxes
@@ -119,6 +121,36 @@ def test_a_new_model_attends_to_the_prompts_own_place():
     row, column = divmod(int(scores.argmax()), 32)
     assert abs(row - 20) <= 2
     assert abs(column - 8) <= 2
+
+
+def test_drop_path_leaves_out_more_of_later_blocks_and_keeps_the_mean():
+    uniform = torch.tensor([[0.0, 0.0], [0.7, 0.76], [0.4, 0.6]])[None]  # three blocks: attention, MLP
+    assert drop_paths(uniform, 0.5).tolist() == [[[1.0, 1.0], [pytest.approx(1 / 0.75), 0.0], [2.0, 0.0]]]
+    many = drop_paths(torch.rand(20_000, 3, 2, generator=torch.Generator().manual_seed(0)), 0.5)
+    assert torch.allclose(many.mean(0), torch.ones(3, 2), atol=0.03)
+
+
+def test_an_encoder_without_its_blocks_is_its_patches_and_its_neck():
+    torch.manual_seed(0)
+    config = SamConfig(
+        img_size=64, embed_dim=16, depth=2, num_heads=2, window_size=2, global_attn_indexes=(1,), out_chans=16
+    )
+    encoder = ImageEncoderViT(config)
+    for parameter in encoder.parameters():
+        nn.init.normal_(parameter, std=0.3)
+    pixels = torch.randn(3, 3, 64, 64)
+    patches = encoder.patch_embed.proj(pixels) + encoder.pos_embed.permute(0, 3, 1, 2)
+    paths = torch.ones(3, 2, 2)
+    paths[1] = 0  # the second photograph goes without any block, the third without the last MLP
+    paths[2, 1, 1] = 0
+    with torch.no_grad():
+        found, plain = encoder(pixels, paths), encoder(pixels)
+        assert torch.allclose(found[0], plain[0], atol=1e-5)
+        assert torch.allclose(found[1], encoder.neck(patches[1:2])[0], atol=1e-5)
+        for parameter in encoder.blocks[1].mlp.parameters():
+            parameter.zero_()
+        assert torch.allclose(found[2], encoder(pixels)[2], atol=1e-5)
+        assert not torch.allclose(found[2], plain[2], atol=1e-2)
 
 
 def test_tiny_vit_cannot_be_initialised_for_training():

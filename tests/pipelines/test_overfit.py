@@ -130,6 +130,8 @@ def test_fifty_images_are_learnt_by_heart(tmp_path):
         layer_decay=1.0,
         weight_decay=0.0,
         ema_decay=0.98,
+        drop_path=0.0,
+        largest_mask=1.0,
         evaluate_every=500,
     )
     scores = evaluate(load_sam("nano", train(config)), read_labelled(data), size=stage.size).scores

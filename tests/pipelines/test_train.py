@@ -12,16 +12,18 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from pycocotools import mask as mask_utils
 from safetensors.torch import save_file
 
 from model import checkpoint, load_sam
 from model.interaction import Round
 from model.losses import mask_iou
+from model.prompts import Draws
 from pipelines import training_data
 from pipelines.cli import main
 from pipelines.errors import ConfigError, IncompleteRun
 from pipelines.labelled import read_labelled
-from pipelines.objective import best_meant
+from pipelines.objective import Objective, best_meant
 from pipelines.settings import load_settings
 from pipelines.train import batches, train
 from pipelines.trainer import Trainer
@@ -86,6 +88,7 @@ def test_a_table_of_something_else_is_named(row, expected, tmp_path):
             r"a step draws 21 images \(stages\), but only",
         ),
         ({"source_weights": {"drawn": 0}}, r"only 0 are for training .*\(source_weights\)"),
+        ({"largest_mask": 0.001}, r"only 0 are for training .*\(largest_mask\)"),
         ({"source_weights": {"drown": 2}}, "source_weights: .* has no drown; its sources: drawn"),
         ({"device": "cuda:99"}, "device: cuda:99: PyTorch sees"),
         ({"out": __file__}, "out: .*test_train.py: no folder can be made there"),
@@ -309,6 +312,17 @@ def test_processes_make_their_own_part_of_the_same_batch(shapes):
         assert torch.equal(torch.cat([getattr(part, name) for part in whole.split(2)]), getattr(whole, name))
 
 
+def test_masks_of_nearly_the_whole_photograph_are_left_out(shapes):
+    image = read_labelled(shapes)[0]
+    whole, most = np.ones((96, 128), np.uint8), np.ones((96, 128), np.uint8)
+    most[:10] = 0  # 86 rows of 96: 0.896 of it
+    rles = tuple(mask_utils.encode(np.asfortranarray(mask)) for mask in (whole, most))
+    image = replace(image, rles=(*rles, *image.rles))
+    assert image.up_to(0.9).rles == image.rles[1:]
+    assert image.up_to(1.0).rles == image.rles
+    assert replace(image, rles=rles[:1]).up_to(0.9).rles == ()
+
+
 def test_a_share_of_squares_has_no_colour(shapes):
     grey = [
         bool((batch.pixels_BCHW.amax(1) == batch.pixels_BCHW.amin(1)).all())
@@ -364,6 +378,21 @@ def test_a_stage_may_hold_the_predicted_iou_against_another_mask(shapes, tmp_pat
     assert prompt != point
     assert losses["prompt", "prompt"] == losses["point", "prompt"] == prompt
     assert losses["prompt", "point"] == losses["point", "point"] == point
+
+
+def test_blocks_are_left_out_while_the_encoder_learns_and_at_no_other_time(shapes, tiny_weights, tmp_path):
+    without = configuration(shapes, tmp_path, initial=tiny_weights, drop_path=0.0)
+    some = without.model_copy(update={"drop_path": 0.9})
+    sam = Trainer.start(without).sam
+    batch, stage = next(batches(without, read_labelled(shapes), done=0))
+
+    def losses(config, stage):
+        _, parts = Objective(config, sam)(batch, stage, Draws(0, 1, range(len(batch))))
+        return {name: value.item() for name, value in parts.items()}
+
+    assert losses(some, stage)["contrast"] != losses(without, stage)["contrast"]
+    decoder = stage.model_copy(update={"train": "decoder"})
+    assert losses(some, decoder) == losses(without, decoder)
 
 
 def test_training_lowers_the_loss_and_keeps_every_prompt_kind(shapes, tmp_path):

@@ -33,6 +33,7 @@ def test_commands_mean_something(path):
 def test_the_papers_recipe_is_the_papers():
     recipe = load_settings(TrainConfig, "train_sam")
     assert (recipe.prompts, recipe.clicks, recipe.refine, recipe.box_share) == ("interaction", 8, True, 0.5)
+    assert (recipe.drop_path, recipe.layer_decay, recipe.largest_mask) == (0.6, 0.6, 0.9)
     assert (recipe.optimizer, recipe.focal_weight, recipe.iou_weight) == ("adamw", 20, 1)
     assert recipe.learning_rate_at(249) == recipe.learning_rate_at(119_999) == pytest.approx(8e-4)
     assert recipe.learning_rate_at(120_000) == pytest.approx(8e-5)

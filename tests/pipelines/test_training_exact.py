@@ -35,7 +35,7 @@ STAGES = (
 
 
 def configuration(shapes, tiny_weights, out, **changes):
-    """The paper's recipe, in little: an interaction of five rounds, AdamW, layer-wise and step decay."""
+    """The paper's recipe, in little: five rounds of interaction, AdamW, drop path, layer-wise decay."""
     values = {
         "data": shapes,
         "out": out,
