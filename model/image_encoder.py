@@ -70,11 +70,11 @@ class ImageEncoderViT(nn.Module):
 def drop_paths(uniform_BL2: Tensor, rate: float) -> Tensor:
     """Drop path (arXiv 1603.09382): 0 where a photograph goes without a block's attention or MLP.
 
-    From numbers in [0, 1). The chance to go without rises with the depth, from 0 to `rate`; what stays is
-    scaled up, so that its mean is the same.
+    `uniform_BL2` are numbers in [0, 1). The chance to go without rises with the depth, from 0 in the first
+    block to `rate` in the last; what stays is scaled up, so that its mean is the same.
     """
-    stays_L = 1 - torch.linspace(0, rate, uniform_BL2.shape[1], device=uniform_BL2.device)[:, None]
-    return (uniform_BL2 < stays_L) / stays_L
+    stays_L1 = 1 - torch.linspace(0, rate, uniform_BL2.shape[1], device=uniform_BL2.device)[:, None]
+    return (uniform_BL2 < stays_L1) / stays_L1
 
 
 class PatchEmbed(nn.Module):

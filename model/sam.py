@@ -101,7 +101,7 @@ class Sam(nn.Module):
         `paths_BL2` weighs what the blocks of a ViT add, in training (`model.image_encoder.drop_paths`).
         """
         no_mask = self.prompt_encoder.no_mask_embed.weight
-        weighed = () if paths_BL2 is None else (paths_BL2,)
+        weighed = () if paths_BL2 is None else (paths_BL2,)  # TinyViT knows none
         embedding_BCHW = self.image_encoder(pixels_BCHW, *weighed).to(no_mask.dtype)
         return EncodedImages(embedding_BCHW, self._share(embedding_BCHW + no_mask[0][:, None, None]))
 

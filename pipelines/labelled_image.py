@@ -89,11 +89,15 @@ class LabelledImage:
         """Pixels of every mask. (One by one: pycocotools 2.0.11 fails on more than 255 at once.)"""
         return np.array([float(mask_utils.area(rle)) for rle in self.rles])
 
-    def up_to(self, share: float) -> LabelledImage:
-        """The same photograph without the masks that cover more than `share` of it."""
+    def up_to(self, share: float) -> LabelledImage | None:
+        """The same photograph without masks that cover more than `share` of it; None if it has no other."""
         height, width = self.rles[0]["size"]
+        if share >= 1:
+            return self
         small_enough = self.areas() <= share * height * width
-        return replace(self, rles=tuple(compress(self.rles, small_enough)))
+        if small_enough.all():
+            return self
+        return replace(self, rles=tuple(compress(self.rles, small_enough))) if small_enough.any() else None
 
 
 def checked_rle(size: Sequence[int], counts: str, expected: tuple[int, int] | None) -> dict[str, Any] | None:

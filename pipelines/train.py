@@ -52,8 +52,8 @@ def train(config: TrainConfig) -> Path:
     with joined(config.device) as (processes, device):
         if not processes.first:
             log.setLevel(logging.WARNING)
-        smaller = (image.up_to(config.largest_mask) for image in images if not image.validates)
-        training = [image for image in smaller if image.rles]
+        given = [image for image in images if not image.validates]
+        training = [kept for image in given if (kept := image.up_to(config.largest_mask)) is not None]
         _check(config, images, training, processes, device)
         teacher = None
         if config.teacher_features is not None:
@@ -67,10 +67,18 @@ def train(config: TrainConfig) -> Path:
             config.model,
             sum(p.numel() for p in trainer.sam.parameters()) / 1e6,
             len(training),
-            len(images) - len(training),
+            len(images) - len(given),
             processes.rank + 1,
             processes.count,
         )
+        if left_out := sum(len(image.rles) for image in given) - sum(len(image.rles) for image in training):
+            log.info(
+                "%d masks left out that cover more than %g of their photograph (largest_mask), and %d "
+                "photographs that have no other",
+                left_out,
+                config.largest_mask,
+                len(given) - len(training),
+            )
         with ExitStack() as opened:
             record = None
             if processes.first:

@@ -81,7 +81,11 @@ class TrainConfig(Section):
         {}, description="How often a source's images are drawn: 0 never; sources not named count 1."
     )
     largest_mask: float = Field(
-        0.9, gt=0, le=1, description="Masks that cover a larger share of their photograph are left out."
+        0.9,
+        gt=0,
+        le=1,
+        description="Masks that cover a larger share of their photograph are left out. (A square that shows "
+        "nothing else still has itself asked for.)",
     )
     paste_share: float = Field(
         0.0, ge=0, le=1, description="Share of squares with objects of another photograph pasted on."

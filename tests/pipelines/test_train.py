@@ -15,6 +15,7 @@ import torch
 from pycocotools import mask as mask_utils
 from safetensors.torch import save_file
 
+import pipelines.train
 from model import checkpoint, load_sam
 from model.interaction import Round
 from model.losses import mask_iou
@@ -320,7 +321,35 @@ def test_masks_of_nearly_the_whole_photograph_are_left_out(shapes):
     image = replace(image, rles=(*rles, *image.rles))
     assert image.up_to(0.9).rles == image.rles[1:]
     assert image.up_to(1.0).rles == image.rles
-    assert replace(image, rles=rles[:1]).up_to(0.9).rles == ()
+    assert replace(image, rles=rles[:1]).up_to(0.9) is None
+
+
+def test_only_training_goes_without_the_largest_masks(shapes, tmp_path, monkeypatch, caplog):
+    whole = mask_utils.encode(np.ones((96, 128), np.uint8, order="F"))
+    images = [replace(image, rles=(*image.rles, whole)) for image in read_labelled(shapes)]
+    given = [image for image in images if not image.validates]
+    images[images.index(given[0])] = replace(given[0], rles=(whole,))
+    seen = {}
+
+    def spy(name, at):
+        function = getattr(pipelines.train, name)
+
+        def called(*arguments, **options):
+            seen[name] = arguments[at]
+            return function(*arguments, **options)
+
+        monkeypatch.setattr(pipelines.train, name, called)
+
+    spy("batches", 1)
+    spy("evaluate", 1)
+    monkeypatch.setattr(pipelines.train, "read_labelled", lambda *_: images)
+    caplog.set_level("INFO")
+    train(configuration(shapes, tmp_path, stages=(StageConfig(steps=1, size=64, images=2, masks=2),)))
+    assert [image.name for image in seen["batches"]] == [image.name for image in given[1:]]
+    assert all(len(image.rles) == 2 for image in seen["batches"])
+    assert all(whole in image.rles for image in seen["evaluate"])
+    assert f"{len(given)} masks left out" in caplog.text
+    assert "and 1 photographs" in caplog.text
 
 
 def test_a_share_of_squares_has_no_colour(shapes):
