@@ -52,8 +52,7 @@ def train(config: TrainConfig) -> Path:
     with joined(config.device) as (processes, device):
         if not processes.first:
             log.setLevel(logging.WARNING)
-        given = [image for image in images if not image.validates]
-        training = [kept for image in given if (kept := image.up_to(config.largest_mask)) is not None]
+        training = _to_learn_from(config, images)
         _check(config, images, training, processes, device)
         teacher = None
         if config.teacher_features is not None:
@@ -67,18 +66,10 @@ def train(config: TrainConfig) -> Path:
             config.model,
             sum(p.numel() for p in trainer.sam.parameters()) / 1e6,
             len(training),
-            len(images) - len(given),
+            sum(image.validates for image in images),
             processes.rank + 1,
             processes.count,
         )
-        if left_out := sum(len(image.rles) for image in given) - sum(len(image.rles) for image in training):
-            log.info(
-                "%d masks left out that cover more than %g of their photograph (largest_mask), and %d "
-                "photographs that have no other",
-                left_out,
-                config.largest_mask,
-                len(given) - len(training),
-            )
         with ExitStack() as opened:
             record = None
             if processes.first:
@@ -156,6 +147,21 @@ def _tensorboard() -> type[SummaryWriter]:
     except ImportError:
         raise ConfigError("training needs TensorBoard: pip install 'maskmill[train]'") from None
     return SummaryWriter
+
+
+def _to_learn_from(config: TrainConfig, images: Sequence[LabelledImage]) -> list[LabelledImage]:
+    """The images that are for training, without masks that are too large."""
+    given = [image for image in images if not image.validates]
+    training = [kept for image in given if (kept := image.up_to(config.largest_mask)) is not None]
+    if left_out := sum(len(image.rles) for image in given) - sum(len(image.rles) for image in training):
+        log.info(
+            "%d masks left out that cover more than %g of their photograph (largest_mask), and %d "
+            "photographs that have no other",
+            left_out,
+            config.largest_mask,
+            len(given) - len(training),
+        )
+    return training
 
 
 def _check(
