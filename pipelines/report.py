@@ -13,6 +13,7 @@ from contextlib import suppress
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Table
@@ -173,14 +174,19 @@ def _clock(seconds: float) -> str:
 
 
 def evaluation_table(scores: Mapping[str, float], by_source: Mapping[str, Mapping[str, float]]) -> Table:
-    """Scores of a model, a row each, over everything and source by source."""
-    table = Table("score", title="means over masks", title_justify="left")
+    """Scores of a model, a row each, over everything and by source; 80 columns do for eight of these."""
+    table = Table(title="means over masks", title_justify="left", box=SIMPLE_HEAD, padding=0, show_edge=False)
+    table.add_column("score", no_wrap=True)
     columns = {"all": scores, **by_source}
     for source in columns:
-        table.add_column(source, justify="right")
+        table.add_column(source, justify="right", overflow="fold", min_width=len("0.000"))
     for name in scores:
-        table.add_row(name, *(f"{of[name]:.3f}" if name in of else "-" for of in columns.values()))
+        table.add_row(name, *(_score(of[name]) if name in of else "-" for of in columns.values()))
     return table
+
+
+def _score(value: float) -> str:
+    return f"{value:.3f}" if value < 10 else f"{value:.1f}"  # masks an image may be many
 
 
 def bench_tables(result: Mapping[str, Any]) -> Iterable[Table]:

@@ -1,4 +1,4 @@
-"""The line of progress, where it cannot be told."""
+"""What a person is told: the line of progress, where it cannot be told, and the scores."""
 
 import errno
 import io
@@ -6,7 +6,7 @@ import sys
 
 from rich.console import Console
 
-from pipelines.report import LiveLine
+from pipelines.report import LiveLine, evaluation_table
 from pipelines.tasks import Tally
 
 
@@ -25,3 +25,18 @@ def test_a_log_that_is_full_costs_no_work(monkeypatch):
         with LiveLine(2, Console(file=io.StringIO())) as line:
             line.show(Tally(), 1)
     assert told.getvalue().startswith("0/2 images")
+
+
+def test_all_of_the_evaluations_table_is_seen_in_eighty_columns():
+    names = ["bsds500", "camvid", "ccp", "coco_instances", "coco_panoptic", "cwfid", "davis2016", "facades"]
+    scores = {"iou_calibration_mae": 0.1234, "ar_1000": 0.0567, "masks_per_image": 123.46}
+    sources = {name: scores | {"iou_calibration_mae": 0.2 + n / 100} for n, name in enumerate(names)}
+    del sources["davis2016"]["ar_1000"]
+    console = Console(file=io.StringIO(), width=80)
+    console.print(evaluation_table(scores, sources))
+    said = console.file.getvalue()
+    assert "…" not in said
+    rows = {words[0]: words[1:] for line in said.splitlines() if (words := line.split())}
+    assert rows["iou_calibration_mae"] == ["0.123", *(f"{0.2 + n / 100:.3f}" for n in range(8))]
+    assert rows["ar_1000"] == ["0.057"] * 7 + ["-", "0.057"]
+    assert rows["masks_per_image"] == ["123.5"] * 9
