@@ -22,8 +22,8 @@ import typer
 from engine import GeneratorConfig, MaskGenerator
 from engine.records import MaskRecord
 from model import load_sam
-from pipelines.labelled import read_labelled
-from pipelines.recall import automatic_scores
+from pipelines.evaluation.recall import automatic_scores
+from pipelines.labelled.read import read_labelled
 
 mpl.use("agg")
 

@@ -19,7 +19,7 @@ from pycocotools import mask as coco
 from engine import rle
 from pipelines.concavity import concavities
 from pipelines.errors import CorpusError, UsageError
-from pipelines.labelled_image import MAX_SIDE
+from pipelines.labelled.image import MAX_SIDE
 from pipelines.statistics import Statistics
 
 _PIECE = 4096

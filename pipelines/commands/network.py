@@ -17,16 +17,16 @@ from pipelines.places import place
 
 def train(config: Config = None, set_: Set = None) -> None:
     """Train the model on labelled masks; goes on from the last checkpoint in the output folder."""
-    from pipelines.train import train as run
-    from pipelines.training_config import TrainConfig
+    from pipelines.training.config import TrainConfig
+    from pipelines.training.train import train as run
 
     typer.echo(run(_schedule(TrainConfig, config, set_, "train_nano")))
 
 
 def pretrain(config: Config = None, set_: Set = None) -> None:
     """Teach the encoder to fill in plain photographs, no masks needed; `train` starts from what it gives."""
-    from pipelines.pretrain import PretrainConfig
-    from pipelines.pretrain import pretrain as run
+    from pipelines.training.pretrain import PretrainConfig
+    from pipelines.training.pretrain import pretrain as run
 
     typer.echo(run(_schedule(PretrainConfig, config, set_, "pretrain_nano")))
 
@@ -83,7 +83,7 @@ def evaluate(
     """Score a model against labelled masks: clicks, a box, its predicted IoU, and its automatic masks."""
     if data is None:
         raise UsageError("expected --data FOLDER, the labelled images to score against")
-    from pipelines import scoring
+    from pipelines.evaluation import scoring
 
     if against is not None:
         result, tables = scoring.score_corpora(data, against)

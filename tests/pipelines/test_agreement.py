@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from engine import rle
-from pipelines.agreement import agreement
 from pipelines.cli import main
 from pipelines.errors import UsageError
-from pipelines.reliability import plot_format, reliability
+from pipelines.evaluation.agreement import agreement
+from pipelines.evaluation.reliability import plot_format, reliability
 from pipelines.schema import ROW_SCHEMA
 from pipelines.shards import shard_path
 from tests.pipelines.corpora import make_corpus, make_photos

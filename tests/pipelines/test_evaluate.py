@@ -10,10 +10,10 @@ from pycocotools import mask as mask_utils
 
 from model import load_sam
 from pipelines.cli import main
-from pipelines.clicks import centre, correction
-from pipelines.evaluate import evaluate, score_image
-from pipelines.labelled import read_labelled
-from pipelines.recall import automatic_scores
+from pipelines.evaluation.clicks import centre, correction
+from pipelines.evaluation.evaluate import evaluate, score_image
+from pipelines.evaluation.recall import automatic_scores
+from pipelines.labelled.read import read_labelled
 
 
 def square(left, top, side, size=200):

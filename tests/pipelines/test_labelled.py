@@ -11,7 +11,7 @@ from pycocotools import mask as mask_utils
 from pipelines.cli import main
 from pipelines.corpus import Corpus
 from pipelines.errors import ConfigError, CorpusError
-from pipelines.labelled import read_labelled
+from pipelines.labelled.read import read_labelled
 from tests.pipelines.corpora import make_corpus, make_photos
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -20,10 +20,10 @@ from model import Sam, load_sam
 from model.checkpoint import save_sam
 from model.config import SamConfig
 from model.initialise import initialise
-from pipelines.evaluate import evaluate
-from pipelines.labelled import LabelledImage, read_labelled
-from pipelines.train import train
-from pipelines.training_config import StageConfig, TrainConfig
+from pipelines.evaluation.evaluate import evaluate
+from pipelines.labelled.read import LabelledImage, read_labelled
+from pipelines.training.config import StageConfig, TrainConfig
+from pipelines.training.train import train
 
 IMAGES = 50
 SMALLEST = 0.01

@@ -12,9 +12,9 @@ from model.mae import MaskedAutoencoder, attend_globally, patches
 from model.sam import Sam
 from pipelines.cli import main
 from pipelines.errors import ConfigError, UsageError
-from pipelines.pretrain import Learner, PretrainConfig, Squares, pretrain
-from pipelines.trainer import Trainer
-from pipelines.training_config import StageConfig, TrainConfig
+from pipelines.training.config import StageConfig, TrainConfig
+from pipelines.training.pretrain import Learner, PretrainConfig, Squares, pretrain
+from pipelines.training.trainer import Trainer
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

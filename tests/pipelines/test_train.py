@@ -15,21 +15,21 @@ import torch
 from pycocotools import mask as mask_utils
 from safetensors.torch import save_file
 
-import pipelines.train
 from model import checkpoint, load_sam
 from model.interaction import Round
 from model.losses import mask_iou
 from model.prompts import Draws
-from pipelines import training_data
 from pipelines.cli import main
 from pipelines.errors import ConfigError, IncompleteRun
-from pipelines.labelled import read_labelled
-from pipelines.objective import Objective, best_meant
+from pipelines.labelled.read import read_labelled
 from pipelines.settings import load_settings
-from pipelines.train import batches, train
-from pipelines.trainer import Trainer
-from pipelines.training_config import StageConfig, TrainConfig
-from pipelines.training_data import TeacherFeatures, TrainingBatches, read_ahead
+from pipelines.training import data as training_data
+from pipelines.training import train as training
+from pipelines.training.config import StageConfig, TrainConfig
+from pipelines.training.data import TeacherFeatures, TrainingBatches, read_ahead
+from pipelines.training.objective import Objective, best_meant
+from pipelines.training.train import batches, train
+from pipelines.training.trainer import Trainer
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -332,17 +332,17 @@ def test_only_training_goes_without_the_largest_masks(shapes, tmp_path, monkeypa
     seen = {}
 
     def spy(name, at):
-        function = getattr(pipelines.train, name)
+        function = getattr(training, name)
 
         def called(*arguments, **options):
             seen[name] = arguments[at]
             return function(*arguments, **options)
 
-        monkeypatch.setattr(pipelines.train, name, called)
+        monkeypatch.setattr(training, name, called)
 
     spy("batches", 1)
     spy("evaluate", 1)
-    monkeypatch.setattr(pipelines.train, "read_labelled", lambda *_: images)
+    monkeypatch.setattr(training, "read_labelled", lambda *_: images)
     caplog.set_level("INFO")
     train(configuration(shapes, tmp_path, stages=(StageConfig(steps=1, size=64, images=2, masks=2),)))
     assert [image.name for image in seen["batches"]] == [image.name for image in given[1:]]

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.pretrain import PretrainConfig
 from pipelines.settings import load_settings
-from pipelines.training_config import TrainConfig
+from pipelines.training.config import TrainConfig
+from pipelines.training.pretrain import PretrainConfig
 from tests.pipelines.command_lines import commands_in, parse
 
 ROOT = Path(__file__).parents[2]

@@ -19,12 +19,12 @@ from torch import nn
 from model.attention import in_parts
 from model.checkpoint import load_sam
 from pipelines.errors import ConfigError
-from pipelines.labelled import read_labelled
-from pipelines.optimizers import Muon, layer_scale, make_optimizers, orthogonal
+from pipelines.labelled.read import read_labelled
 from pipelines.settings import load_settings, to_yaml
-from pipelines.train import batches, train
-from pipelines.trainer import Trainer
-from pipelines.training_config import StageConfig, TrainConfig
+from pipelines.training.config import StageConfig, TrainConfig
+from pipelines.training.optimizers import Muon, layer_scale, make_optimizers, orthogonal
+from pipelines.training.train import batches, train
+from pipelines.training.trainer import Trainer
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -135,7 +135,7 @@ def test_scores_that_a_kill_prevented_are_made_when_the_run_goes_on(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("pipelines.train.evaluate", killed)
+        patch.setattr("pipelines.training.train.evaluate", killed)
         with pytest.raises(KeyboardInterrupt):
             train(config)
     assert Trainer.start(config).step == 3
@@ -245,7 +245,9 @@ def test_in_bf16_attention_and_muon_are_the_ones_for_it(shapes, tiny_weights, tm
         return in_parts(q, k, v)
 
     monkeypatch.setattr("model.attention.in_parts", watched)
-    monkeypatch.setattr("pipelines.optimizers.orthogonal", lambda x: made_orthogonal.append(x.dtype) or x)
+    monkeypatch.setattr(
+        "pipelines.training.optimizers.orthogonal", lambda x: made_orthogonal.append(x.dtype) or x
+    )
     trainer = steps(Trainer.start(config), config, 1)
     assert attended == [torch.bfloat16] * trainer.sam.config.depth
     assert {*made_orthogonal} == {torch.bfloat16}

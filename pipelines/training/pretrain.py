@@ -34,11 +34,11 @@ from pipelines import storage
 from pipelines.config import IMAGE_EXTENSIONS
 from pipelines.decode import decode_image
 from pipelines.errors import ConfigError, IncompleteRun, InputRejected
-from pipelines.optimizers import without_denormals
 from pipelines.reader import read_input
 from pipelines.settings import Section
 from pipelines.sources import list_inputs
-from pipelines.training_data import read_ahead
+from pipelines.training.data import read_ahead
+from pipelines.training.optimizers import without_denormals
 
 log = logging.getLogger("maskmill.train")
 

@@ -32,11 +32,11 @@ from model.sam import Sam
 from model.tensor_file import DAMAGE
 from pipelines import storage
 from pipelines.errors import ConfigError, IncompleteRun
-from pipelines.objective import Objective
-from pipelines.optimizers import make_optimizers
-from pipelines.processes import Processes
-from pipelines.training_config import StageConfig, TrainConfig
-from pipelines.training_data import Batch
+from pipelines.training.config import StageConfig, TrainConfig
+from pipelines.training.data import Batch
+from pipelines.training.objective import Objective
+from pipelines.training.optimizers import make_optimizers
+from pipelines.training.processes import Processes
 
 log = logging.getLogger("maskmill.train")
 

@@ -25,8 +25,8 @@ from torch import Tensor
 
 from model.prompts import tight_boxes
 from model.sam import EncodedImages, Sam
-from pipelines.clicks import centre, correction
-from pipelines.labelled import LabelledImage
+from pipelines.evaluation.clicks import centre, correction
+from pipelines.labelled.read import LabelledImage
 
 DISC_RADII = (8 / 256, 20 / 256, 50 / 256)
 """Of the photograph's longer side."""

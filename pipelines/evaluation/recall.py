@@ -22,8 +22,8 @@ from pycocotools.cocoeval import COCOeval
 
 from engine import MaskGenerator
 from engine.records import MaskRecord
-from pipelines.evaluate import Evaluation
-from pipelines.labelled import LabelledImage
+from pipelines.evaluation.evaluate import Evaluation
+from pipelines.labelled.read import LabelledImage
 
 MAX_MASKS = (10, 100, 1000)
 

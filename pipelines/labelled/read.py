@@ -2,8 +2,8 @@
 
 - a folder of tables: `{source}.parquet` with one row an image, `image_id`, `file_name` (relative to the
   folder), `source` and `masks`, a list of COCO RLE {size, counts}; the photographs beside them;
-- a COCO JSON, and a folder of SA-1B (`pipelines.labelled_json`);
-- a corpus of ours (`pipelines.labelled_corpus`).
+- a COCO JSON, and a folder of SA-1B (`pipelines.labelled.from_json`);
+- a corpus of ours (`pipelines.labelled.from_corpus`).
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ import pyarrow.parquet as pq
 
 from pipelines import manifest
 from pipelines.errors import ConfigError
-from pipelines.labelled_corpus import read_corpus
-from pipelines.labelled_image import VALIDATION_SHARE, LabelledImage, PhotographFile, checked_rle
-from pipelines.labelled_json import read_coco, read_sa1b
+from pipelines.labelled.from_corpus import read_corpus
+from pipelines.labelled.from_json import read_coco, read_sa1b
+from pipelines.labelled.image import VALIDATION_SHARE, LabelledImage, PhotographFile, checked_rle
 
 __all__ = ["VALIDATION_SHARE", "LabelledImage", "read_labelled"]
 

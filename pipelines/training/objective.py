@@ -15,8 +15,8 @@ from model.interaction import BOX_NOISE, Round, interact
 from model.losses import FeatureContrast, FeatureImitation, best_iou, dice_loss, focal_loss, mask_iou
 from model.prompts import MAX_POINTS, Draws, holding, noisy_boxes, points_in_and_around
 from model.sam import EncodedImages, Sam
-from pipelines.training_config import StageConfig, TrainConfig
-from pipelines.training_data import Batch
+from pipelines.training.config import StageConfig, TrainConfig
+from pipelines.training.data import Batch
 
 
 class Objective(nn.Module):

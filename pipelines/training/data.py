@@ -21,9 +21,9 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from pipelines.clicks import centre
 from pipelines.errors import ConfigError, MaskmillError
-from pipelines.labelled import LabelledImage
+from pipelines.evaluation.clicks import centre
+from pipelines.labelled.read import LabelledImage
 
 T = TypeVar("T")
 

@@ -1,8 +1,8 @@
 """`maskmill train`: teach the promptable model from labelled masks (paper, section 3 and appendix A).
 
-Each step encodes a few photographs once and asks about several masks of each (`pipelines.objective`). Stages
-run one after another, small squares first: a small model learns objects sooner from 256-pixel squares and
-needs only a short time at full size afterwards.
+Each step encodes a few photographs once and asks about several masks of each (`training.objective`).
+Stages run one after another, small squares first: a small model learns objects sooner from 256-pixel squares
+and needs only a short time at full size afterwards.
 
 Several processes, started by `torchrun`, share each step's photographs; the first of them writes.
 """
@@ -22,15 +22,15 @@ import torch
 from model.checkpoint import save_sam
 from pipelines import storage
 from pipelines.errors import ConfigError
-from pipelines.evaluate import evaluate
-from pipelines.labelled import LabelledImage, read_labelled
-from pipelines.optimizers import without_denormals
-from pipelines.processes import Processes, joined
+from pipelines.evaluation.evaluate import evaluate
+from pipelines.labelled.read import LabelledImage, read_labelled
 from pipelines.sealed import write_json
-from pipelines.trainer import Trainer
-from pipelines.training_config import StageConfig, TrainConfig
-from pipelines.training_data import Batch, TeacherFeatures, TrainingBatches, read_ahead
-from pipelines.training_pictures import prompts_and_masks
+from pipelines.training.config import StageConfig, TrainConfig
+from pipelines.training.data import Batch, TeacherFeatures, TrainingBatches, read_ahead
+from pipelines.training.optimizers import without_denormals
+from pipelines.training.pictures import prompts_and_masks
+from pipelines.training.processes import Processes, joined
+from pipelines.training.trainer import Trainer
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from model.sam import Sam
-from pipelines.training_config import TrainConfig
+from pipelines.training.config import TrainConfig
 
 Named = Iterable[tuple[str, nn.Parameter]]
 

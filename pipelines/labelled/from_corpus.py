@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from pipelines.corpus import Corpus
 from pipelines.decode import decode_image
 from pipelines.errors import ConfigError, CorpusError, InputRejected
-from pipelines.labelled_image import LabelledImage, checked_rle
+from pipelines.labelled.image import LabelledImage, checked_rle
 from pipelines.parquet_source import read_row
 from pipelines.reader import read_input
 from pipelines.shards import open_parquet, shard_path

@@ -11,14 +11,14 @@ from rich.table import Table
 
 from engine import MaskGenerator
 from model import load_sam
-from pipelines.agreement import agreement
 from pipelines.config import load_config
 from pipelines.errors import ConfigError, UsageError
-from pipelines.evaluate import evaluate
-from pipelines.labelled import VALIDATION_SHARE, read_labelled
+from pipelines.evaluation.agreement import agreement
+from pipelines.evaluation.evaluate import evaluate
+from pipelines.evaluation.recall import evaluate_automatic
+from pipelines.evaluation.reliability import plot_format, reliability, write_plot
+from pipelines.labelled.read import VALIDATION_SHARE, read_labelled
 from pipelines.places import is_remote
-from pipelines.recall import evaluate_automatic
-from pipelines.reliability import plot_format, reliability, write_plot
 from pipelines.report import evaluation_table
 
 Outcome = tuple[dict[str, Any], list[Table]]

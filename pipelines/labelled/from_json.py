@@ -17,7 +17,7 @@ from typing import Any
 from pycocotools import mask as mask_utils
 
 from pipelines.errors import ConfigError
-from pipelines.labelled_image import MAX_SIDE, LabelledImage, PhotographFile, checked_rle
+from pipelines.labelled.image import MAX_SIDE, LabelledImage, PhotographFile, checked_rle
 
 log = logging.getLogger("maskmill.train")
 

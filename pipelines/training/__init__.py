@@ -1,0 +1,1 @@
+"""Teaching a model: `maskmill train` and `maskmill pretrain`."""
