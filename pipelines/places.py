@@ -172,7 +172,7 @@ def is_stores(error: BaseException) -> bool:
     gcsfs says 403 by an OSError without a number, as pyarrow does of damage, and 400 by a ValueError. Where
     it came from is told by the traceback, which pyarrow keeps when it reads through a store's file.
     """
-    if any(kind.__module__.partition(".")[0] in _LIBRARIES for kind in type(error).__mro__):
+    if _is_from_library(error):
         return True
     if not isinstance(error, _PLAIN) or getattr(error, "errno", None) is not None:
         return False
@@ -193,7 +193,13 @@ def store_code(error: BaseException) -> str:
     response = getattr(error.__cause__, "response", None)
     if isinstance(response, dict):
         return str(response.get("Error", {}).get("Code", ""))
-    return str(getattr(error, "code", None) or getattr(getattr(error, "response", None), "status_code", ""))
+    answer = getattr(getattr(error, "response", None), "status_code", "")
+    # not OpenCV's codes, nor those of whoever else numbers errors
+    return str((_is_from_library(error) and getattr(error, "code", None)) or answer)
+
+
+def _is_from_library(error: BaseException) -> bool:
+    return any(kind.__module__.partition(".")[0] in _LIBRARIES for kind in type(error).__mro__)
 
 
 def is_home_there(path: Path) -> bool:

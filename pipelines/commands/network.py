@@ -41,7 +41,12 @@ def _schedule(kind: Any, config: str | None, set_: list[str] | None, example: st
     return settings
 
 
+_OF_CORPORA = ("data", "against", "as_json")
+"""What `evaluate --against` is told."""
+
+
 def evaluate(
+    context: typer.Context,
     data: Annotated[
         Path | None,
         typer.Option(
@@ -86,6 +91,12 @@ def evaluate(
     from pipelines.evaluation import scoring
 
     if against is not None:
+        for option in context.command.params:
+            given = context.get_parameter_source(option.name or "")
+            if option.name not in _OF_CORPORA and given is not None and given.name == "COMMANDLINE":
+                raise UsageError(
+                    f"--against compares two corpora and runs no model: leave out {option.opts[0]}"
+                )
         result, tables = scoring.score_corpora(data, against)
     else:
         what = scoring.Wanted(

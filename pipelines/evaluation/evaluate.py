@@ -107,7 +107,12 @@ def score_image(
     three_P3HW = to_photograph(three, shape, (height, width)).unflatten(0, (-1, 3))
     iou_P3 = _iou(three_P3HW, true_PHW[:, None])
     iou_box_P = _iou(to_photograph(single, shape, (height, width)), true_PHW)
-    disc_P = _iou(_discs(clicks_P2, height, width), true_PHW[:, None]).amax(1)
+    disc_P = torch.stack(
+        [
+            _iou(_discs(click, height, width), true_HW).amax()
+            for click, true_HW in zip(clicks_P2, true_PHW, strict=True)
+        ]
+    )
 
     predicted_P3 = by_point.iou_BPM[0, :, 1:].float().cpu()
     chosen_P = predicted_P3.argmax(1)
@@ -147,18 +152,22 @@ def encode_square(
 
 
 def to_photograph(logits_KHW: Tensor, input_shape: tuple[int, int], shape: tuple[int, int]) -> Tensor:
-    """Masks at the photograph's size from logits of the padded square."""
-    square = F.interpolate(logits_KHW.float()[None].cpu(), (max(input_shape),) * 2, mode="bilinear")
-    cropped = square[..., : input_shape[0], : input_shape[1]]
-    return F.interpolate(cropped, shape, mode="bilinear")[0] > 0
+    """Masks at the photograph's size from logits of the padded square; a float mask at a time in memory."""
+
+    def one(logits_HW: Tensor) -> Tensor:
+        square = F.interpolate(logits_HW.float()[None, None].cpu(), (max(input_shape),) * 2, mode="bilinear")
+        cropped = square[..., : input_shape[0], : input_shape[1]]
+        return F.interpolate(cropped, shape, mode="bilinear")[0, 0] > 0
+
+    return torch.stack([one(logits_HW) for logits_HW in logits_KHW])
 
 
-def _discs(clicks_P2: NDArray[np.float64], height: int, width: int) -> Tensor:
-    """P×3×H×W discs of the three radii."""
+def _discs(click: NDArray[np.float64], height: int, width: int) -> Tensor:
+    """3×H×W discs of the three radii about (x, y)."""
     y, x = np.ogrid[:height, :width]
-    squared = (x - clicks_P2[:, 0, None, None]) ** 2 + (y - clicks_P2[:, 1, None, None]) ** 2
-    radii = np.array(DISC_RADII)[None, :, None, None] * max(height, width)
-    return torch.from_numpy(squared[:, None] <= radii**2)
+    squared_HW = (x - click[0]) ** 2 + (y - click[1]) ** 2
+    radii = np.array(DISC_RADII)[:, None, None] * max(height, width)
+    return torch.from_numpy(squared_HW <= radii**2)
 
 
 def _iou(masks: Tensor, true: Tensor) -> Tensor:

@@ -44,14 +44,14 @@ class CorpusPhotograph:
 
 
 def read_corpus(folder: Path) -> list[LabelledImage]:
-    """The images of a corpus, complete or not, that have masks; the folder's name is their source.
+    """The images of a corpus, complete or not, that have masks. Their source is `corpus`, wherever it lies.
 
     Raises CorpusError where the corpus is damaged.
     """
-    return list(_images(Corpus(folder), folder.resolve().name))
+    return list(_images(Corpus(folder)))
 
 
-def _images(corpus: Corpus, source: str) -> Iterator[LabelledImage]:
+def _images(corpus: Corpus) -> Iterator[LabelledImage]:
     rows = corpus.rows()
     for shard in corpus.shards:
         path = shard_path(corpus.path, shard)
@@ -78,4 +78,4 @@ def _images(corpus: Corpus, source: str) -> Iterator[LabelledImage]:
                 row=index if row["image"] else None,
             )
             if kept := tuple(mask for mask in rles if mask is not None):
-                yield LabelledImage(str(row["image_id"]), photograph, source, kept)
+                yield LabelledImage(str(row["image_id"]), photograph, "corpus", kept)

@@ -2,7 +2,8 @@
 
 Masks are polygons, run lengths, or compressed run lengths. Crowds (`iscrowd`) are left out: one mask over
 many objects is no mask of an object. What is read may come from anywhere: each code is checked before
-pycocotools sees it, and polygons are cut off at the photograph's edge.
+pycocotools sees it, and polygons are cut off at the photograph's edge. The source is the form, `coco` or
+`sa1b`, not the name of a file: one that moves sets the same images aside for validation.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ log = logging.getLogger("maskmill.train")
 
 
 def read_coco(path: Path, photographs: Path) -> list[LabelledImage]:
-    """The images of a COCO JSON that have a mask; the file's name is their source.
+    """The images of a COCO JSON that have a mask.
 
     Raises ConfigError: no JSON, not COCO's, a photograph that is not there, a mask that is not right.
     """
@@ -53,12 +54,12 @@ def read_coco(path: Path, photographs: Path) -> list[LabelledImage]:
             raise ConfigError(
                 f"{path}: image {image_id}: no file {file}; photographs is to name their folder"
             )
-        found.append(LabelledImage(str(image_id), PhotographFile(file, path.name), path.stem, tuple(rles)))
+        found.append(LabelledImage(str(image_id), PhotographFile(file, path.name), "coco", tuple(rles)))
     return found
 
 
 def read_sa1b(folder: Path) -> list[LabelledImage]:
-    """The images of a folder of SA-1B, photographs and their JSON side by side; its name is their source.
+    """The images of a folder of SA-1B, photographs and their JSON side by side.
 
     Raises ConfigError: not such JSON, a photograph that is not there, a mask that is not right.
     """
@@ -75,9 +76,7 @@ def read_sa1b(folder: Path) -> list[LabelledImage]:
             raise ConfigError(f"{path}: no file {file}")
         if kept := tuple(mask for mask in rles if mask is not None):
             image_id = str(image.get("image_id", path.stem))
-            found.append(
-                LabelledImage(image_id, PhotographFile(file, path.name), folder.resolve().name, kept)
-            )
+            found.append(LabelledImage(image_id, PhotographFile(file, path.name), "sa1b", kept))
     return found
 
 
@@ -120,6 +119,8 @@ def _mask(path: Path, annotation: Any, size: tuple[int, int]) -> dict[str, Any] 
         segmentation = annotation["segmentation"]
         if isinstance(segmentation, list):
             return _polygons(segmentation, size)
+        if not isinstance(segmentation, dict):
+            raise ValueError(f"segmentation: expected polygons or {{size, counts}}, got {segmentation!r:.40}")
         counts = segmentation["counts"]
         if isinstance(counts, list):
             counts = _compressed(counts, segmentation["size"], size)
@@ -147,9 +148,27 @@ def _polygons(polygons: list[Any], size: tuple[int, int]) -> dict[str, Any] | No
             raise ValueError(f"polygon {number}: expected at least three x, y pairs")
         if not all(isinstance(value, int | float) and math.isfinite(value) for value in polygon):
             raise ValueError(f"polygon {number}: a coordinate is not a finite number")
-        limits = (width, height) * (len(polygon) // 2)
-        within.append([min(max(float(v), 0.0), float(most)) for v, most in zip(polygon, limits, strict=True)])
+        corners = [(float(x), float(y)) for x, y in zip(polygon[::2], polygon[1::2], strict=True)]
+        corners = _cut_off(_cut_off(corners, 0, width), 1, height)
+        if len(corners) > 2:
+            within.append([value for corner in corners for value in corner])
     if not within:
         return None
     merged = mask_utils.merge(mask_utils.frPyObjects(within, height, width))
     return merged if mask_utils.area(merged) else None
+
+
+def _cut_off(corners: list[tuple[float, float]], axis: int, most: float) -> list[tuple[float, float]]:
+    """What lies between 0 and `most` of a polygon (Sutherland and Hodgman's way, an edge after another)."""
+    for limit, inward in ((0.0, 1.0), (most, -1.0)):
+        kept: list[tuple[float, float]] = []
+        for here, there in zip(corners, corners[1:] + corners[:1], strict=True):
+            depths = [inward * (corner[axis] - limit) for corner in (here, there)]
+            if depths[0] >= 0:
+                kept.append(here)
+            if (depths[0] < 0) != (depths[1] < 0):
+                share = depths[0] / (depths[0] - depths[1])
+                other = here[1 - axis] + share * (there[1 - axis] - here[1 - axis])
+                kept.append((limit, other) if axis == 0 else (other, limit))
+        corners = kept
+    return corners

@@ -44,9 +44,14 @@ class PhotographFile:
 
     def pixels(self) -> NDArray[np.uint8]:
         """RGB, H×W×3. Raises ConfigError for a file that OpenCV cannot read."""
-        image = cv2.imread(str(self.path), cv2.IMREAD_COLOR)
+        try:
+            image = cv2.imread(str(self.path), cv2.IMREAD_COLOR)
+        except cv2.error:  # a header that claims more pixels than OpenCV takes
+            image = None
         if image is None:
-            raise ConfigError(f"{self.path}: not an image, or missing; it is named in {self.named_in}")
+            raise ConfigError(
+                f"{self.path}: not an image that OpenCV reads, or missing; it is named in {self.named_in}"
+            )
         return np.ascontiguousarray(image[:, :, ::-1])
 
 
@@ -61,14 +66,18 @@ class LabelledImage:
 
     @property
     def name(self) -> str:
-        """Source and id: unique in a folder."""
+        """Source and id: no two images of a folder have the same (`read_labelled`)."""
         return f"{self.source}/{self.image_id}"
+
+    @property
+    def digest(self) -> int:
+        """64 bits of the hash of its name."""
+        return int.from_bytes(hashlib.sha256(self.name.encode()).digest()[:8], "big")
 
     @property
     def validates(self) -> bool:
         """Whether this image is set aside."""
-        digest = hashlib.sha256(self.name.encode()).digest()
-        return int.from_bytes(digest[:8], "big") % VALIDATION_SHARE == 0
+        return self.digest % VALIDATION_SHARE == 0
 
     def pixels(self) -> NDArray[np.uint8]:
         """RGB, H×W×3. Raises ConfigError where they cannot be had, or are not of the masks' size."""

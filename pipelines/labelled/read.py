@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -46,6 +47,9 @@ def read_labelled(data: Path, photographs: Path | None = None) -> list[LabelledI
             f"{data}: no labelled images; expected {{source}}.parquet files beside images/, a COCO JSON, a "
             f"folder of SA-1B's .jpg and .json, or a corpus"
         )
+    twice = [name for name, count in Counter(image.name for image in found).items() if count > 1]
+    if twice:
+        raise ConfigError(f"{data}: two images are {twice[0]} (source/id): an id is to be one image's")
     return found
 
 

@@ -11,11 +11,12 @@ from __future__ import annotations
 import math
 from itertools import accumulate
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, NonNegativeFloat, PositiveFloat, field_validator, model_validator
+from pydantic import BeforeValidator, Field, NonNegativeFloat, PositiveFloat, field_validator, model_validator
 
 from model.interaction import Interaction
+from pipelines.places import scheme_of
 from pipelines.settings import Section
 
 _DECIDES_NO_STEP = {
@@ -28,6 +29,15 @@ _DECIDES_NO_STEP = {
     "evaluate_every",
     "validation_images",
 }
+
+
+def _on_this_machine(path: Any) -> Any:
+    if isinstance(path, str) and scheme_of(path):
+        raise ValueError(f"expected a path on this machine, got {path}: training reads and writes no store")
+    return path
+
+
+LocalPath = Annotated[Path, BeforeValidator(_on_this_machine)]
 
 
 class StageConfig(Section):
@@ -47,7 +57,8 @@ class StageConfig(Section):
     )
     train: Literal["all", "encoder", "decoder"] = Field(
         "all",
-        description="encoder: on the auxiliary losses, with no masks drawn; decoder: the rest is frozen.",
+        description="encoder: on the auxiliary losses, with no masks drawn; decoder: it and the prompt "
+        "encoder, the image encoder is frozen.",
     )
     focal_weight: float | None = Field(
         None, ge=0, description="In place of the run's: without much of it masks become decided."
@@ -68,13 +79,13 @@ class StageConfig(Section):
 class TrainConfig(Section):
     """Everything `maskmill train` can be told."""
 
-    data: Path = Field(
+    data: LocalPath = Field(
         description="Labelled images: a folder of tables, a COCO JSON, a folder of SA-1B, or a corpus."
     )
-    photographs: Path | None = Field(
+    photographs: LocalPath | None = Field(
         None, description="Folder of a COCO JSON's photographs; null: the one that it lies in."
     )
-    out: Path = Field(description="Folder for checkpoints, TensorBoard logs and weights.")
+    out: LocalPath = Field(description="Folder for checkpoints, TensorBoard logs and weights.")
     model: Literal["nano", "vit_b", "vit_l", "vit_h"] = Field("nano", description="Size of the network.")
     stages: tuple[StageConfig, ...] = Field(min_length=1, description="The schedule, in order.")
     source_weights: dict[str, NonNegativeFloat] = Field(
@@ -106,7 +117,9 @@ class TrainConfig(Section):
     layer_decay: float = Field(
         0.8, gt=0, le=1, description="Each block of the encoder learns at so much of the next one's rate."
     )
-    weight_decay: float = Field(0.1, ge=0, description="On matrices only.")
+    weight_decay: float = Field(
+        0.1, ge=0, description="On all that has two axes or more: not on biases and norms."
+    )
     beta2: float = Field(0.999, ge=0, lt=1, description="AdamW's memory of squared gradients.")
     drop_path: float = Field(
         0.4,
@@ -131,7 +144,7 @@ class TrainConfig(Section):
     )
     iou_weight: float = Field(1.0, ge=0, description="Weight of the predicted IoU's squared error.")
     contrast_weight: float = Field(0.0, ge=0, description="Weight of the encoder's auxiliary loss.")
-    teacher_features: Path | None = Field(
+    teacher_features: LocalPath | None = Field(
         None,
         description="Feature maps for the encoder to imitate (examples/teacher_features.py); null: none.",
     )
@@ -155,7 +168,7 @@ class TrainConfig(Section):
     ema_decay: float = Field(0.998, ge=0, lt=1, description="Decay of the averaged weights, a step.")
     precision: Literal["fp32", "bf16"] = Field("bf16", description="bf16 runs matrix products in bfloat16.")
     device: str = Field("cpu", pattern=r"^(cpu|cuda(:\d+)?)$", description="cpu, cuda or cuda:N.")
-    initial: Path | None = Field(
+    initial: LocalPath | None = Field(
         None, description="Weights to start from, and their shapes; null starts from nothing."
     )
     seed: int = Field(0, ge=0, lt=2**63, description="Decides initial weights, batches and prompts.")

@@ -145,6 +145,7 @@ class TrainingBatches(Dataset[Batch]):
         self.centre_share = centre_share
         self.teacher = teacher
         weights = np.array([source_weights.get(image.source, 1.0) for image in images])
+        weights /= weights.max()  # a sum of the largest numbers would be infinite
         self.chances = weights / weights.sum()
 
     def __len__(self) -> int:
@@ -172,8 +173,8 @@ class TrainingBatches(Dataset[Batch]):
             affine = self._jitter(pixels.shape[0], pixels.shape[1], rng)
             pixels = _colour_jitter(pixels, rng)
 
-        warped = _warp(pixels, affine, self.size)
         valid = _warp(np.ones(pixels.shape[:2], np.uint8), affine, self.size, cv2.INTER_NEAREST)
+        warped = _warp_smooth(pixels, affine, self.size) * valid[:, :, None]
         masks = [_warp(mask, affine, self.size, cv2.INTER_NEAREST) for mask in image.masks(drawn)]
         pasted: list[NDArray[np.uint8]] = []
         if rng.random() < self.paste_share:
@@ -261,6 +262,25 @@ def _warp(
 ) -> NDArray[np.uint8]:
     """The square of side `size` that `affine` cuts from a picture or a mask; zeros outside."""
     return np.asarray(cv2.warpAffine(picture, affine, (size, size), flags=interpolation), np.uint8)
+
+
+def _warp_smooth(pixels_HWC: NDArray[np.uint8], affine: NDArray[np.float64], size: int) -> NDArray[np.uint8]:
+    """The square that an affine cuts which turns nothing; the photograph's edge goes on beyond it.
+
+    What gets smaller is averaged, as where a model is asked.
+    """
+    scale_2 = np.abs([affine[0, 0], affine[1, 1]])
+    given_2 = np.array(pixels_HWC.shape[1::-1])
+    small_2 = np.maximum(1, np.rint(given_2 * np.minimum(scale_2, 1))).astype(int)
+    small = cv2.resize(pixels_HWC, small_2.tolist(), interpolation=cv2.INTER_AREA)
+    apart_2 = given_2 / small_2  # pixel x of the small one has its middle at (x + ½) · apart − ½
+    from_small = affine.copy()
+    from_small[:, :2] *= apart_2
+    from_small[:, 2] += affine[:, :2] @ (apart_2 / 2 - 0.5)
+    warped = cv2.warpAffine(
+        small, from_small, (size, size), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE
+    )
+    return np.asarray(warped, np.uint8)
 
 
 def _colour_jitter(pixels: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[np.uint8]:

@@ -35,7 +35,8 @@ def prompts_and_masks(sam: Sam, image: LabelledImage, size: int) -> NDArray[np.u
     given_HW = to_photograph(logits, shape, (height, width))[0].numpy()
     scale = min(1.0, LONGEST_SIDE / max(height, width))
     sides = [_drawn(pixels_HW3, mask_HW > 0, MEANT, click), _drawn(pixels_HW3, given_HW, GIVEN, click)]
-    both = cv2.resize(np.hstack(sides), None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
+    shown = max(1, round(2 * width * scale)), max(1, round(height * scale))
+    both = cv2.resize(np.hstack(sides), shown, interpolation=cv2.INTER_AREA)
     return np.asarray(both, np.uint8)
 
 

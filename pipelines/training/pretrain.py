@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import logging
 import math
-import pickle
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, cast
+from typing import Any, Literal, cast
 
 import cv2
 import numpy as np
@@ -29,7 +28,6 @@ from model.initialise import initialise
 from model.mae import MaskedAutoencoder
 from model.prompts import Draws
 from model.sam import Sam
-from model.tensor_file import DAMAGE
 from pipelines import storage
 from pipelines.config import IMAGE_EXTENSIONS
 from pipelines.decode import decode_image
@@ -37,8 +35,11 @@ from pipelines.errors import ConfigError, IncompleteRun, InputRejected
 from pipelines.reader import read_input
 from pipelines.settings import Section
 from pipelines.sources import list_inputs
+from pipelines.training.checkpoints import read_checkpoint, write_checkpoint, writing
+from pipelines.training.config import LocalPath
 from pipelines.training.data import read_ahead
 from pipelines.training.optimizers import without_denormals
+from pipelines.training.processes import check_device
 
 log = logging.getLogger("maskmill.train")
 
@@ -53,8 +54,8 @@ TRIES = 20
 class PretrainConfig(Section):
     """Everything `maskmill pretrain` can be told."""
 
-    data: Path = Field(description="Folder of photographs, with or without folders in it.")
-    out: Path = Field(description="Folder for the checkpoint and the weights.")
+    data: LocalPath = Field(description="Folder of photographs, with or without folders in it.")
+    out: LocalPath = Field(description="Folder for the checkpoint and the weights.")
     model: Literal["nano", "vit_b", "vit_l", "vit_h"] = Field("nano", description="Size of the network.")
     steps: int = Field(ge=1, description="Optimiser steps.")
     size: int = Field(256, ge=64, multiple_of=16, description="Side of the squares, in pixels.")
@@ -62,7 +63,9 @@ class PretrainConfig(Section):
     hidden_share: float = Field(0.75, gt=0, lt=1, description="Share of the patches that is hidden.")
     learning_rate: float = Field(6e-4, gt=0, description="Peak: a linear warm-up, then a cosine to 0.")
     warmup_steps: int = Field(100, ge=1, description="Steps of linear warm-up.")
-    weight_decay: float = Field(0.05, ge=0, description="On matrices only.")
+    weight_decay: float = Field(
+        0.05, ge=0, description="On all that has two axes or more: not on biases and norms."
+    )
     precision: Literal["fp32", "bf16"] = Field("bf16", description="bf16 runs matrix products in bfloat16.")
     device: str = Field("cpu", pattern=r"^(cpu|cuda(:\d+)?)$", description="cpu, cuda or cuda:N.")
     seed: int = Field(0, ge=0, lt=2**63, description="Decides initial weights, squares and what is hidden.")
@@ -84,6 +87,7 @@ def pretrain(config: PretrainConfig) -> Path:
     Raises UsageError where there is no photograph, ConfigError where they cannot be read or the checkpoint is
     of another run, IncompleteRun when it diverges.
     """
+    check_device(config.device)
     uris = list_inputs([config.data], IMAGE_EXTENSIONS).column("uri").to_pylist()
     with storage.failing_as(ConfigError, config.out):
         config.out.mkdir(parents=True, exist_ok=True)
@@ -99,7 +103,8 @@ def pretrain(config: PretrainConfig) -> Path:
         if learner.step % config.checkpoint_every == 0 or learner.step == config.steps:
             learner.save()
     weights = config.out / f"{config.model}.safetensors"
-    save_sam(learner.sam, weights)
+    with writing(weights):
+        save_sam(learner.sam, weights)
     return weights
 
 
@@ -170,7 +175,8 @@ class Learner:
         patches = self.model.side**2
         generator = Draws(config.seed, self.step, range(0)).of_step
         order_BL = torch.rand(len(pixels_BCHW), patches, generator=generator).argsort(1)
-        visible_BV = order_BL[:, : max(1, round(patches * (1 - config.hidden_share)))].to(config.device)
+        visible = min(max(1, round(patches * (1 - config.hidden_share))), patches - 1)
+        visible_BV = order_BL[:, :visible].to(config.device)
         for group in self.optimizer.param_groups:
             group["lr"] = config.learning_rate_at(self.step)
         self.optimizer.zero_grad(set_to_none=True)
@@ -189,33 +195,27 @@ class Learner:
         return value
 
     def save(self) -> None:
-        """Replace the checkpoint in one step."""
+        """Replace the checkpoint. Raises IncompleteRun where it cannot be written."""
         state = {
-            "config": self.config.model_dump(mode="json", exclude=_DECIDES_NO_STEP),
+            "config": self._deciding,
             "step": self.step,
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
         }
-        storage.replace(self._path, lambda file: torch.save(state, file))
+        write_checkpoint(self._path, state)
 
     def load(self) -> None:
         """Go on from the checkpoint, if there is one. Raises ConfigError for one of another run."""
         if not self._path.exists():
             return
-        try:
-            state = torch.load(self._path, map_location=self.config.device, weights_only=True)
-            if state["config"] != self.config.model_dump(mode="json", exclude=_DECIDES_NO_STEP):
-                raise ConfigError(
-                    f"{self._path} is of another configuration; give the old one, or another out"
-                )
+        with read_checkpoint(self._path, torch.device(self.config.device), self._deciding) as state:
             self.step = state["step"]
             self.model.load_state_dict(state["model"])
             self.optimizer.load_state_dict(state["optimizer"])
-        except (OSError, pickle.UnpicklingError, *DAMAGE) as error:
-            raise ConfigError(
-                f"{self._path} is damaged or no checkpoint of this program: {type(error).__name__}; "
-                f"remove it to start anew, or give another out"
-            ) from error
+
+    @property
+    def _deciding(self) -> dict[str, Any]:
+        return self.config.model_dump(mode="json", exclude=_DECIDES_NO_STEP)
 
     @property
     def _path(self) -> Path:

@@ -23,6 +23,9 @@ LONGEST_WAIT = timedelta(hours=6)
 """How long the others wait for the first one, which scores the model by every mask of many photographs."""
 
 
+_OF_TORCHRUN = ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+
+
 @dataclass(frozen=True)
 class Processes:
     """Who this process is: `rank` out of `count`, counted from 0."""
@@ -50,6 +53,13 @@ class Processes:
             dist.barrier()
 
 
+def check_device(device: str) -> None:
+    """Raise ConfigError where a GPU is named that PyTorch does not see."""
+    place = torch.device(device)
+    if place.type == "cuda" and (place.index or 0) >= torch.cuda.device_count():
+        raise ConfigError(f"device: {device}: PyTorch sees {torch.cuda.device_count()} GPUs here")
+
+
 @contextmanager
 def joined(device: str) -> Iterator[tuple[Processes, str]]:
     """Join the others, if torchrun started this process; gives who this is, and its device.
@@ -60,12 +70,16 @@ def joined(device: str) -> Iterator[tuple[Processes, str]]:
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield Processes(), device
         return
+    if missing := [name for name in _OF_TORCHRUN if name not in os.environ]:
+        raise ConfigError(
+            f"WORLD_SIZE={os.environ['WORLD_SIZE']} says that there are other processes, but {missing[0]} is "
+            f"not set: start them by torchrun, or unset WORLD_SIZE"
+        )
     if device.startswith("cuda"):
         if ":" in device:
             raise ConfigError(f"device: {device} is one GPU; torchrun gives each process its own, say cuda")
         device = f"cuda:{os.environ['LOCAL_RANK']}"
-        if int(os.environ["LOCAL_RANK"]) >= torch.cuda.device_count():
-            raise ConfigError(f"device: {device}: PyTorch sees {torch.cuda.device_count()} GPUs here")
+        check_device(device)
         torch.cuda.set_device(device)
     dist.init_process_group("nccl" if device.startswith("cuda") else "gloo", timeout=LONGEST_WAIT)
     try:

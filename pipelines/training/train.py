@@ -9,6 +9,7 @@ Several processes, started by `torchrun`, share each step's photographs; the fir
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import time
@@ -17,19 +18,18 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import torch
-
 from model.checkpoint import save_sam
 from pipelines import storage
 from pipelines.errors import ConfigError
 from pipelines.evaluation.evaluate import evaluate
 from pipelines.labelled.read import LabelledImage, read_labelled
 from pipelines.sealed import write_json
+from pipelines.training.checkpoints import writing
 from pipelines.training.config import StageConfig, TrainConfig
 from pipelines.training.data import Batch, TeacherFeatures, TrainingBatches, read_ahead
 from pipelines.training.optimizers import without_denormals
 from pipelines.training.pictures import prompts_and_masks
-from pipelines.training.processes import Processes, joined
+from pipelines.training.processes import Processes, check_device, joined
 from pipelines.training.trainer import Trainer
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ def train(config: TrainConfig) -> Path:
     with joined(config.device) as (processes, device):
         if not processes.first:
             log.setLevel(logging.WARNING)
-        training = _to_learn_from(config, images)
+        training = to_learn_from(config, images)
         _check(config, images, training, processes, device)
         teacher = None
         if config.teacher_features is not None:
@@ -60,7 +60,8 @@ def train(config: TrainConfig) -> Path:
         if processes.first:
             _make_folder(config.out)
         processes.wait()
-        trainer = Trainer.start(config, teacher.channels if teacher else 0, processes, device)
+        channels = teacher.channels if teacher else 0
+        trainer = Trainer.start(config, channels, processes, device, images_digest(training))
         log.info(
             "%s: %.2f M parameters, %d training images, %d for validation, process %d of %d",
             config.model,
@@ -73,7 +74,9 @@ def train(config: TrainConfig) -> Path:
         with ExitStack() as opened:
             record = None
             if processes.first:
-                writer = open_writer(str(config.out / "tensorboard"), purge_step=trainer.step + 1)
+                logs = config.out / "tensorboard"
+                with storage.failing_as(ConfigError, logs):
+                    writer = open_writer(str(logs), purge_step=trainer.step + 1)
                 record = _Record(config, trainer, images, opened.enter_context(writer))
                 record.go_on()
             for batch, stage in batches(config, training, trainer.step, teacher, processes):
@@ -83,7 +86,8 @@ def train(config: TrainConfig) -> Path:
                     record.step(measured | {"step_seconds": time.monotonic() - started}, stage)
         weights = config.out / f"{config.model}.safetensors"
         if processes.first:
-            save_sam(trainer.average, weights)
+            with writing(weights):
+                save_sam(trainer.average, weights)
         processes.wait()
     return weights
 
@@ -99,7 +103,9 @@ class _Record:
         writer: SummaryWriter,
     ) -> None:
         self.config, self.trainer, self.writer = config, trainer, writer
-        self.validation = [image for image in images if image.validates][: config.validation_images]
+        validation = [image for image in images if image.validates]
+        # by their hashes: some of every source
+        self.validation = sorted(validation, key=lambda image: image.digest)[: config.validation_images]
         self.shown = self.validation or images
         self.scores = config.out / "scores.json"
 
@@ -108,8 +114,15 @@ class _Record:
         step = self.trainer.step
         if not step:
             self.scores.unlink(missing_ok=True)
-        elif not self.scores.exists() or json.loads(self.scores.read_bytes())["step"] != step:
+        elif self._scored() != step:
             self._score(self.config.stage_of(step))
+
+    def _scored(self) -> int | None:
+        """The step that the scores there are of, if there are any that can be read."""
+        try:
+            return int(json.loads(self.scores.read_bytes())["step"])
+        except (OSError, ValueError, LookupError, TypeError):
+            return None
 
     def step(self, measured: Mapping[str, float], stage: StageConfig) -> None:
         """Write what was measured, and at its times a checkpoint, the validation scores and pictures."""
@@ -134,7 +147,9 @@ class _Record:
         for number, image in enumerate(self.shown[:PICTURES]):
             picture_HW3 = prompts_and_masks(model, image, stage.size)
             self.writer.add_image(f"prompts/{number}", picture_HW3, trainer.step, dataformats="HWC")
-        storage.replace(self.scores, lambda file: write_json(file, {"step": trainer.step, "scores": scores}))
+        with writing(self.scores):
+            found = {"step": trainer.step, "scores": scores}
+            storage.replace(self.scores, lambda file: write_json(file, found))
 
     def _scalars(self, group: str, values: Mapping[str, float]) -> None:
         for name, value in values.items():
@@ -149,7 +164,7 @@ def _tensorboard() -> type[SummaryWriter]:
     return SummaryWriter
 
 
-def _to_learn_from(config: TrainConfig, images: Sequence[LabelledImage]) -> list[LabelledImage]:
+def to_learn_from(config: TrainConfig, images: Sequence[LabelledImage]) -> list[LabelledImage]:
     """The images that are for training, without masks that are too large."""
     given = [image for image in images if not image.validates]
     training = [kept for image in given if (kept := image.up_to(config.largest_mask)) is not None]
@@ -164,6 +179,14 @@ def _to_learn_from(config: TrainConfig, images: Sequence[LabelledImage]) -> list
     return training
 
 
+def images_digest(images: Sequence[LabelledImage]) -> str:
+    """Of which images there are, in which order, and their masks."""
+    digest = hashlib.sha256()
+    for image in images:
+        digest.update(f"{image.name}\n{image.rles}\n".encode())
+    return digest.hexdigest()[:16]
+
+
 def _check(
     config: TrainConfig,
     images: Sequence[LabelledImage],
@@ -172,9 +195,7 @@ def _check(
     device: str,
 ) -> None:
     """Raise ConfigError where the configuration asks for what the data or the machine do not have."""
-    place = torch.device(device)
-    if place.type == "cuda" and (place.index or 0) >= torch.cuda.device_count():
-        raise ConfigError(f"device: {place}: PyTorch sees {torch.cuda.device_count()} GPUs here")
+    check_device(device)
     parts = processes.count * config.accumulate
     if odd := [stage.images for stage in config.stages if stage.images % parts]:
         raise ConfigError(

@@ -9,12 +9,9 @@ averaged over time (EMA) and the average is what is evaluated and saved.
 from __future__ import annotations
 
 import copy
-import json
 import logging
 import math
-import pickle
 from collections import defaultdict
-from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,9 +26,8 @@ from model.config import MODELS
 from model.initialise import initialise
 from model.prompts import Draws
 from model.sam import Sam
-from model.tensor_file import DAMAGE
-from pipelines import storage
-from pipelines.errors import ConfigError, IncompleteRun
+from pipelines.errors import IncompleteRun
+from pipelines.training.checkpoints import read_checkpoint, write_checkpoint
 from pipelines.training.config import StageConfig, TrainConfig
 from pipelines.training.data import Batch
 from pipelines.training.objective import Objective
@@ -50,6 +46,7 @@ class Trainer:
     average: Sam
     optimizers: tuple[torch.optim.Optimizer, ...]
     processes: Processes = field(default_factory=Processes)
+    images: str = ""
     step: int = 0
 
     def __post_init__(self) -> None:
@@ -69,11 +66,12 @@ class Trainer:
         teacher_channels: int = 0,
         processes: Processes | None = None,
         device: str | None = None,
+        images: str = "",
     ) -> Trainer:
         """A new run, or the one whose checkpoint lies in the output folder.
 
         With `teacher_channels`, batches bring a teacher's features of so many channels to imitate. `device`
-        is in place of the configured one.
+        is in place of the configured one; `images` is a digest of what is learnt from.
         """
         torch.manual_seed(config.seed)
         if config.initial is None:
@@ -85,7 +83,7 @@ class Trainer:
         objective = Objective(config, sam, teacher_channels).to(device or config.device)
         optimizers = make_optimizers(config, sam, objective.auxiliary)
         trainer = cls(
-            config, objective, average.to(objective.sam.device), optimizers, processes or Processes()
+            config, objective, average.to(objective.sam.device), optimizers, processes or Processes(), images
         )
         if trainer.checkpoint_path.exists():
             trainer.load()
@@ -96,38 +94,31 @@ class Trainer:
         """Where the run's only checkpoint lies."""
         return self.config.out / "checkpoint.pt"
 
+    @property
+    def _deciding(self) -> dict[str, Any]:
+        return self.config.deciding() | {"the images that data holds": self.images}
+
     def save(self) -> None:
-        """Replace the checkpoint in one step, so that a kill leaves the old one or the new one."""
+        """Replace the checkpoint. Raises IncompleteRun where it cannot be written."""
         state = {
-            "config": self.config.deciding(),
+            "config": self._deciding,
             "step": self.step,
             "sam": self.sam.state_dict(),
             "average": self.average.state_dict(),
             "auxiliary": self.auxiliary.state_dict(),
             "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
         }
-        storage.replace(self.checkpoint_path, lambda file: torch.save(state, file))
+        write_checkpoint(self.checkpoint_path, state)
 
     def load(self) -> None:
         """Go on from the checkpoint. Raises ConfigError: no checkpoint, or one of another configuration."""
         path = self.checkpoint_path
-        try:
-            state = torch.load(path, map_location=self.sam.device, weights_only=True)
-            changed = list(_differences(state["config"], self.config.deciding()))
-            if changed:
-                raise ConfigError(
-                    f"{path} is of another run: {'; '.join(changed)}; give the old values, or another out"
-                )
+        with read_checkpoint(path, self.sam.device, self._deciding) as state:
             self.step = state["step"]
             for name in ("sam", "average", "auxiliary"):
                 getattr(self, name).load_state_dict(state[name])
             for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
                 optimizer.load_state_dict(saved)
-        except (OSError, pickle.UnpicklingError, *DAMAGE) as error:
-            raise ConfigError(
-                f"{path} is damaged or no checkpoint of this program: {type(error).__name__}; "
-                f"remove it to start anew, or give another out"
-            ) from error
         log.info("resuming at step %d from %s", self.step, path)
 
     def train_step(self, batch: Batch, stage: StageConfig) -> dict[str, float]:
@@ -181,14 +172,3 @@ class Trainer:
             for name, value in {**measured, "loss": loss}.items():
                 sums[name] += value.item() / len(parts)
         return dict(sums)
-
-
-def _differences(old: Any, new: Any, key: str = "") -> Iterator[str]:
-    """`a.b was 1, now 2` for every value that differs between two trees of JSON."""
-    if isinstance(old, list) and isinstance(new, list):
-        old, new = dict(enumerate(old)), dict(enumerate(new))
-    if isinstance(old, dict) and isinstance(new, dict):
-        for name in {**old, **new}:
-            yield from _differences(old.get(name), new.get(name), f"{key}.{name}" if key else str(name))
-    elif old != new:
-        yield f"{key} was {json.dumps(old)}, now {json.dumps(new)}"

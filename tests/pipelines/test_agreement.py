@@ -100,3 +100,5 @@ def test_the_command_compares_two_corpora(corpus, capsys):
     assert main(command) == 0
     assert "6 images, 1 left out" in capsys.readouterr().out
     assert main(["evaluate", "--data", str(corpus), "--against", str(corpus.parent / "photos")]) == 2
+    assert main([*command, "--validation"]) == 2
+    assert "compares two corpora and runs no model: leave out --validation" in capsys.readouterr().err

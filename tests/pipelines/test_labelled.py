@@ -1,6 +1,8 @@
 """Labelled images from JSON and from corpora: what is wrong first, then masks against numpy and OpenCV."""
 
 import json
+import struct
+import zlib
 
 import cv2
 import numpy as np
@@ -81,7 +83,8 @@ GOOD = compressed(square(2, 3, 5))
         ([[1, 1, 5, 5]], "polygon 0: expected at least three x, y pairs"),
         ([[1, 1, 5, 5, 1, 5], [1, 1, 5, 5, 1, 5, 3]], "polygon 1: expected at least three x, y pairs"),
         ([[1, 1, 5, float("nan"), 1, 5]], "polygon 0: a coordinate is not a finite number"),
-        ("nothing", "string indices"),
+        ("nothing", r"expected polygons or \{size, counts\}, got 'nothing'"),
+        (None, r"expected polygons or \{size, counts\}, got None"),
         ({"size": [HEIGHT], "counts": [50, 50]}, r"the mask is for \[20\], its image is 20×30"),
         ({"size": [], "counts": [0]}, r"the mask is for \[\], its image is 20×30"),
         ({"size": [10**20, 10**20], "counts": [10**40]}, "the mask is for .*, its image is 20×30"),
@@ -130,7 +133,7 @@ def test_json_of_something_else_is_named(tmp_path, content, expected):
 def test_a_photograph_that_is_not_there_or_of_another_size_is_named(tmp_path):
     path = coco(tmp_path, [GOOD])
     Image.new("RGB", (WIDTH, HEIGHT + 2)).save(tmp_path / "photos" / "one.png")
-    with pytest.raises(ConfigError, match=r"annotations/7: the photograph is of 22×30 pixels .* for 20×30"):
+    with pytest.raises(ConfigError, match=r"coco/7: the photograph is of 22×30 pixels .* for 20×30"):
         read_labelled(path)[0].pixels()
     (tmp_path / "photos" / "one.png").unlink()
     with pytest.raises(
@@ -146,7 +149,7 @@ def test_all_of_cocos_kinds_of_mask_are_read(tmp_path):
     polygon = [[10, 5, 20, 5, 20, 15, 10, 15], [-50, -50, 3, -50, 3, 3, -50, 3]]  # two parts, one goes beyond
     path = coco(tmp_path, [compressed(inside), runs(inside), runs(corner), polygon, [[1, 1, 1, 1, 1, 1]]])
     [image] = read_labelled(path)
-    assert image.name == "annotations/7"
+    assert image.name == "coco/7"
     first, second, third, drawn = image.masks(range(len(image.rles)))
     assert (first == inside).all()
     assert (second == inside).all()
@@ -155,6 +158,62 @@ def test_all_of_cocos_kinds_of_mask_are_read(tmp_path):
     assert (drawn[:3, :3] == 1).all()
     assert drawn.sum() == 109, "and nothing else; the polygon without a pixel is left out"
     assert (image.pixels() == cv2.imread(str(tmp_path / "photos" / "one.png"))[:, :, ::-1]).all()
+
+
+@pytest.mark.parametrize(
+    "polygon",
+    [
+        [-20, 10, 15, -20, 15, 25],  # a triangle across the left edge and the top
+        [15, -30, 60, 10, 15, 50, -30, 10],  # a diamond about all of it
+        [-10, -10, 40, -10, 40, 30, -10, 30, -10, 20, 25, 20, 25, 3, -10, 3],  # a C that opens to the left
+        [5, 5, 500_000_000, 10, 5, 15],
+        [40, 5, 50, 5, 50, 15],  # nothing of it is seen
+    ],
+    ids=["triangle", "diamond", "C", "far", "outside"],
+)
+def test_a_polygon_is_cut_off_at_the_photographs_edge(tmp_path, polygon):
+    """Against the middles of pixels that OpenCV finds within it; those that its edge touches may differ."""
+    corners = np.array(polygon, np.float32).reshape(-1, 1, 2)
+    depths = np.array(
+        [
+            [cv2.pointPolygonTest(corners, (x + 0.5, y + 0.5), measureDist=True) for x in range(WIDTH)]
+            for y in range(HEIGHT)
+        ]
+    )
+    images = read_labelled(coco(tmp_path, [GOOD, [polygon]]))
+    masks = images[0].masks(range(len(images[0].rles)))
+    drawn = masks[1] if len(masks) == 2 else np.zeros((HEIGHT, WIDTH), np.uint8)
+    certain = np.abs(depths) > 0.75
+    assert certain.mean() > 0.7
+    assert (drawn[certain] == (depths[certain] > 0)).all()
+
+
+def test_two_images_of_one_name_are_refused(tmp_path):
+    path = coco(tmp_path, [GOOD])
+    content = json.loads(path.read_text())
+    content["images"].append(content["images"][0] | {"id": "7"})
+    content["annotations"].append(content["annotations"][0] | {"image_id": "7"})
+    path.write_text(json.dumps(content))
+    with pytest.raises(ConfigError, match=r"annotations\.json: two images are coco/7 \(source/id\)"):
+        read_labelled(path)
+
+
+def test_data_that_moves_sets_the_same_images_aside(tmp_path):
+    make_corpus(make_photos(tmp_path / "photos"), tmp_path / "corpus")
+    before = [coco(tmp_path / "a", [GOOD]), sa1b(tmp_path / "b"), tmp_path / "corpus"]
+    names = [[image.name for image in read_labelled(path)] for path in before]
+    moved = [path.rename(path.with_name(f"moved_{path.name}")) for path in before]
+    assert [[image.name for image in read_labelled(path)] for path in moved] == names
+    assert [found[0].partition("/")[0] for found in names] == ["coco", "sa1b", "corpus"]
+
+
+def test_a_picture_that_opencv_refuses_is_named(tmp_path):
+    path = coco(tmp_path, [GOOD])
+    header = b"IHDR" + struct.pack(">IIBBBBB", 70_000, 70_000, 8, 2, 0, 0, 0)
+    data = b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + header + struct.pack(">I", zlib.crc32(header))
+    (tmp_path / "photos" / "one.png").write_bytes(data)
+    with pytest.raises(ConfigError, match=r"one\.png: not an image that OpenCV reads, or missing"):
+        read_labelled(path)[0].pixels()
 
 
 def test_crowds_are_left_out_and_photographs_may_lie_elsewhere(tmp_path):
@@ -178,7 +237,7 @@ def sa1b(folder, **changes):
 def test_a_folder_of_sa_1b_is_read(tmp_path):
     folder = sa1b(tmp_path / "sa_000020")
     [image] = read_labelled(folder)
-    assert image.name == "sa_000020/12"
+    assert image.name == "sa1b/12"
     assert (image.masks([0])[0] == square(2, 3, 5)).all()
     assert image.pixels().shape == (HEIGHT, WIDTH, 3)
 

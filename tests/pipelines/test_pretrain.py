@@ -1,5 +1,7 @@
 """Masked autoencoding: what is hidden stays hidden, the loss falls, training starts from what it gives."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -15,6 +17,7 @@ from pipelines.errors import ConfigError, UsageError
 from pipelines.training.config import StageConfig, TrainConfig
 from pipelines.training.pretrain import Learner, PretrainConfig, Squares, pretrain
 from pipelines.training.trainer import Trainer
+from tests.pipelines.corpora import make_photos
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -37,6 +40,15 @@ def test_a_folder_of_nothing_and_photographs_that_cannot_be_read(tmp_path):
     ):
         pretrain(configuration(tmp_path / "bad", tmp_path / "out"))
     assert main(["pretrain"]) == 2
+
+
+def test_a_gpu_that_is_not_there_and_a_share_that_hides_nothing(tmp_path):
+    photos = make_photos(tmp_path / "photos", 2)
+    with pytest.raises(ConfigError, match="device: cuda:99: PyTorch sees"):
+        pretrain(configuration(photos, tmp_path / "out", device="cuda:99"))
+    for share in (0.001, 0.999):  # of 16 patches one is hidden, or all but one
+        learner = Learner(configuration(photos, tmp_path / "out", hidden_share=share))
+        assert math.isfinite(learner.learn(torch.zeros(2, 3, 64, 64, dtype=torch.uint8)))
 
 
 def test_patches_are_cut_row_by_row():
@@ -112,7 +124,7 @@ def test_a_stopped_run_goes_on_to_the_same_weights(photos, tmp_path):
     learner.learn(Squares(uris, config, range(1))[0])
     learner.save()
     assert pretrain(config).read_bytes() == whole.read_bytes()
-    with pytest.raises(ConfigError, match=r"pretraining\.pt is of another configuration"):
+    with pytest.raises(ConfigError, match=r"pretraining\.pt is of another run: seed was 0, now 3"):
         pretrain(config.model_copy(update={"seed": 3}))
     (config.out / "pretraining.pt").write_bytes(b"junk")
     with pytest.raises(ConfigError, match=r"pretraining\.pt is damaged"):

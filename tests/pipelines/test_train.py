@@ -1,10 +1,14 @@
 """Training and evaluation on a handful of drawn shapes: resuming, determinism, and what a bad folder says."""
 
+import json
+import resource
+import shutil
 import sys
 from collections import defaultdict
 from dataclasses import replace
 from itertools import cycle, product
 from pathlib import Path
+from unittest.mock import Mock
 
 import cv2
 import numpy as np
@@ -21,14 +25,15 @@ from model.losses import mask_iou
 from model.prompts import Draws
 from pipelines.cli import main
 from pipelines.errors import ConfigError, IncompleteRun
-from pipelines.labelled.read import read_labelled
+from pipelines.labelled.read import LabelledImage, read_labelled
 from pipelines.settings import load_settings
 from pipelines.training import data as training_data
 from pipelines.training import train as training
 from pipelines.training.config import StageConfig, TrainConfig
 from pipelines.training.data import TeacherFeatures, TrainingBatches, read_ahead
 from pipelines.training.objective import Objective, best_meant
-from pipelines.training.train import batches, train
+from pipelines.training.pictures import prompts_and_masks
+from pipelines.training.train import batches, images_digest, to_learn_from, train
 from pipelines.training.trainer import Trainer
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -52,6 +57,12 @@ def configuration(shapes, out, **changes):
         "validation_images": 1,
     }
     return TrainConfig(**values | changes)
+
+
+def started(config):
+    """The trainer as `train` starts it."""
+    images = to_learn_from(config, read_labelled(config.data))
+    return Trainer.start(config, images=images_digest(images))
 
 
 def test_a_folder_without_labels_says_what_was_expected(tmp_path):
@@ -109,6 +120,9 @@ def test_what_cannot_be_trained_is_said_before_the_first_step(shapes, tmp_path, 
         ("stages=[{steps: 1, size: 64, zoom: [2, 1]}]", "stages.0.zoom: expected the smaller number first"),
         ("source_weights={drawn: -1}", "source_weights.drawn: should be greater than or equal to 0"),
         ("device=gpu", "device: String should match pattern"),
+        ("out=s3://bucket/run", "out: expected a path on this machine, got s3://bucket/run"),
+        ("data=hf://datasets/a/b", "data: expected a path on this machine"),
+        ("initial=https://host/a.safetensors", "initial: expected a path on this machine"),
         ("learning_rate=.inf", "learning_rate: should be a finite number"),
         (f"seed={2**64}", "seed: should be less than"),
     ],
@@ -142,7 +156,7 @@ def train_yaml(shapes, out, folder):
 def stopped(shapes, tmp_path):
     """The configuration of a run that was stopped before its first step."""
     config = configuration(shapes, tmp_path / "run")
-    Trainer.start(config).save()
+    started(config).save()
     return config
 
 
@@ -150,7 +164,7 @@ def test_another_configuration_does_not_go_on_from_a_checkpoint(stopped):
     longer = (stopped.stages[0].model_copy(update={"steps": 9}), stopped.stages[1])
     changed = stopped.model_copy(update={"stages": longer, "learning_rate": 1e-5})
     with pytest.raises(ConfigError) as caught:
-        Trainer.start(changed)
+        started(changed)
     assert str(caught.value).startswith(str(stopped.out / "checkpoint.pt"))
     assert "stages.0.steps was 2, now 9; learning_rate was 0.0008, now 1e-05;" in str(caught.value)
     assert "give the old values, or another out" in str(caught.value)
@@ -158,7 +172,78 @@ def test_another_configuration_does_not_go_on_from_a_checkpoint(stopped):
 
 def test_what_decides_no_step_may_change(stopped):
     changes = {"loader_workers": 1, "checkpoint_every": 7, "evaluate_every": 9, "validation_images": 3}
-    assert Trainer.start(stopped.model_copy(update=changes)).step == 0
+    assert started(stopped.model_copy(update=changes)).step == 0
+
+
+def test_other_masks_are_another_run(stopped, tmp_path):
+    """Also where they lie in the same place: a corpus that has grown since."""
+    table = pq.read_table(stopped.data / "drawn.parquet")
+    shutil.copytree(stopped.data, tmp_path / "moved")
+    moved = stopped.model_copy(update={"data": tmp_path / "moved"})
+    assert started(moved).step == 0
+    pq.write_table(table.slice(0, table.num_rows - 1), tmp_path / "moved" / "drawn.parquet")
+    with pytest.raises(ConfigError, match="is of another run: the images that data holds was"):
+        train(moved)
+
+
+@pytest.mark.parametrize("content", [b"x", b"{}", b"[]"])
+def test_scores_that_are_damaged_are_made_again(shapes, tmp_path, content):
+    config = configuration(shapes, tmp_path, stages=(StageConfig(steps=1, size=64, images=1, masks=1),))
+    train(config)
+    written = json.loads((tmp_path / "scores.json").read_bytes())
+    (tmp_path / "scores.json").write_bytes(content)
+    train(config)
+    assert json.loads((tmp_path / "scores.json").read_bytes()) == written
+
+
+def test_a_checkpoint_that_does_not_fit_on_the_disk_leaves_the_old_one(stopped):
+    before = (stopped.out / "checkpoint.pt").read_bytes()
+    trainer = started(stopped)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
+    try:
+        with pytest.raises(IncompleteRun, match=r"checkpoint\.pt: cannot be written: File too large"):
+            trainer.save()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert [path.name for path in stopped.out.iterdir()] == ["checkpoint.pt"]
+    assert (stopped.out / "checkpoint.pt").read_bytes() == before
+
+
+def test_names_that_are_taken_in_the_output_folder(shapes, tmp_path):
+    config = configuration(shapes, tmp_path, stages=(StageConfig(steps=1, size=64, images=1, masks=1),))
+    (tmp_path / "tensorboard").touch()
+    with pytest.raises(ConfigError, match="tensorboard: cannot be written: a file is in the place of a fo"):
+        train(config)
+    (tmp_path / "tensorboard").unlink()
+    (tmp_path / "nano.safetensors").mkdir()
+    with pytest.raises(IncompleteRun, match=r"nano\.safetensors: cannot be written: Is a directory"):
+        train(config)
+    (tmp_path / "nano.safetensors").rmdir()
+    assert train(config) == tmp_path / "nano.safetensors"
+
+
+def test_scores_of_a_run_are_of_every_source(shapes, tmp_path):
+    images = [replace(image, source=source) for source in "abcd" for image in read_labelled(shapes) * 30]
+    images = [replace(image, image_id=str(number)) for number, image in enumerate(images)]
+    record = training._Record(configuration(shapes, tmp_path, validation_images=20), Mock(), images, Mock())
+    assert len(record.validation) == 20
+    assert all(image.validates for image in record.validation)
+    assert {image.source for image in record.validation} == set("abcd")
+
+
+def test_a_ribbon_can_be_shown(shapes):
+    mask = mask_utils.encode(np.asfortranarray(np.ones((1, 4000), np.uint8)))
+    ribbon = Mock(pixels=lambda: np.zeros((1, 4000, 3), np.uint8))
+    image = LabelledImage("1", ribbon, "drawn", (mask,))
+    assert prompts_and_masks(load_sam("nano").eval(), image, 64).shape == (1, 768, 3)
+
+
+def test_half_a_torchrun_is_named(shapes, tmp_path, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.delenv("RANK", raising=False)
+    with pytest.raises(ConfigError, match="RANK is not set: start them by torchrun, or unset WORLD_SIZE"):
+        train(configuration(shapes, tmp_path))
 
 
 @pytest.mark.parametrize("kind", ["junk", "cut short", "state dict"])
@@ -169,7 +254,7 @@ def test_a_file_that_is_no_checkpoint_is_named(stopped, kind):
     else:
         path.write_bytes(b"junk" if kind == "junk" else path.read_bytes()[:1000])
     with pytest.raises(ConfigError, match=r"checkpoint\.pt is damaged or no checkpoint .*remove it"):
-        Trainer.start(stopped)
+        started(stopped)
 
 
 def test_training_that_diverges_stops_and_leaves_the_checkpoint(shapes, stopped, monkeypatch):
@@ -279,6 +364,29 @@ def test_a_pasted_object_hides_what_is_below(shapes, teacher_file, monkeypatch):
         assert not left.any(), "each object that was pasted, but for specks, has its mask"
         assert not changed[~batch.valid_BHW[0].numpy()].any(), "nothing lies on the padding"
     assert min(kinds.values()) >= 5, kinds
+
+
+def test_a_photograph_that_gets_smaller_is_averaged_in_place(tmp_path):
+    """Stripes a pixel wide become grey, and an edge stays where its mask's is."""
+    striped = np.full((256, 256, 3), 200, np.uint8)
+    striped[:, ::2] = 0
+    mask = np.zeros((256, 256), np.uint8)
+    mask[64:192, 96:160] = 1
+    striped[mask > 0] = 255
+    photograph = Mock(pixels=lambda: striped)
+    image = LabelledImage("1", photograph, "drawn", (mask_utils.encode(np.asfortranarray(mask)),))
+    options = PLAIN | {"size": 64, "masks_per_image": 1, "augment": False}
+    batch = TrainingBatches([image], **options)[0]
+    pixels, drawn = batch.pixels_BCHW[0, 0].float(), batch.masks_BPHW[0, 0] > 0
+    inside, outside = cv2.erode(drawn.numpy().astype(np.uint8), np.ones((3, 3))) > 0, ~drawn.numpy()
+    outside = cv2.erode(outside.astype(np.uint8), np.ones((3, 3))) > 0
+    assert (pixels.numpy()[inside] == 255).all()
+    assert np.abs(pixels.numpy()[outside] - 100).max() <= 1, "by nearest or linear: 0 or 200"
+
+
+def test_the_largest_weights_there_are(shapes):
+    options = PLAIN | {"source_weights": {"drawn": 1.7e308}}
+    assert len(TrainingBatches(read_labelled(shapes), **options)[0]) == 1
 
 
 def test_large_scale_jitter_goes_from_a_corner_to_a_part_of_the_photograph(shapes):
@@ -424,10 +532,17 @@ def test_blocks_are_left_out_while_the_encoder_learns_and_at_no_other_time(shape
     assert losses(some, decoder) == losses(without, decoder)
 
 
-def test_training_lowers_the_loss_and_keeps_every_prompt_kind(shapes, tmp_path):
+def test_training_lowers_the_loss_and_keeps_every_prompt_kind(shapes, tmp_path, monkeypatch):
     config = configuration(shapes, tmp_path, box_share=0.4, points_share=0.4, learning_rate=1e-3)
     torch.manual_seed(0)
     trainer = Trainer.start(config)
+    kinds, attend = set(), trainer.sam.attend
+
+    def watched(images, points_BPN2=None, labels=None, **boxes):
+        kinds.add("box" if boxes else "point" if points_BPN2.shape[2] == 1 else "points")
+        return attend(images, points_BPN2, labels, **boxes)
+
+    monkeypatch.setattr(trainer.sam, "attend", watched)
     images = read_labelled(shapes)
     batch = TrainingBatches(
         images,
@@ -442,6 +557,7 @@ def test_training_lowers_the_loss_and_keeps_every_prompt_kind(shapes, tmp_path):
     )[0]
     measured = [trainer.train_step(batch, config.stages[0]) for _ in range(12)]
     assert {"mask_oracle", "mask_single"} <= set().union(*measured)
+    assert kinds == {"box", "point", "points"}
     contrasts = [m["contrast"] for m in measured]
     assert np.mean(contrasts[-3:]) < np.mean(contrasts[:3]) - 0.05
 

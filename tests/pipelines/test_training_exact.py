@@ -23,7 +23,7 @@ from pipelines.labelled.read import read_labelled
 from pipelines.settings import load_settings, to_yaml
 from pipelines.training.config import StageConfig, TrainConfig
 from pipelines.training.optimizers import Muon, layer_scale, make_optimizers, orthogonal
-from pipelines.training.train import batches, train
+from pipelines.training.train import batches, images_digest, to_learn_from, train
 from pipelines.training.trainer import Trainer
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -50,6 +50,12 @@ def configuration(shapes, tiny_weights, out, **changes):
         "checkpoint_every": 1000,
     }
     return TrainConfig(**values | changes)
+
+
+def started(config):
+    """The trainer as `train` starts it."""
+    images = to_learn_from(config, read_labelled(config.data))
+    return Trainer.start(config, images=images_digest(images))
 
 
 def kept(out):
@@ -109,9 +115,9 @@ def test_resumed_training_keeps_every_number(shapes, tiny_weights, tmp_path, opt
     whole = configuration(shapes, tiny_weights, tmp_path / "whole", **changes)
     train(whole)
     halves = configuration(shapes, tiny_weights, tmp_path / "halves", **changes)
-    steps(Trainer.start(halves), halves, 1).save()
+    steps(started(halves), halves, 1).save()
     torch.manual_seed(99)  # what others draw meanwhile is of no account
-    steps(Trainer.start(halves), halves, 2).save()
+    steps(started(halves), halves, 2).save()
     train(halves)
     assert_same(whole.out, halves.out)
 
@@ -138,7 +144,7 @@ def test_scores_that_a_kill_prevented_are_made_when_the_run_goes_on(
         patch.setattr("pipelines.training.train.evaluate", killed)
         with pytest.raises(KeyboardInterrupt):
             train(config)
-    assert Trainer.start(config).step == 3
+    assert started(config).step == 3
     for _ in range(2):  # the second time nothing is left to do
         time.sleep(1)  # TensorBoard reads files of one second in the order of 10 before 9
         train(config)
@@ -334,7 +340,7 @@ def test_two_processes_make_the_step_of_one(shapes, tiny_weights, tmp_path, trai
 
     # And they go on from a checkpoint, to the very same numbers as without a stop.
     stopped = one.model_copy(update={"out": tmp_path / "stopped"})
-    steps(Trainer.start(stopped), stopped, 0).save()
+    steps(started(stopped), stopped, 0).save()
     (tmp_path / "stopped.yaml").write_text(to_yaml(stopped))
     two_processes(["train", "--config", str(tmp_path / "stopped.yaml")], tmp_path / "log")
     assert_same(two.out, stopped.out)
