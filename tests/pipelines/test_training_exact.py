@@ -335,6 +335,7 @@ def test_two_processes_make_the_step_of_one(shapes, tiny_weights, tmp_path, trai
     assert sorted(path.name for path in two.out.iterdir()) == [
         "checkpoint.pt",
         "nano.safetensors",
+        "scores.json",
         "tensorboard",
     ]
 
