@@ -41,10 +41,6 @@ def _schedule(kind: Any, config: str | None, set_: list[str] | None, example: st
     return settings
 
 
-_OF_CORPORA = ("data", "against", "as_json")
-"""What `evaluate --against` is told."""
-
-
 def evaluate(
     context: typer.Context,
     data: Annotated[
@@ -91,12 +87,7 @@ def evaluate(
     from pipelines.evaluation import scoring
 
     if against is not None:
-        for option in context.command.params:
-            given = context.get_parameter_source(option.name or "")
-            if option.name not in _OF_CORPORA and given is not None and given.name == "COMMANDLINE":
-                raise UsageError(
-                    f"--against compares two corpora and runs no model: leave out {option.opts[0]}"
-                )
+        _refuse_options_of_a_model(context)
         result, tables = scoring.score_corpora(data, against)
     else:
         what = scoring.Wanted(
@@ -110,6 +101,14 @@ def evaluate(
 
     for table in tables:
         Console(markup=False).print(table)
+
+
+def _refuse_options_of_a_model(context: typer.Context) -> None:
+    for option in context.command.params:
+        given = context.get_parameter_source(option.name or "")
+        is_typed = given is not None and given.name == "COMMANDLINE"
+        if is_typed and option.name not in ("data", "against", "as_json"):
+            raise UsageError(f"--against compares two corpora and runs no model: leave out {option.opts[0]}")
 
 
 def bench(

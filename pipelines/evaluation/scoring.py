@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,8 +55,10 @@ def score_model(what: Wanted, config: str | None, overrides: Sequence[str]) -> O
         )
     if is_remote(what.data):
         raise UsageError(f"{what.data}: a model is scored on a local folder; bring the images there first")
-    if what.plot is not None:
+    if what.plot is not None:  # before hours of scoring
         plot_format(what.plot)
+        if not os.access(what.plot.absolute().parent, os.W_OK):
+            raise UsageError(f"--plot {what.plot}: {what.plot.parent} is no folder that can be written to")
     labelled = read_labelled(what.data, what.photographs)
     images = [image for image in labelled if image.validates or not what.validation]
     if not images:

@@ -22,6 +22,9 @@ from pipelines.labelled.image import MAX_SIDE, LabelledImage, PhotographFile, ch
 
 log = logging.getLogger("maskmill.train")
 
+_FARTHEST = 1e12
+"""Pixels that a polygon may go beyond its photograph: what is cut off is reckoned with."""
+
 
 def read_coco(path: Path, photographs: Path) -> list[LabelledImage]:
     """The images of a COCO JSON that have a mask.
@@ -148,6 +151,8 @@ def _polygons(polygons: list[Any], size: tuple[int, int]) -> dict[str, Any] | No
             raise ValueError(f"polygon {number}: expected at least three x, y pairs")
         if not all(isinstance(value, int | float) and math.isfinite(value) for value in polygon):
             raise ValueError(f"polygon {number}: a coordinate is not a finite number")
+        if max(map(abs, polygon)) > _FARTHEST:
+            raise ValueError(f"polygon {number}: a coordinate is more than {_FARTHEST:g} pixels away")
         corners = [(float(x), float(y)) for x, y in zip(polygon[::2], polygon[1::2], strict=True)]
         corners = _cut_off(_cut_off(corners, 0, width), 1, height)
         if len(corners) > 2:

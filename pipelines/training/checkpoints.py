@@ -16,13 +16,13 @@ from pipelines import storage
 from pipelines.errors import ConfigError, IncompleteRun
 
 
-def write_checkpoint(path: Path, state: Mapping[str, Any]) -> None:
+def write_checkpoint(path: Path, state: dict[str, Any]) -> None:
     """Replace it in one step, so that a kill leaves the old one or the new one; `state` has a `config`.
 
     Raises IncompleteRun where it cannot be written: the old one stays.
     """
     with writing(path):
-        storage.replace(path, lambda file: torch.save(dict(state), file))
+        storage.replace(path, lambda file: torch.save(state, file))
 
 
 @contextmanager

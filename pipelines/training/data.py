@@ -173,9 +173,9 @@ class TrainingBatches(Dataset[Batch]):
             affine = self._jitter(pixels.shape[0], pixels.shape[1], rng)
             pixels = _colour_jitter(pixels, rng)
 
-        valid = _warp(np.ones(pixels.shape[:2], np.uint8), affine, self.size, cv2.INTER_NEAREST)
-        warped = _warp_smooth(pixels, affine, self.size) * valid[:, :, None]
-        masks = [_warp(mask, affine, self.size, cv2.INTER_NEAREST) for mask in image.masks(drawn)]
+        valid = _warp_mask(np.ones(pixels.shape[:2], np.uint8), affine, self.size)
+        warped = _warp_picture(pixels, affine, self.size) * valid[:, :, None]
+        masks = [_warp_mask(mask, affine, self.size) for mask in image.masks(drawn)]
         pasted: list[NDArray[np.uint8]] = []
         if rng.random() < self.paste_share:
             warped, pasted = self._pasted(warped, valid, rng)
@@ -226,8 +226,8 @@ class TrainingBatches(Dataset[Batch]):
         for index in rng.choice(fit, count, replace=False):
             (mask,) = donor.masks([index])
             affine = self._placed(mask, rng)
-            moved = _warp(mask, affine, self.size, cv2.INTER_NEAREST) * valid_HW
-            texture = _warp(pixels, affine, self.size).astype(np.float32)
+            moved = _warp_mask(mask, affine, self.size) * valid_HW
+            texture = _warp_picture(pixels, affine, self.size).astype(np.float32)
             opacity = cv2.GaussianBlur(moved.astype(np.float32), (0, 0), rng.uniform(0.3, 1.2)) * valid_HW
             square_HWC = np.rint(square_HWC + (texture - square_HWC) * opacity[:, :, None]).astype(np.uint8)
             seen = [*(np.where(moved, np.uint8(0), below) for below in seen), moved]
@@ -257,19 +257,17 @@ class TrainingBatches(Dataset[Batch]):
         return affine
 
 
-def _warp(
-    picture: NDArray[np.uint8], affine: NDArray[np.float64], size: int, interpolation: int = cv2.INTER_LINEAR
-) -> NDArray[np.uint8]:
-    """The square of side `size` that `affine` cuts from a picture or a mask; zeros outside."""
-    return np.asarray(cv2.warpAffine(picture, affine, (size, size), flags=interpolation), np.uint8)
+def _warp_mask(mask_HW: NDArray[np.uint8], affine: NDArray[np.float64], size: int) -> NDArray[np.uint8]:
+    """The square of side `size` that `affine` cuts; zeros beyond the photograph."""
+    return np.asarray(cv2.warpAffine(mask_HW, affine, (size, size), flags=cv2.INTER_NEAREST), np.uint8)
 
 
-def _warp_smooth(pixels_HWC: NDArray[np.uint8], affine: NDArray[np.float64], size: int) -> NDArray[np.uint8]:
-    """The square that an affine cuts which turns nothing; the photograph's edge goes on beyond it.
+def _warp_picture(pixels_HWC: NDArray[np.uint8], affine: NDArray[np.float64], size: int) -> NDArray[np.uint8]:
+    """The square of side `size` that `affine` cuts; the photograph's edge goes on beyond it.
 
     What gets smaller is averaged, as where a model is asked.
     """
-    scale_2 = np.abs([affine[0, 0], affine[1, 1]])
+    scale_2 = np.linalg.norm(affine[:, :2], axis=0)
     given_2 = np.array(pixels_HWC.shape[1::-1])
     small_2 = np.maximum(1, np.rint(given_2 * np.minimum(scale_2, 1))).astype(int)
     small = cv2.resize(pixels_HWC, small_2.tolist(), interpolation=cv2.INTER_AREA)

@@ -22,8 +22,8 @@ from pipelines.errors import ConfigError
 LONGEST_WAIT = timedelta(hours=6)
 """How long the others wait for the first one, which scores the model by every mask of many photographs."""
 
-
 _OF_TORCHRUN = ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+"""What it sets beside WORLD_SIZE."""
 
 
 @dataclass(frozen=True)
@@ -68,6 +68,7 @@ def joined(device: str) -> Iterator[tuple[Processes, str]]:
     Raises ConfigError where one GPU was named for several processes, or there is none for this one.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        check_device(device)
         yield Processes(), device
         return
     if missing := [name for name in _OF_TORCHRUN if name not in os.environ]:

@@ -29,7 +29,7 @@ from pipelines.training.config import StageConfig, TrainConfig
 from pipelines.training.data import Batch, TeacherFeatures, TrainingBatches, read_ahead
 from pipelines.training.optimizers import without_denormals
 from pipelines.training.pictures import prompts_and_masks
-from pipelines.training.processes import Processes, check_device, joined
+from pipelines.training.processes import Processes, joined
 from pipelines.training.trainer import Trainer
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ def train(config: TrainConfig) -> Path:
         if not processes.first:
             log.setLevel(logging.WARNING)
         training = to_learn_from(config, images)
-        _check(config, images, training, processes, device)
+        _check(config, images, training, processes)
         teacher = None
         if config.teacher_features is not None:
             teacher = TeacherFeatures(config.teacher_features, training)
@@ -104,7 +104,7 @@ class _Record:
     ) -> None:
         self.config, self.trainer, self.writer = config, trainer, writer
         validation = [image for image in images if image.validates]
-        # by their hashes: some of every source
+        # in the order of their hashes, which mixes the sources
         self.validation = sorted(validation, key=lambda image: image.digest)[: config.validation_images]
         self.shown = self.validation or images
         self.scores = config.out / "scores.json"
@@ -192,10 +192,8 @@ def _check(
     images: Sequence[LabelledImage],
     training: Sequence[LabelledImage],
     processes: Processes,
-    device: str,
 ) -> None:
-    """Raise ConfigError where the configuration asks for what the data or the machine do not have."""
-    check_device(device)
+    """Raise ConfigError where the configuration asks for what the data do not have."""
     parts = processes.count * config.accumulate
     if odd := [stage.images for stage in config.stages if stage.images % parts]:
         raise ConfigError(

@@ -46,7 +46,7 @@ class Trainer:
     average: Sam
     optimizers: tuple[torch.optim.Optimizer, ...]
     processes: Processes = field(default_factory=Processes)
-    images: str = ""
+    images_digest: str = ""
     step: int = 0
 
     def __post_init__(self) -> None:
@@ -66,12 +66,12 @@ class Trainer:
         teacher_channels: int = 0,
         processes: Processes | None = None,
         device: str | None = None,
-        images: str = "",
+        images_digest: str = "",
     ) -> Trainer:
         """A new run, or the one whose checkpoint lies in the output folder.
 
         With `teacher_channels`, batches bring a teacher's features of so many channels to imitate. `device`
-        is in place of the configured one; `images` is a digest of what is learnt from.
+        is in place of the configured one; `images_digest` is of what is learnt from.
         """
         torch.manual_seed(config.seed)
         if config.initial is None:
@@ -83,7 +83,12 @@ class Trainer:
         objective = Objective(config, sam, teacher_channels).to(device or config.device)
         optimizers = make_optimizers(config, sam, objective.auxiliary)
         trainer = cls(
-            config, objective, average.to(objective.sam.device), optimizers, processes or Processes(), images
+            config,
+            objective,
+            average.to(objective.sam.device),
+            optimizers,
+            processes or Processes(),
+            images_digest,
         )
         if trainer.checkpoint_path.exists():
             trainer.load()
@@ -96,7 +101,7 @@ class Trainer:
 
     @property
     def _deciding(self) -> dict[str, Any]:
-        return self.config.deciding() | {"the images that data holds": self.images}
+        return self.config.deciding() | {"the images that data holds": self.images_digest}
 
     def save(self) -> None:
         """Replace the checkpoint. Raises IncompleteRun where it cannot be written."""

@@ -121,6 +121,15 @@ def test_evaluate_on_no_validation_image_is_refused(shapes, tiny_weights, tmp_pa
     assert "images is set aside for validation" in line
 
 
+def test_a_plot_that_cannot_be_written_is_refused_before_the_scoring(
+    shapes, tiny_weights, capsys, monkeypatch
+):
+    monkeypatch.setattr("pipelines.evaluation.scoring.evaluate", None)
+    command = ["evaluate", "--data", str(shapes), "--checkpoint", str(tiny_weights)]
+    assert main([*command, "--plot", "/nowhere/plot.png"]) == 2
+    assert "--plot /nowhere/plot.png: /nowhere is no folder that can be" in capsys.readouterr().err
+
+
 def test_a_correction_goes_to_the_middle_of_what_is_most_wrong():
     true = square(10, 10, 41)
     drawn = square(10, 10, 41).astype(bool)

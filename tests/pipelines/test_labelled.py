@@ -89,6 +89,10 @@ GOOD = compressed(square(2, 3, 5))
         ({"size": [], "counts": [0]}, r"the mask is for \[\], its image is 20×30"),
         ({"size": [10**20, 10**20], "counts": [10**40]}, "the mask is for .*, its image is 20×30"),
         ([[1, 1, 5, 10**400, 1, 5]], "too large"),
+        (
+            [[-1e308, -1e308, 1e308, 1e308, 1e308, -1e308]],
+            r"polygon 0: a coordinate is more than 1e\+12 pixels",
+        ),
     ],
 )
 def test_a_mask_that_is_not_right_is_named(tmp_path, segmentation, expected):

@@ -62,7 +62,7 @@ def configuration(shapes, out, **changes):
 def started(config):
     """The trainer as `train` starts it."""
     images = to_learn_from(config, read_labelled(config.data))
-    return Trainer.start(config, images=images_digest(images))
+    return Trainer.start(config, images_digest=images_digest(images))
 
 
 def test_a_folder_without_labels_says_what_was_expected(tmp_path):
@@ -382,6 +382,27 @@ def test_a_photograph_that_gets_smaller_is_averaged_in_place(tmp_path):
     outside = cv2.erode(outside.astype(np.uint8), np.ones((3, 3))) > 0
     assert (pixels.numpy()[inside] == 255).all()
     assert np.abs(pixels.numpy()[outside] - 100).max() <= 1, "by nearest or linear: 0 or 200"
+
+
+def test_a_pasted_object_that_gets_smaller_is_averaged_too(monkeypatch):
+    """Stripes of a large object, turned and shrunk, become grey; outside of it all is white."""
+    striped = np.zeros((400, 400, 3), np.uint8)
+    striped[:, ::2] = 200
+    mask = np.zeros((400, 400), np.uint8)
+    mask[50:250, 50:250] = 1
+    donor = Mock(pixels=lambda: striped)
+    image = LabelledImage("1", donor, "drawn", (mask_utils.encode(np.asfortranarray(mask)),))
+    monkeypatch.setattr(training_data, "_colour_jitter", lambda pixels, _: pixels)
+    monkeypatch.setattr(training_data, "PASTED_SIZE", (0.3, 0.4))
+    batches = TrainingBatches([image], **PLAIN | {"size": 128})
+    white, valid = np.full((128, 128, 3), 255, np.uint8), np.ones((128, 128), np.uint8)
+    looked_at = 0
+    for seed in range(5):
+        square, [seen] = batches._pasted(white, valid, np.random.default_rng(seed))
+        core = cv2.erode(seen, np.ones((9, 9)), borderValue=0) > 0
+        assert np.abs(square[core].astype(int) - 100).max() <= 25, "linear alone: from 0 to 200"
+        looked_at += int(core.sum())
+    assert looked_at > 1000
 
 
 def test_the_largest_weights_there_are(shapes):

@@ -55,7 +55,7 @@ def configuration(shapes, tiny_weights, out, **changes):
 def started(config):
     """The trainer as `train` starts it."""
     images = to_learn_from(config, read_labelled(config.data))
-    return Trainer.start(config, images=images_digest(images))
+    return Trainer.start(config, images_digest=images_digest(images))
 
 
 def kept(out):
