@@ -38,7 +38,8 @@ def initialise(sam: Sam) -> None:
             elif isinstance(module, nn.Embedding):
                 module.weight.mul_(TOKEN_SCALE)
 
-        encoder.patch_embed.proj.weight.copy_(cosine_filters(config.patch_size, config.embed_dim))
+        filters = cosine_filters(config.patch_size, config.embed_dim)
+        encoder.patch_embed.proj.weight[: len(filters)].copy_(filters)
         nn.init.zeros_(cast(Tensor, encoder.patch_embed.proj.bias))
         encoder.pos_embed.copy_(0.5 * sinusoids(config.embedding_size, config.embed_dim))
 
@@ -58,7 +59,8 @@ def _look_at_own_place(attention: Attention) -> None:
 def cosine_filters(patch_size: int, filters: int) -> Tensor:
     """The lowest frequencies of a patch in three opponent colours, whitened: filters×3×patch×patch.
 
-    Photographs' amplitudes fall as 1/frequency; the filters rise with it, so that edges count beside means.
+    There are no more than a patch has values: of those that are asked for, the first 3·patch². Amplitudes of
+    photographs fall as 1/frequency; the filters rise with it, so that edges count beside means.
     """
     steps = (torch.arange(patch_size) + 0.5) * math.pi / patch_size
     waves = torch.cos(torch.arange(patch_size)[:, None] * steps)  # frequency × place
@@ -67,10 +69,12 @@ def cosine_filters(patch_size: int, filters: int) -> Tensor:
     colours = torch.tensor([[1.0, 1.0, 1.0], [1.0, -1.0, 0.0], [0.5, 0.5, -1.0]])
     colours = colours / colours.norm(dim=1, keepdim=True) * torch.tensor([[1.0], [3.0], [3.0]])
 
-    bank = torch.zeros(filters, 3, patch_size, patch_size)
-    for index in range(filters):
-        # Brightness gets half of the filters, each of the two colour differences a quarter.
-        colour, rank = ((0, index // 2), (1 + index // 2 % 2, index // 4))[index % 2]
+    # Brightness gets half of the filters, each of the two colour differences a quarter, while there are any.
+    turns = range(4 * patch_size**2)
+    drawn = [((0, turn // 2), (1 + turn // 2 % 2, turn // 4))[turn % 2] for turn in turns]
+    drawn = [(colour, rank) for colour, rank in drawn if rank < patch_size**2][:filters]
+    bank = torch.zeros(len(drawn), 3, patch_size, patch_size)
+    for index, (colour, rank) in enumerate(drawn):
         row, column = divmod(int(order[rank]), patch_size)
         wave = torch.outer(waves[row], waves[column])
         gain = 0.5 * (1 + math.hypot(row, column))

@@ -1,6 +1,7 @@
 """Losses, simulated prompts and the starting point, against values worked out by hand."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -102,11 +103,22 @@ def test_points_carry_the_label_of_the_mask_below_them():
             assert [int(mask[int(y), int(x)]) for x, y in place] == label.tolist()
 
 
-def test_cosine_filters_are_orthogonal_and_start_with_the_mean():
-    bank = cosine_filters(16, 192).flatten(1)
+@pytest.mark.parametrize(("asked", "there"), [(192, 192), (768, 768), (1280, 768)])
+def test_cosine_filters_are_orthogonal_and_start_with_the_mean(asked, there):
+    """Up to all the values that a patch of 16 × 16 has, in three colours."""
+    bank = cosine_filters(16, asked).flatten(1)
     directions = bank / bank.norm(dim=1, keepdim=True)
-    assert torch.allclose(directions @ directions.T, torch.eye(192), atol=1e-4)
+    assert torch.allclose(directions @ directions.T, torch.eye(there), atol=1e-4)
     assert bank[0].std() < 1e-6  # brightness of the whole patch
+
+
+@pytest.mark.parametrize("name", ["nano", "vit_b", "vit_l", "vit_h"])
+def test_every_size_that_can_be_trained_has_a_starting_point(name):
+    sam = Sam(replace(MODELS[name], depth=1, global_attn_indexes=(0,)))
+    initialise(sam)
+    filters = sam.image_encoder.patch_embed.proj.weight.flatten(1)
+    assert torch.linalg.matrix_rank(filters) == min(filters.shape)
+    assert all(parameter.isfinite().all() for parameter in sam.parameters())
 
 
 def test_a_new_model_attends_to_the_prompts_own_place():
