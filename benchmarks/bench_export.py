@@ -63,7 +63,7 @@ def measure(corpus: Path, masks: int, more: list[str]) -> dict[str, Any]:
     words = [
         sys.executable,
         "-m",
-        "pipelines.cli",
+        "maskmill",
         "export",
         str(corpus),
         "--format",

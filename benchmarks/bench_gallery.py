@@ -33,13 +33,13 @@ from rich.table import Table
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks.bench_verify import blob
-from engine.records import DROP_REASONS
-from pipelines.config import digest_of
-from pipelines.gallery import write_gallery
-from pipelines.manifest import RunRecord, finish_corpus
-from pipelines.plan import open_run
-from pipelines.schema import ImageRow, table_from_rows
-from pipelines.shards import commit_table, shard_metadata
+from maskmill.engine.records import DROP_REASONS
+from maskmill.pipelines.config import digest_of
+from maskmill.pipelines.gallery import write_gallery
+from maskmill.pipelines.manifest import RunRecord, finish_corpus
+from maskmill.pipelines.plan import open_run
+from maskmill.pipelines.schema import ImageRow, table_from_rows
+from maskmill.pipelines.shards import commit_table, shard_metadata
 from tests.pipelines.browser import opened_browser
 
 HEIGHT, WIDTH = 1500, 2250

@@ -38,11 +38,11 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from benchmarks.arguments import OneLineParser, at_least
 from benchmarks.flops import decoder_flops, encoder_flops, published_decoder_flops
 from benchmarks.machine import Watch, forget_peak, matrix_rate, peak_since, short_name
-from engine import MaskGenerator
-from engine.records import GeneratedMasks
-from model import SamConfig, load_sam
-from pipelines.bench import hardware
-from pipelines.config import load_config
+from maskmill.engine import MaskGenerator
+from maskmill.engine.records import GeneratedMasks
+from maskmill.model import SamConfig, load_sam
+from maskmill.pipelines.bench import hardware
+from maskmill.pipelines.config import load_config
 
 ROOT = Path(__file__).parents[1]
 MODEL = "nano"

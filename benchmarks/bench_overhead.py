@@ -42,14 +42,14 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks.arguments import OneLineParser, at_least
 from benchmarks.machine import Watch
-from engine import MaskGenerator
-from model import load_sam
-from pipelines.bench import hardware
-from pipelines.config import RunConfig, load_config
-from pipelines.corpus import Corpus
-from pipelines.decode import decode_image
-from pipelines.reader import read_input
-from pipelines.shards import open_parquet, shard_path
+from maskmill.engine import MaskGenerator
+from maskmill.model import load_sam
+from maskmill.pipelines.bench import hardware
+from maskmill.pipelines.config import RunConfig, load_config
+from maskmill.pipelines.corpus import Corpus
+from maskmill.pipelines.decode import decode_image
+from maskmill.pipelines.reader import read_input
+from maskmill.pipelines.shards import open_parquet, shard_path
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("maskmill", "torch", "ray", "numpy", "numba", "opencv-python", "pyarrow")
@@ -158,7 +158,7 @@ def time_bare(photographs: Sequence[Path], config: RunConfig) -> dict[str, Any]:
 
 def make_corpus(photos: Path, out: Path, overrides: Sequence[str], workers: int) -> None:
     """`maskmill generate`, in a process of its own."""
-    command = [sys.executable, "-m", "pipelines.cli", "generate", str(photos), "--out", str(out)]
+    command = [sys.executable, "-m", "maskmill", "generate", str(photos), "--out", str(out)]
     command += ["--config", "nano", "--workers", str(workers)]
     command += [word for value in overrides for word in ("--set", value)]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}

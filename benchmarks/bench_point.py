@@ -18,7 +18,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from model import MODELS, Sam
+from maskmill.model import MODELS, Sam
 
 
 @torch.inference_mode()

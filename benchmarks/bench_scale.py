@@ -2,8 +2,8 @@
 
     python benchmarks/bench_scale.py                 # shards of 60 s and of 5 s; eighteen minutes
 
-The driver is the real one (`pipelines.dispatch`), with the progress that `maskmill generate` shows; the
-workers are stand-ins: they sleep in place of the network, by turns for the two shards that each holds,
+The driver is the real one (`maskmill.pipelines.dispatch`), with the progress that `maskmill generate` shows;
+the workers are stand-ins: they sleep in place of the network, by turns for the two shards that each holds,
 and commit real shards of empty rows. Some shards end their worker once, in the middle. Up to what the machine
 holds the workers are Ray's actors, a process and a logical GPU each, or, with --processes, several to a
 process, so that the driver has as many calls under way as with a process each. Beyond, they are threads of
@@ -48,19 +48,19 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks.arguments import OneLineParser, at_least
 from benchmarks.machine import forget_peak, peak_since, short_name
-from pipelines.bench import hardware
-from pipelines.breaker import too_many_refused
-from pipelines.cluster import OBJECT_STORE_BYTES, RayCrew, ShardWorker, connect, ray
-from pipelines.config import RunConfig, digest, load_config
-from pipelines.dispatch import Crew, Dispatcher, WorkerLost
-from pipelines.manifest import CORPUS, RunRecord, finish_corpus
-from pipelines.placement import Placement
-from pipelines.plan import PlannedImage, Run, open_run
-from pipelines.report import LiveLine
-from pipelines.schema import ImageRow, table_from_rows
-from pipelines.shards import commit_table, committed_shards, shard_metadata
-from pipelines.tasks import Job, ShardFailure, ShardReceipt, ShardTask, Tally, WorkerPlace
-from pipelines.worker import check_sees_corpus, this_place
+from maskmill.pipelines.bench import hardware
+from maskmill.pipelines.breaker import too_many_refused
+from maskmill.pipelines.cluster import OBJECT_STORE_BYTES, RayCrew, ShardWorker, connect, ray
+from maskmill.pipelines.config import RunConfig, digest, load_config
+from maskmill.pipelines.dispatch import Crew, Dispatcher, WorkerLost
+from maskmill.pipelines.manifest import CORPUS, RunRecord, finish_corpus
+from maskmill.pipelines.placement import Placement
+from maskmill.pipelines.plan import PlannedImage, Run, open_run
+from maskmill.pipelines.report import LiveLine
+from maskmill.pipelines.schema import ImageRow, table_from_rows
+from maskmill.pipelines.shards import commit_table, committed_shards, shard_metadata
+from maskmill.pipelines.tasks import Job, ShardFailure, ShardReceipt, ShardTask, Tally, WorkerPlace
+from maskmill.pipelines.worker import check_sees_corpus, this_place
 
 PACKAGES = ("maskmill", "ray", "numpy", "pyarrow")
 STAGES = ("read", "decode", "resize", "encode", "prompt", "draw", "resample", "filter", "nms", "rle", "table")

@@ -22,10 +22,10 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks.arguments import OneLineParser, at_least
 from benchmarks.machine import Watch
-from model import MODELS, image_encoder
-from model.attention import fused, in_parts
-from model.image_encoder import ImageEncoderViT
-from pipelines.bench import hardware
+from maskmill.model import MODELS, image_encoder
+from maskmill.model.attention import fused, in_parts
+from maskmill.model.image_encoder import ImageEncoderViT
+from maskmill.pipelines.bench import hardware
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -33,16 +33,16 @@ from rich.table import Table
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from engine import rle
-from engine.records import DROP_REASONS, MaskRecord
-from pipelines.config import digest_of
-from pipelines.corpus import Corpus
-from pipelines.manifest import RunRecord, finish_corpus
-from pipelines.plan import Run, open_run
-from pipelines.schema import ImageRow, table_from_rows
-from pipelines.sealed import fingerprint
-from pipelines.shards import commit_table, shard_metadata
-from pipelines.verify import verify
+from maskmill.engine import rle
+from maskmill.engine.records import DROP_REASONS, MaskRecord
+from maskmill.pipelines.config import digest_of
+from maskmill.pipelines.corpus import Corpus
+from maskmill.pipelines.manifest import RunRecord, finish_corpus
+from maskmill.pipelines.plan import Run, open_run
+from maskmill.pipelines.schema import ImageRow, table_from_rows
+from maskmill.pipelines.sealed import fingerprint
+from maskmill.pipelines.shards import commit_table, shard_metadata
+from maskmill.pipelines.verify import verify
 
 HEIGHT, WIDTH = 1500, 2250
 PACKAGES = ("numpy", "pyarrow", "pycocotools")

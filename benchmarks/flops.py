@@ -16,8 +16,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from itertools import pairwise
 
-from model.config import SamConfig
-from model.mask_decoder import MASK_TOKENS
+from maskmill.model.config import SamConfig
+from maskmill.model.mask_decoder import MASK_TOKENS
 
 TOKENS = 7
 """Of a prompt of one point: the IoU token, the mask tokens, the point and a padding point."""

@@ -1,33 +1,35 @@
 """One image: pixels in, mask records out. Knows `model`; no files, no Ray.
 
-Names are imported when they are first used, so that `engine.rle` and `engine.records` come without torch.
+Names are imported when they are first used, so that run-length codes and records come without torch.
 """
 
 from __future__ import annotations
 
-from importlib import import_module
 from typing import TYPE_CHECKING
 
+if __name__ != "maskmill.engine":
+    raise ImportError("import maskmill.engine, not engine")  # no file is loaded under two names
+
 if TYPE_CHECKING:
-    from engine.config import GeneratorConfig as GeneratorConfig
-    from engine.generator import MaskGenerator as MaskGenerator
-    from engine.records import DROP_REASONS as DROP_REASONS
-    from engine.records import GeneratedMasks as GeneratedMasks
-    from engine.records import MaskRecord as MaskRecord
-    from engine.records import Rle as Rle
+    from .config import GeneratorConfig
+    from .generator import MaskGenerator
+    from .records import DROP_REASONS, GeneratedMasks, MaskRecord, Rle
+else:
+    _HOMES = {
+        "DROP_REASONS": ".records",
+        "GeneratedMasks": ".records",
+        "GeneratorConfig": ".config",
+        "MaskGenerator": ".generator",
+        "MaskRecord": ".records",
+        "Rle": ".records",
+    }
 
-_HOMES = {
-    "DROP_REASONS": "engine.records",
-    "GeneratedMasks": "engine.records",
-    "GeneratorConfig": "engine.config",
-    "MaskGenerator": "engine.generator",
-    "MaskRecord": "engine.records",
-    "Rle": "engine.records",
-}
-__all__ = sorted(_HOMES)
+    def __getattr__(name):
+        if name not in _HOMES:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        from importlib import import_module
+
+        return getattr(import_module(_HOMES[name], __name__), name)
 
 
-def __getattr__(name: str) -> object:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(_HOMES[name]), name)
+__all__ = ["DROP_REASONS", "GeneratedMasks", "GeneratorConfig", "MaskGenerator", "MaskRecord", "Rle"]

@@ -11,18 +11,18 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from engine import rle
-from engine.config import GeneratorConfig
-from engine.filters import filter_masks, stability_scores, too_large
-from engine.geometry import inclusive_to_xywh
-from engine.grid import Crop
-from engine.ledger import Ledger
-from engine.nms import non_maximal_suppression
-from engine.records import MaskRecord, Rle
-from engine.regions import clean_up
-from engine.resample import Box, Indexes, Measures, Patch
-from engine.runs import Runs
-from model.sam import EncodedImages
+from ..model.sam import EncodedImages
+from . import rle
+from .config import GeneratorConfig
+from .filters import filter_masks, stability_scores, too_large
+from .geometry import inclusive_to_xywh
+from .grid import Crop
+from .ledger import Ledger
+from .nms import non_maximal_suppression
+from .records import MaskRecord, Rle
+from .regions import clean_up
+from .resample import Box, Indexes, Measures, Patch
+from .runs import Runs
 
 
 @dataclass(slots=True)

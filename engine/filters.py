@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from engine.config import GeneratorConfig
-from engine.geometry import near_crop_edge
-from engine.grid import Crop
-from engine.resample import Measures
+from .config import GeneratorConfig
+from .geometry import near_crop_edge
+from .grid import Crop
+from .resample import Measures
 
 
 def stability_scores(measures: Measures) -> npt.NDArray[np.float32]:

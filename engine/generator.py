@@ -18,18 +18,18 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from engine.batching import in_batches
-from engine.candidates import Page, View, Way, boxes_of
-from engine.config import GeneratorConfig
-from engine.crossing import upload
-from engine.geometry import resize_to_input
-from engine.grid import crops_of
-from engine.ledger import Ledger
-from engine.nms import non_maximal_suppression
-from engine.on_cpu import OnCpu
-from engine.on_device import OnDevice
-from engine.records import GeneratedMasks, MaskRecord
-from model.sam import EncodedImages, Sam
+from ..model.sam import EncodedImages, Sam
+from .batching import in_batches
+from .candidates import Page, View, Way, boxes_of
+from .config import GeneratorConfig
+from .crossing import upload
+from .geometry import resize_to_input
+from .grid import crops_of
+from .ledger import Ledger
+from .nms import non_maximal_suppression
+from .on_cpu import OnCpu
+from .on_device import OnDevice
+from .records import GeneratedMasks, MaskRecord
 
 
 class MaskGenerator:

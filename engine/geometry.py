@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from engine.grid import Crop
+from .grid import Crop
 
 CROP_EDGE_PIXELS = 20
 """A box that ends this close to a crop's edge is taken to be cut off by it."""

@@ -12,7 +12,7 @@ from itertools import product
 import numpy as np
 import numpy.typing as npt
 
-from engine.config import GeneratorConfig
+from .config import GeneratorConfig
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
-from engine.records import DROP_REASONS, GeneratedMasks, MaskRecord
+from .records import DROP_REASONS, GeneratedMasks, MaskRecord
 
 STAGES = ("resize", "encode", "prompt", "draw", "resample", "filter", "nms", "rle")
 

@@ -12,14 +12,14 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from engine.batching import in_batches, lanes_here
-from engine.candidates import Candidate, Outline, Page, View, as_box, outline_of, passing, without_duplicates
-from engine.config import GeneratorConfig
-from engine.geometry import input_size, points_to_input
-from engine.grid import crop_points
-from engine.ledger import Ledger
-from engine.resample_compiled import CompiledResampler
-from model.sam import EncodedImages, Sam
+from ..model.sam import EncodedImages, Sam
+from .batching import in_batches, lanes_here
+from .candidates import Candidate, Outline, Page, View, as_box, outline_of, passing, without_duplicates
+from .config import GeneratorConfig
+from .geometry import input_size, points_to_input
+from .grid import crop_points
+from .ledger import Ledger
+from .resample_compiled import CompiledResampler
 
 
 class OnCpu:

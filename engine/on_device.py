@@ -25,17 +25,17 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from engine.batching import in_batches
-from engine.candidates import Candidate, Outline, Page, View, outline_of, passing, without_duplicates
-from engine.config import GeneratorConfig
-from engine.crossing import fetch, upload
-from engine.geometry import input_size, points_to_input
-from engine.grid import crop_points
-from engine.ledger import Ledger
-from engine.paint import run_ends
-from engine.resample import Indexes, Measures, Patch, Resampler, finite
-from model.mask_decoder import Decoded
-from model.sam import EncodedImages, Sam
+from ..model.mask_decoder import Decoded
+from ..model.sam import EncodedImages, Sam
+from .batching import in_batches
+from .candidates import Candidate, Outline, Page, View, outline_of, passing, without_duplicates
+from .config import GeneratorConfig
+from .crossing import fetch, upload
+from .geometry import input_size, points_to_input
+from .grid import crop_points
+from .ledger import Ledger
+from .paint import run_ends
+from .resample import Indexes, Measures, Patch, Resampler, finite
 
 TOKENS = 7
 """Of a grid's prompt in the decoder: IoU, four masks, the point and its padding."""

@@ -19,8 +19,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from engine.crossing import fetch, upload
-from engine.resample import TILE, Indexes, Resampler
+from .crossing import fetch, upload
+from .resample import TILE, Indexes, Resampler
 
 MOST_FLAGS = (1 << 31) - 1
 """`nonzero` counts with 32 bits on a GPU."""

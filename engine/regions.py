@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from engine.runs import Positions, Runs
-from model.compiled import compiled
+from ..model.compiled import compiled
+from .runs import Positions, Runs
 
 
 def clean_up(mask: Runs, min_area: int, drop_small: bool = False) -> tuple[Runs | None, bool]:

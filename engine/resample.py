@@ -24,7 +24,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from engine.crossing import fetch, upload
+from .crossing import fetch, upload
 
 TILE = 64
 """Side of a tile in pixels of the image: smaller tiles follow the edge more closely, in more products."""

@@ -20,8 +20,8 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
-from engine.resample import Box, Indexes, Measures, Patch, compose, finite
-from model.compiled import compiled
+from ..model.compiled import compiled
+from .resample import Box, Indexes, Measures, Patch, compose, finite
 
 Floats = npt.NDArray[np.float32]
 

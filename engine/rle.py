@@ -12,8 +12,8 @@ import numpy as np
 import numpy.typing as npt
 from pycocotools import mask as coco
 
-from engine.records import Rle
-from engine.runs import Runs
+from .records import Rle
+from .runs import Runs
 
 
 def encode(mask_HW: npt.NDArray[np.bool_]) -> Rle:

@@ -2,25 +2,31 @@
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+if __name__ != "maskmill.model":
+    raise ImportError("import maskmill.model, not model")  # no file is loaded under two names
 
 if TYPE_CHECKING:
-    from model.checkpoint import CheckpointError, load_sam
-    from model.config import MODELS, SamConfig
-    from model.sam import Sam
+    from .checkpoint import load_sam
+    from .config import MODELS, SamConfig
+    from .sam import Sam
+    from .zoo import CheckpointError
+else:
+    _HOMES = {
+        "CheckpointError": ".zoo",
+        "MODELS": ".config",
+        "Sam": ".sam",
+        "SamConfig": ".config",
+        "load_sam": ".checkpoint",
+    }
 
-_HOME = {
-    "CheckpointError": "model.checkpoint",
-    "MODELS": "model.config",
-    "Sam": "model.sam",
-    "SamConfig": "model.config",
-    "load_sam": "model.checkpoint",
-}
+    def __getattr__(name):
+        if name not in _HOMES:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        from importlib import import_module
+
+        return getattr(import_module(_HOMES[name], __name__), name)
+
+
 __all__ = ["MODELS", "CheckpointError", "Sam", "SamConfig", "load_sam"]
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOME:
-        raise AttributeError(f"module 'model' has no attribute {name!r}")
-    return getattr(import_module(_HOME[name]), name)

@@ -33,7 +33,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from model import cells_compiled
+from . import cells_compiled
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from model.compiled import compiled_sums
-from model.loops import (
+from .compiled import compiled_sums
+from .loops import (
     ONE,
     Floats,
     add_product,

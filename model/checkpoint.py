@@ -23,10 +23,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from model.config import MODELS, SamConfig
-from model.sam import Sam
-from model.tensor_file import listed, read_tensors, unreadable
-from model.zoo import CheckpointError, cached, how_to_get, nearest, sha256_of
+from .config import MODELS, SamConfig
+from .sam import Sam
+from .tensor_file import listed, read_tensors, unreadable
+from .zoo import CheckpointError, cached, how_to_get, nearest, sha256_of
 
 __all__ = ["CheckpointError", "checkpoint_sha256", "find_checkpoint", "load_sam", "save_sam"]
 

@@ -13,10 +13,10 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from model.cells_compiled import array_of
-from model.compiled import compiled_sums
-from model.layers import LayerNorm2d
-from model.loops import Floats, add_product, gelu, normalise
+from .cells_compiled import array_of
+from .compiled import compiled_sums
+from .layers import LayerNorm2d
+from .loops import Floats, add_product, gelu, normalise
 
 BLOCK = 1024
 """Cells worked on at a time."""

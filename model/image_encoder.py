@@ -18,9 +18,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from model.attention import attend
-from model.config import SamConfig
-from model.layers import LayerNorm2d, MLPBlock
+from .attention import attend
+from .config import SamConfig
+from .layers import LayerNorm2d, MLPBlock
 
 ROWS_AT_ONCE = 2
 """Rows of queries whose bias is made together."""

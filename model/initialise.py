@@ -17,9 +17,9 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from model.image_encoder import ImageEncoderViT
-from model.sam import Sam
-from model.transformer import Attention
+from .image_encoder import ImageEncoderViT
+from .sam import Sam
+from .transformer import Attention
 
 KEY_GAIN = 1.6
 TOKEN_SCALE = 0.2

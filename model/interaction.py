@@ -19,8 +19,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from model.prompts import Draws, corrections, noisy_boxes
-from model.sam import EncodedImages, Sam
+from .prompts import Draws, corrections, noisy_boxes
+from .sam import EncodedImages, Sam
 
 BOX_NOISE = 20.0
 """Most that a side of a box is off, in pixels of the model's input."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from model.compiled import compiled, compiled_sums
+from .compiled import compiled, compiled_sums
 
 Floats = npt.NDArray[np.float32]
 

@@ -11,9 +11,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from model.attention import attend
-from model.image_encoder import Block, ImageEncoderViT
-from model.initialise import sinusoids
+from .attention import attend
+from .image_encoder import Block, ImageEncoderViT
+from .initialise import sinusoids
 
 
 class MaskedAutoencoder(nn.Module):

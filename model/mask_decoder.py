@@ -19,11 +19,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from model import cells_compiled, drawing_compiled
-from model.cells import Cells, plus_product
-from model.config import SamConfig
-from model.layers import MLP, LayerNorm2d
-from model.transformer import ImageTokens, TwoWayTransformer
+from . import cells_compiled, drawing_compiled
+from .cells import Cells, plus_product
+from .config import SamConfig
+from .layers import MLP, LayerNorm2d
+from .transformer import ImageTokens, TwoWayTransformer
 
 MASK_TOKENS = 4  # one for an unambiguous prompt, three for the nested readings of an ambiguous one
 

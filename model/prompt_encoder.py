@@ -8,8 +8,8 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from model.config import SamConfig
-from model.layers import LayerNorm2d
+from .config import SamConfig
+from .layers import LayerNorm2d
 
 
 class PromptEncoder(nn.Module):

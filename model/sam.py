@@ -15,11 +15,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from model.config import SamConfig
-from model.image_encoder import ImageEncoderViT
-from model.mask_decoder import Decoded, MaskDecoder, SharedImage
-from model.prompt_encoder import PromptEncoder
-from model.tiny_vit import TinyViT
+from .config import SamConfig
+from .image_encoder import ImageEncoderViT
+from .mask_decoder import Decoded, MaskDecoder, SharedImage
+from .prompt_encoder import PromptEncoder
+from .tiny_vit import TinyViT
 
 PIXEL_MEAN = (123.675, 116.28, 103.53)  # of ImageNet, RGB, 0…255
 PIXEL_STD = (58.395, 57.12, 57.375)

@@ -18,9 +18,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from model.config import SamConfig
-from model.image_encoder import merge_windows, partition_windows
-from model.layers import LayerNorm2d
+from .config import SamConfig
+from .image_encoder import merge_windows, partition_windows
+from .layers import LayerNorm2d
 
 WIDTHS = (64, 128, 160, 320)
 DEPTHS = (2, 2, 6, 2)

@@ -20,8 +20,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from model.cells import Cells, Gather, Look, Norm, centre
-from model.layers import MLPBlock
+from .cells import Cells, Gather, Look, Norm, centre
+from .layers import MLPBlock
 
 
 @dataclass(frozen=True)

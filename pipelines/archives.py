@@ -16,8 +16,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipelines import parquet_source, tar_source
-from pipelines.places import file_uri, path_of, scheme_of, uri_of
+from . import parquet_source, tar_source
+from .places import file_uri, path_of, scheme_of, uri_of
 
 INPUT_SCHEMA = pa.schema([("key", pa.string()), ("uri", pa.string())])
 """An input's name for good, and where its bytes are (see `places.uri_of`)."""

@@ -33,17 +33,17 @@ import torch
 from PIL import Image
 from torch import nn
 
-from engine import MaskGenerator
-from engine.geometry import resize_to_input
-from model import MODELS, Sam, load_sam
-from pipelines.config import RunConfig
-from pipelines.decode import decode_image
-from pipelines.errors import ConfigError, UsageError
-from pipelines.plan import PlannedImage, make_plan
-from pipelines.reader import read_input
-from pipelines.sources import list_inputs
-from pipelines.tasks import Job, ShardReceipt, ShardTask, Tally
-from pipelines.worker import make_generator, resolve_device, run_shard
+from ..engine import MaskGenerator
+from ..engine.geometry import resize_to_input
+from ..model import MODELS, Sam, load_sam
+from .config import RunConfig
+from .decode import decode_image
+from .errors import ConfigError, UsageError
+from .plan import PlannedImage, make_plan
+from .reader import read_input
+from .sources import list_inputs
+from .tasks import Job, ShardReceipt, ShardTask, Tally
+from .worker import make_generator, resolve_device, run_shard
 
 DEFAULT_SIZE = (1500, 2250)
 """Height and width of the photograph that is taken where none is given."""
@@ -194,7 +194,7 @@ def _against_released(
 
     `exact` are the weights in fp32, for the released one.
     """
-    from pipelines.released import Agreement, compare, released_generator
+    from .released import Agreement, compare, released_generator
 
     theirs = released_generator(exact.config, exact.state_dict(), **released_options(config))
     theirs.predictor.model.to(generator.sam.device)

@@ -10,9 +10,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from pipelines.config import BreakerConfig
-from pipelines.errors import BreakerTripped
-from pipelines.tasks import ShardFailure, Tally
+from .config import BreakerConfig
+from .errors import BreakerTripped
+from .tasks import ShardFailure, Tally
 
 CLASSES_TOLD = 4
 

@@ -15,10 +15,10 @@ from typing import Annotated, Any
 
 import typer
 
-from pipelines.commands import exchange, look, network, run
-from pipelines.errors import IncompleteRun, MaskmillError, UsageError, visible
-from pipelines.interrupts import INTERRUPTED, orderly
-from pipelines.places import is_stores, redacted, store_code
+from .commands import exchange, look, network, run
+from .errors import IncompleteRun, MaskmillError, UsageError, visible
+from .interrupts import INTERRUPTED, orderly
+from .places import is_stores, redacted, store_code
 
 # typer carries its own click or uses the installed one, by version; this is the base of usage errors in
 # either.
@@ -68,7 +68,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         goes_on = isinstance(error, IncompleteRun) and again.differs
         return _complain(f"{error}{again if goes_on else ''}", error.exit_code)
     except ValueError as error:
-        from model.zoo import CheckpointError
+        from ..model.zoo import CheckpointError
 
         if not isinstance(error, CheckpointError):
             raise
@@ -118,7 +118,3 @@ def _maskmill(
 def _complain(message: str, code: int) -> int:
     print(f"maskmill: {visible(' '.join(redacted(message).split()))}", file=sys.stderr)
     return int(code)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

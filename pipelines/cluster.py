@@ -29,14 +29,14 @@ import ray
 from ray.exceptions import RayError, RayTaskError
 from ray.util.metrics import Counter, Gauge, Histogram
 
-from pipelines.dispatch import Dispatcher, WorkerLost
-from pipelines.errors import MaskmillError, UsageError
-from pipelines.metrics import BUSY, RUN_CHARACTERS, Instrument, Metric, Metrics
-from pipelines.placement import Node, Placement, check_sees_its_gpus, how_many_fit, place
-from pipelines.resources import limit_threads, usable_cpus
-from pipelines.tasks import Job, OnProgress, ShardFailure, ShardReceipt, ShardTask, Tally, WorkerPlace
-from pipelines.watcher import Watcher, Watchers
-from pipelines.worker import (
+from .dispatch import Dispatcher, WorkerLost
+from .errors import MaskmillError, UsageError
+from .metrics import BUSY, RUN_CHARACTERS, Instrument, Metric, Metrics
+from .placement import Node, Placement, check_sees_its_gpus, how_many_fit, place
+from .resources import limit_threads, usable_cpus
+from .tasks import Job, OnProgress, ShardFailure, ShardReceipt, ShardTask, Tally, WorkerPlace
+from .watcher import Watcher, Watchers
+from .worker import (
     batches_at_once,
     check_sees_corpus,
     is_infrastructure,
@@ -48,8 +48,8 @@ from pipelines.worker import (
 if TYPE_CHECKING:
     import numpy as np
 
-    from engine.records import GeneratedMasks
-    from pipelines.config import RunConfig
+    from ..engine.records import GeneratedMasks
+    from .config import RunConfig
 
 log = logging.getLogger(__name__)
 

@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from pipelines.outlines import polygons
-from pipelines.views import cutout
+from .outlines import polygons
+from .views import cutout
 
 CATEGORY = {"id": 1, "name": "object", "supercategory": ""}
 BETWEEN = b",\n"

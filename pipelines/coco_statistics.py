@@ -16,11 +16,11 @@ import numpy as np
 import pyarrow as pa
 from pycocotools import mask as coco
 
-from engine import rle
-from pipelines.concavity import concavities
-from pipelines.errors import CorpusError, UsageError
-from pipelines.labelled.image import MAX_SIDE
-from pipelines.statistics import Statistics
+from ..engine import rle
+from .concavity import concavities
+from .errors import CorpusError, UsageError
+from .labelled.image import MAX_SIDE
+from .statistics import Statistics
 
 _PIECE = 4096
 

@@ -15,9 +15,9 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from engine import rle
-from engine.records import Rle
-from model.compiled import compiled
+from ..engine import rle
+from ..engine.records import Rle
+from ..model.compiled import compiled
 
 Ints = npt.NDArray[np.int64]
 _FAR = 1 << 62

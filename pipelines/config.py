@@ -12,9 +12,10 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from engine.config import GeneratorConfig
-from pipelines.sealed import canonical, sha256_hex
-from pipelines.settings import Section, load_settings
+from ..engine.config import GeneratorConfig
+from .decode import MAX_PIXELS
+from .sealed import canonical, sha256_hex
+from .settings import Section, load_settings
 
 IMAGE_EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif")
 
@@ -39,7 +40,7 @@ class InputConfig(Section):
     """What counts as a photograph."""
 
     max_pixels: int = Field(
-        100_000_000,
+        MAX_PIXELS,
         ge=1,
         description="Larger images are rejected, by their header, before anything is allocated.",
     )

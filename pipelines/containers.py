@@ -12,8 +12,8 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from pipelines.errors import InputRejected
-from pipelines.inflate import check_inflate
+from .errors import InputRejected
+from .inflate import check_inflate
 
 # Nothing that runs another program (EPS) or is a drawing (WMF, SVG). JPEG 2000 and AVIF are left out: their
 # headers do not bound the memory that decoding takes, and nothing in them tells damage.

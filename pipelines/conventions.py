@@ -12,7 +12,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from pipelines.schema import image_id
+from .schema import image_id
 
 CONVENTIONS: dict[str, str] = {
     "image_id": "first 63 bits of the SHA-256 of the key's UTF-8",

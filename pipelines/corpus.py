@@ -19,17 +19,17 @@ from typing import Any, cast
 import numpy as np
 import numpy.typing as npt
 
-from pipelines import manifest
-from pipelines.conventions import identify
-from pipelines.errors import CorpusError, InputRejected
-from pipelines.lookup import Lookup
-from pipelines.order import Order, Stretch, Window, pieces, windows
-from pipelines.places import place, scheme_of
-from pipelines.plan import read_plan
-from pipelines.rows import as_dict, check_status, parquet_columns
-from pipelines.schema import STATUSES
-from pipelines.shards import committed_shards, open_parquet, shard_path
-from pipelines.views import Cutout, View, checked_lengths, cutout, paint, warn_of
+from . import manifest
+from .conventions import identify
+from .errors import CorpusError, InputRejected
+from .lookup import Lookup
+from .order import Order, Stretch, Window, pieces, windows
+from .places import place, scheme_of
+from .plan import read_plan
+from .rows import as_dict, check_status, parquet_columns
+from .schema import STATUSES
+from .shards import committed_shards, open_parquet, shard_path
+from .views import Cutout, View, checked_lengths, cutout, paint, warn_of
 
 
 class Corpus:
@@ -159,8 +159,8 @@ class Corpus:
         It comes from the row itself, where images are embedded, or else from its uri. Raises ValueError for a
         rejected image; CorpusError where the source is not there, or its bytes are not those of the run.
         """
-        from pipelines.decode import decode_image  # loads Pillow
-        from pipelines.originals import original
+        from .decode import decode_image  # loads Pillow
+        from .originals import original
 
         height, width = _size(row, "pixels")
         limit = self.run.config.get("input", {}).get("max_pixels") or 2 * height * width

@@ -44,11 +44,11 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, UnidentifiedImageError
 
-from pipelines.containers import Container, Png, check_png, read_bmp, read_gif, read_png, read_webp, sniff
-from pipelines.errors import InputRejected
-from pipelines.jpeg import load_whole, read_jpeg
-from pipelines.tiff import check_jpeg_size, check_pieces, jpeg_pieces, read_tiff
-from pipelines.tiff import orientation as orientation_of
+from .containers import Container, Png, check_png, read_bmp, read_gif, read_png, read_webp, sniff
+from .errors import InputRejected
+from .jpeg import load_whole, read_jpeg
+from .tiff import check_jpeg_size, check_pieces, jpeg_pieces, read_tiff
+from .tiff import orientation as orientation_of
 
 _READERS: dict[str, Callable[[bytes], Container]] = {
     "PNG": read_png, "WEBP": read_webp, "GIF": read_gif, "BMP": read_bmp,
@@ -65,6 +65,9 @@ _TURNED = {
     8: Image.Transpose.ROTATE_90,
 }
 _BAND_PIXELS = 1 << 22
+
+MAX_PIXELS = 100_000_000
+"""Images larger than this are rejected, unless another limit is given."""
 
 # What Pillow's decoders raise on damaged bytes. MemoryError is not among them: that is the machine's.
 _DAMAGE = (

@@ -20,11 +20,11 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
-from pipelines.errors import BreakerTripped
-from pipelines.interrupts import Interrupts, held_back
-from pipelines.suspects import Suspect
-from pipelines.tasks import Job, OnProgress, ShardFailure, ShardReceipt, ShardTask, Tally, WorkerPlace
-from pipelines.watcher import Loss, Watcher
+from .errors import BreakerTripped
+from .interrupts import Interrupts, held_back
+from .suspects import Suspect
+from .tasks import Job, OnProgress, ShardFailure, ShardReceipt, ShardTask, Tally, WorkerPlace
+from .watcher import Loss, Watcher
 
 log = logging.getLogger(__name__)
 

@@ -21,12 +21,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TextIO
 
-from pipelines.errors import BreakerTripped, IncompleteRun, MaskmillError, UsageError, visible
-from pipelines.places import redacted, scheme_of
-from pipelines.schema import STATUSES
-from pipelines.tasks import ShardFailure, ShardReceipt, WorkerPlace
-from pipelines.watcher import Loss, Watcher
-from pipelines.worker import one_line
+from .errors import BreakerTripped, IncompleteRun, MaskmillError, UsageError, visible
+from .places import redacted, scheme_of
+from .schema import STATUSES
+from .tasks import ShardFailure, ShardReceipt, WorkerPlace
+from .watcher import Loss, Watcher
+from .worker import one_line
 
 log = logging.getLogger(__name__)
 

@@ -21,18 +21,18 @@ from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
-from pipelines import coco, storage
-from pipelines.corpus import Corpus
-from pipelines.errors import CorpusError, CorpusUnavailable, IncompleteRun, UsageError
-from pipelines.export_rows import Source
-from pipelines.pictures import label_png, upright_jpeg
-from pipelines.places import is_remote, refuse_inside
-from pipelines.report import LiveLine
-from pipelines.sa1b import add_member, entry_json, file_stem
-from pipelines.sealed import read_json, write_json
-from pipelines.shards import shard_path
-from pipelines.tasks import Tally
-from pipelines.views import Priority, View, label_map
+from . import coco, storage
+from .corpus import Corpus
+from .errors import CorpusError, CorpusUnavailable, IncompleteRun, UsageError
+from .export_rows import Source
+from .pictures import label_png, upright_jpeg
+from .places import is_remote, refuse_inside
+from .report import LiveLine
+from .sa1b import add_member, entry_json, file_stem
+from .sealed import read_json, write_json
+from .shards import shard_path
+from .tasks import Tally
+from .views import Priority, View, label_map
 
 EXPORT = "export.json"
 ANNOTATIONS = "annotations.json"

@@ -13,15 +13,15 @@ from typing import Any
 import numpy as np
 import pyarrow.compute as pc
 
-from pipelines import manifest
-from pipelines.corpus import Corpus
-from pipelines.errors import CorpusError
-from pipelines.order import Stretch, pieces
-from pipelines.recorded import recorded
-from pipelines.rows import as_dict, parquet_columns
-from pipelines.sealed import canonical, fingerprint, sha256_hex
-from pipelines.shards import SHARDS, open_parquet, reading, shard_path
-from pipelines.views import View
+from . import manifest
+from .corpus import Corpus
+from .errors import CorpusError
+from .order import Stretch, pieces
+from .recorded import recorded
+from .rows import as_dict, parquet_columns
+from .sealed import canonical, fingerprint, sha256_hex
+from .shards import SHARDS, open_parquet, reading, shard_path
+from .views import View
 
 
 class Source:

@@ -19,17 +19,17 @@ from urllib.parse import quote
 
 import pyarrow.compute as pc
 
-from pipelines import storage
-from pipelines.corpus import Corpus
-from pipelines.errors import UsageError
-from pipelines.gallery_files import BLOCK, NAME, UNITS, GalleryFiles
-from pipelines.page import definitions, embedded_json, fill, part, policy, text
-from pipelines.places import check_page, place
-from pipelines.recorded import CORPUS
-from pipelines.resources import usable_cpus
-from pipelines.row_index import Kind
-from pipelines.sealed import read_json
-from pipelines.shards import open_parquet, reading, shard_path
+from . import storage
+from .corpus import Corpus
+from .errors import UsageError
+from .gallery_files import BLOCK, NAME, UNITS, GalleryFiles
+from .page import definitions, embedded_json, fill, part, policy, text
+from .places import check_page, place
+from .recorded import CORPUS
+from .resources import usable_cpus
+from .row_index import Kind
+from .sealed import read_json
+from .shards import open_parquet, reading, shard_path
 
 PHOTOGRAPHS = 2000
 """What a written page shows unless told otherwise."""

@@ -32,15 +32,15 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from engine import rle
-from engine.records import Rle
-from engine.runs import Runs
-from pipelines.corpus import Corpus
-from pipelines.decode import decode_image
-from pipelines.errors import CorpusError, InputRejected, visible
-from pipelines.page import packed_json
-from pipelines.reader import read_input
-from pipelines.row_index import Kind, RowIndex
+from ..engine import rle
+from ..engine.records import Rle
+from ..engine.runs import Runs
+from .corpus import Corpus
+from .decode import decode_image
+from .errors import CorpusError, InputRejected, visible
+from .page import packed_json
+from .reader import read_input
+from .row_index import Kind, RowIndex
 
 BLOCK = 100
 UNITS = 200

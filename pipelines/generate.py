@@ -19,21 +19,21 @@ from typing import Any
 
 from rich.console import Console
 
-from pipelines import manifest, recorded, storage
-from pipelines.breaker import check_unwritten, too_many_refused
-from pipelines.config import RunConfig, digest
-from pipelines.errors import BreakerTripped, IncompleteRun
-from pipelines.event_log import EventLog
-from pipelines.lease import Lease, held
-from pipelines.patience import opening, retrying
-from pipelines.plan import PLAN, Mode, Run, open_run, refuse_foreign
-from pipelines.report import LiveLine, summary_table
-from pipelines.retry import refused_images, shard_sha256
-from pipelines.shards import SHARDS
-from pipelines.sources import list_inputs
-from pipelines.tasks import Job, OnProgress, ShardFailure, ShardReceipt, ShardTask, Tally
-from pipelines.watcher import Watcher
-from pipelines.worker import make_generator, one_line, run_shard, this_place, weights_sha256
+from . import manifest, recorded, storage
+from .breaker import check_unwritten, too_many_refused
+from .config import RunConfig, digest
+from .errors import BreakerTripped, IncompleteRun
+from .event_log import EventLog
+from .lease import Lease, held
+from .patience import opening, retrying
+from .plan import PLAN, Mode, Run, open_run, refuse_foreign
+from .report import LiveLine, summary_table
+from .retry import refused_images, shard_sha256
+from .shards import SHARDS
+from .sources import list_inputs
+from .tasks import Job, OnProgress, ShardFailure, ShardReceipt, ShardTask, Tally
+from .watcher import Watcher
+from .worker import make_generator, one_line, run_shard, this_place, weights_sha256
 
 
 def generate(
@@ -231,7 +231,7 @@ def _outcomes(
             if not show([], 1):
                 return
         return
-    from pipelines.cluster import run_on_ray  # only now: a run without Ray never loads it
+    from .cluster import run_on_ray  # only now: a run without Ray never loads it
 
     yield from run_on_ray(job, work.shards, work.task, ray, show, watcher)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Iterable, Iterator
 
-from pipelines.errors import InputRejected
+from .errors import InputRejected
 
 _STEP = 1 << 18
 

@@ -22,7 +22,7 @@ from typing import BinaryIO
 
 from PIL import Image
 
-from pipelines.errors import InputRejected
+from .errors import InputRejected
 
 MAX_SCANS = 32
 """Encoders write 1 to 20. A scan of a few bytes costs a pass over the whole picture."""

@@ -26,10 +26,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import BinaryIO
 
-from pipelines import storage
-from pipelines.errors import IncompleteRun
-from pipelines.patience import opening
-from pipelines.places import as_os_errors
+from . import storage
+from .errors import IncompleteRun
+from .patience import opening
+from .places import as_os_errors
 
 LEASE = "lease.json"
 SECONDS = 60.0

@@ -10,16 +10,16 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 
-from pipelines.errors import UsageError
-from pipelines.places import check_page, redacted
+from .errors import UsageError
+from .places import check_page, redacted
 
 if TYPE_CHECKING:
-    from pipelines.statistics import Statistics
+    from .statistics import Statistics
 
 
 def gallery(corpus: Path, out: Path, photographs: int) -> None:
     """Write the page and say so."""
-    from pipelines.gallery import write_gallery
+    from .gallery import write_gallery
 
     columns = (BarColumn(30), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True), disable=not sys.stderr.isatty()) as bar:
@@ -32,7 +32,7 @@ def gallery(corpus: Path, out: Path, photographs: int) -> None:
 
 def view(corpus: Path, port: int) -> None:
     """Serve the page until Ctrl-C or SIGTERM, which is how this command ends and no failure."""
-    from pipelines.view import GalleryServer
+    from .view import GalleryServer
 
     with GalleryServer(corpus, port) as server:
         print(f"{server.address}\nCtrl-C ends it.", flush=True)
@@ -46,9 +46,9 @@ def report(
     corpus: Path, out: Path | None, against: Path | None, as_json: bool, concavity: bool, workers: int | None
 ) -> None:
     """Print the statistics of a corpus as tables or as JSON, or write them as a page."""
-    from pipelines.report import corpus_tables
-    from pipelines.report_page import check_can_draw, write_report
-    from pipelines.statistics import corpus_statistics
+    from .report import corpus_tables
+    from .report_page import check_can_draw, write_report
+    from .statistics import corpus_statistics
 
     if out is not None:
         check_page(out, corpus)
@@ -75,8 +75,8 @@ def report(
 
 
 def _other(against: Path, concavity: bool, workers: int | None) -> Statistics:
-    from pipelines.coco_statistics import coco_statistics
-    from pipelines.statistics import corpus_statistics
+    from .coco_statistics import coco_statistics
+    from .statistics import corpus_statistics
 
     if against.suffix == ".json":
         return coco_statistics(against, concavity)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from pipelines.plan import Plan
+from .plan import Plan
 
 
 class Lookup:

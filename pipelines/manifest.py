@@ -21,16 +21,16 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from engine.records import DROP_REASONS
-from pipelines import storage
-from pipelines.ahead import in_order
-from pipelines.conventions import CONVENTIONS, IMPORTED, is_imported
-from pipelines.errors import CorpusError
-from pipelines.recorded import BEFORE, recorded, refuse_changed
-from pipelines.recorded import CORPUS as CORPUS
-from pipelines.schema import FORMAT_NAME, FORMAT_VERSION, STATUSES
-from pipelines.sealed import canonical, fingerprint, read_json, sealed, sha256_hex, write_json
-from pipelines.shards import committed_shards, open_parquet, reading, shard_path
+from ..engine.records import DROP_REASONS
+from . import storage
+from .ahead import in_order
+from .conventions import CONVENTIONS, IMPORTED, is_imported
+from .errors import CorpusError
+from .recorded import BEFORE, recorded, refuse_changed
+from .recorded import CORPUS as CORPUS
+from .schema import FORMAT_NAME, FORMAT_VERSION, STATUSES
+from .sealed import canonical, fingerprint, read_json, sealed, sha256_hex, write_json
+from .shards import committed_shards, open_parquet, reading, shard_path
 
 RUN = "run.json"
 FILES_AT_ONCE = 16
@@ -102,7 +102,7 @@ class RunRecord:
 
     def differences(self, other: RunRecord) -> list[str]:
         """What keeps `other` from writing into this record's corpus, a phrase each; empty where nothing."""
-        from pipelines.config import decides_rows  # loads pydantic, which readers do without
+        from .config import decides_rows  # loads pydantic, which readers do without
 
         found = []
         if self.model_name != other.model_name:

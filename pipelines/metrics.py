@@ -11,8 +11,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
-from pipelines.tasks import ShardFailure, ShardReceipt
-from pipelines.watcher import Loss, Watcher
+from .tasks import ShardFailure, ShardReceipt
+from .watcher import Loss, Watcher
 
 EXPORTED = "ray_{name}"
 RUN_CHARACTERS = 12

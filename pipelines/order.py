@@ -28,10 +28,10 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipelines.ahead import in_order
-from pipelines.errors import CorpusError
-from pipelines.schema import FORMAT_VERSION, ROW_SCHEMA
-from pipelines.shards import open_parquet, reading, shard_path
+from .ahead import in_order
+from .errors import CorpusError
+from .schema import FORMAT_VERSION, ROW_SCHEMA
+from .shards import open_parquet, reading, shard_path
 
 WINDOW_BYTES = 128 << 20
 WINDOW_GROUPS = 64

@@ -11,9 +11,9 @@ import hashlib
 from collections.abc import Mapping
 from typing import Any
 
-from pipelines.errors import CorpusError, CorpusUnavailable, InputRejected
-from pipelines.places import redacted
-from pipelines.reader import read_input
+from .errors import CorpusError, CorpusUnavailable, InputRejected
+from .places import redacted
+from .reader import read_input
 
 
 def original(row: Mapping[str, Any]) -> bytes:

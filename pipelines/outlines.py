@@ -15,7 +15,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from pipelines.views import Cutout
+from .views import Cutout
 
 Ints = npt.NDArray[np.int64]
 

@@ -13,17 +13,17 @@ import json
 import re
 from collections.abc import Mapping
 from html import escape
-from importlib import resources
+from pathlib import Path
 from typing import Any
 
-from pipelines.errors import visible
+from .errors import visible
 
 _PLACE = re.compile(r"\{\{(\w+)\}\}")
 
 
 def part(name: str) -> str:
     """A file of `pipelines/pages`."""
-    return resources.files("pipelines").joinpath("pages", name).read_text("utf-8")
+    return Path(__file__).with_name("pages").joinpath(name).read_text("utf-8")
 
 
 def fill(template: str, parts: Mapping[str, str]) -> str:

@@ -16,8 +16,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipelines.errors import InputRejected, UsageError
-from pipelines.places import as_os_errors, is_remote, redacted, store_of
+from .errors import InputRejected, UsageError
+from .places import as_os_errors, is_remote, redacted, store_of
 
 EXTENSION = ".parquet"
 GROUPS_KEPT = 3

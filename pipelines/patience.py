@@ -14,9 +14,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
-from pipelines.errors import IncompleteRun, UsageError
-from pipelines.places import as_os_errors
-from pipelines.storage import failing_as
+from .errors import IncompleteRun, UsageError
+from .places import as_os_errors
+from .storage import failing_as
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")

@@ -10,10 +10,10 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from pipelines.containers import sniff
-from pipelines.decode import decode_image
-from pipelines.errors import CorpusError, InputRejected
-from pipelines.originals import original
+from .containers import sniff
+from .decode import decode_image
+from .errors import CorpusError, InputRejected
+from .originals import original
 
 JPEG_QUALITY = 95
 """Of photographs that have to be encoded anew, with colour at full resolution (4:4:4)."""

@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from pipelines.config import RunConfig
-from pipelines.errors import UsageError
+from .config import RunConfig
+from .errors import UsageError
 
 CPUS_PER_WORKER = 2  # where there is no GPU and nothing else was asked for
 

@@ -27,23 +27,16 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from pipelines import manifest, recorded, storage
-from pipelines.archives import INPUT_SCHEMA
-from pipelines.conventions import released_id
-from pipelines.errors import CorpusError, CorpusUnavailable, UsageError
-from pipelines.lease import LEASE
-from pipelines.manifest import RunRecord
-from pipelines.plan_changes import new_inputs
-from pipelines.schema import FORMAT_VERSION, PLAN_SCHEMA
-from pipelines.shards import (
-    SHARDS,
-    committed_shards,
-    open_parquet,
-    reading,
-    shard_path,
-    write_parquet,
-)
-from pipelines.sources import in_order
+from . import manifest, recorded, storage
+from .archives import INPUT_SCHEMA
+from .conventions import released_id
+from .errors import CorpusError, CorpusUnavailable, UsageError
+from .lease import LEASE
+from .manifest import RunRecord
+from .plan_changes import new_inputs
+from .schema import FORMAT_VERSION, PLAN_SCHEMA
+from .shards import SHARDS, committed_shards, open_parquet, reading, shard_path, write_parquet
+from .sources import in_order
 
 PLAN = "plan"
 GROUP_BYTES = 4 << 20

@@ -15,11 +15,11 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipelines.archives import INPUT_SCHEMA
-from pipelines.errors import CorpusError, UsageError
+from .archives import INPUT_SCHEMA
+from .errors import CorpusError, UsageError
 
 if TYPE_CHECKING:
-    from pipelines.plan import Mode, Plan
+    from .plan import Mode, Plan
 
 
 def new_inputs(out: Path, plan: Plan, wanted: pa.Table, mode: Mode) -> pa.Table:

@@ -12,16 +12,44 @@ import stat
 from pathlib import Path
 from urllib.parse import parse_qs
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
-from pipelines.errors import InputRejected
-from pipelines.parquet_source import read_row
-from pipelines.places import as_os_errors, is_home_there, is_remote, path_of, scheme_of, store_code, store_of
+from .decode import MAX_PIXELS, decode_image
+from .errors import InputRejected
+from .parquet_source import read_row
+from .places import (
+    as_os_errors,
+    is_home_there,
+    is_remote,
+    path_of,
+    redacted,
+    scheme_of,
+    store_code,
+    store_of,
+    uri_of,
+)
 
 MAX_BYTES = 1 << 30
 """A photograph's file is far smaller; an embedded one has to fit a Parquet value of 2 GiB."""
 
 _FINAL = (errno.EACCES, errno.EPERM, errno.ELOOP, errno.ENOTDIR, errno.ENAMETOOLONG)
+
+
+def open_image(path: str | Path, max_pixels: int = MAX_PIXELS) -> npt.NDArray[np.uint8]:
+    """The upright pixels of an image file, H×W×3 uint8 RGB, as a run sees them (docs/inputs.md).
+
+    `path` is a local file, or an object's address (`s3://`, `gs://`, `hf://`). Raises InputRejected, naming
+    the path, for a file that cannot be used: missing, not an image, cut short, damaged, or larger than
+    `max_pixels`; UsageError for an address of an unknown kind; OSError where the storage fails.
+    """
+    text = str(path)
+    uri = uri_of(text if scheme_of(text) else str(Path(text).expanduser().absolute()))
+    try:
+        return decode_image(read_input(uri), max_pixels).pixels_HW3
+    except InputRejected as error:
+        raise InputRejected(error.stage, error.error_class, f"{redacted(text)}: {error.message}") from None
 
 
 def read_input(uri: str, max_bytes: int = MAX_BYTES) -> bytes:

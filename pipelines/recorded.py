@@ -13,11 +13,11 @@ from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from pipelines import storage
-from pipelines.errors import CorpusError
-from pipelines.schema import FORMAT_NAME, FORMAT_VERSION
-from pipelines.sealed import as_bytes, fingerprint, read_json, sealed, write_json
-from pipelines.shards import SHARDS, committed_shards, shard_of
+from . import storage
+from .errors import CorpusError
+from .schema import FORMAT_NAME, FORMAT_VERSION
+from .sealed import as_bytes, fingerprint, read_json, sealed, write_json
+from .shards import SHARDS, committed_shards, shard_of
 
 CORPUS = "corpus.json"
 BEFORE = "corpus.before.json"

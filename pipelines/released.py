@@ -21,8 +21,8 @@ from PIL import Image
 from pycocotools import mask as coco
 from torch import Tensor, nn
 
-from engine.records import MaskRecord
-from model.config import SamConfig
+from ..engine.records import MaskRecord
+from ..model.config import SamConfig
 
 
 def box_area(boxes_N4: Tensor) -> Tensor:

@@ -19,9 +19,9 @@ from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Table
 
 if TYPE_CHECKING:
-    from pipelines.statistics import Statistics
-    from pipelines.status import Status
-    from pipelines.tasks import Tally
+    from .statistics import Statistics
+    from .status import Status
+    from .tasks import Tally
 
 PLAIN_LINE_SECONDS = 5.0
 SHARES = (0.05, 0.25, 0.5, 0.75, 0.95)

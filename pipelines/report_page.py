@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pipelines import storage
-from pipelines.errors import UsageError
-from pipelines.histogram import Histogram, Tallied
-from pipelines.page import fill, part, policy, text
-from pipelines.report import SHARES
-from pipelines.statistics import SIDE_OCTAVES, Statistics
+from . import storage
+from .errors import UsageError
+from .histogram import Histogram, Tallied
+from .page import fill, part, policy, text
+from .report import SHARES
+from .statistics import SIDE_OCTAVES, Statistics
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -17,12 +17,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipelines.errors import UsageError
+from .errors import UsageError
 
 if TYPE_CHECKING:
-    from engine.config import GeneratorConfig
-    from model.config import SamConfig
-    from pipelines.config import RunConfig
+    from ..engine.config import GeneratorConfig
+    from ..model.config import SamConfig
+    from .config import RunConfig
 
 MIB = 2**20
 PROCESS_BYTES = 512 * MIB
@@ -156,7 +156,7 @@ def _gib(size: int) -> str:
 
 
 def _shape(config: RunConfig) -> SamConfig:
-    from model import MODELS
+    from ..model import MODELS
 
     return MODELS[config.model.name]
 
@@ -164,7 +164,7 @@ def _shape(config: RunConfig) -> SamConfig:
 def _parameters(shape: SamConfig) -> int:
     import torch
 
-    from model import Sam
+    from ..model import Sam
 
     with torch.device("meta"):  # shapes without numbers
         return sum(parameter.numel() for parameter in Sam(shape).parameters())

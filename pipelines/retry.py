@@ -17,11 +17,11 @@ from typing import BinaryIO
 
 import pyarrow as pa
 
-from pipelines import manifest, storage
-from pipelines.places import as_os_errors
-from pipelines.sealed import fingerprint
-from pipelines.shards import open_parquet, reading, shard_metadata, shard_path, unreadable, write_parquet
-from pipelines.tasks import ShardTask
+from . import manifest, storage
+from .places import as_os_errors
+from .sealed import fingerprint
+from .shards import open_parquet, reading, shard_metadata, shard_path, unreadable, write_parquet
+from .tasks import ShardTask
 
 
 def refused_images(

@@ -18,10 +18,10 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipelines.corpus import Corpus
-from pipelines.errors import CorpusError
-from pipelines.schema import FORMAT_VERSION, ROW_SCHEMA
-from pipelines.shards import open_parquet, reading, shard_path
+from .corpus import Corpus
+from .errors import CorpusError
+from .schema import FORMAT_VERSION, ROW_SCHEMA
+from .shards import open_parquet, reading, shard_path
 
 Kind = Literal["photographs", "rejected"]
 KEPT_BYTES = 256 << 20

@@ -8,10 +8,10 @@ from typing import Any
 
 import pyarrow as pa
 
-from pipelines.errors import CorpusError
-from pipelines.schema import ROW_SCHEMA, STATUSES
-from pipelines.shards import reading
-from pipelines.views import View
+from .errors import CorpusError
+from .schema import ROW_SCHEMA, STATUSES
+from .shards import reading
+from .views import View
 
 WITH_EVERY_ROW = ("image_id", "key", "status")
 _NEVER_NULL = ("key", "file_name", "uri", "candidates", "drops", "annotations")

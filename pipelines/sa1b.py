@@ -17,7 +17,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from pipelines.errors import InputRejected
+from .errors import InputRejected
 
 MAX_JSON_BYTES = 64 << 20
 """SA-1B's own files have some hundred kilobytes."""

@@ -27,28 +27,28 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from rich.console import Console
 
-from engine.records import MaskRecord, Rle
-from pipelines import manifest, storage
-from pipelines.ahead import in_order
-from pipelines.config import digest_of
-from pipelines.conventions import SA1B, SOURCE
-from pipelines.errors import IncompleteRun, InputRejected, UsageError, visible
-from pipelines.jpeg import read_jpeg
-from pipelines.lease import Lease, held
-from pipelines.patience import COMMIT_ATTEMPTS, opening, retrying
-from pipelines.places import redacted
-from pipelines.plan import PLAN, Mode, PlannedImage, Run, open_run, read_plan, refuse_foreign
-from pipelines.reader import read_input
-from pipelines.report import LiveLine, summary_table
-from pipelines.sa1b import MAX_JSON_BYTES, Entry, bad_annotations, numbers, read_entry
-from pipelines.schema import ImageRow, rejected_row, table_from_rows
-from pipelines.sealed import sha256_hex
-from pipelines.shards import commit_table, committed_shards, shard_metadata
-from pipelines.sources import list_inputs
-from pipelines.tasks import Tally
-from pipelines.tiff import orientation
-from pipelines.verify_masks import doubtful_rows
-from pipelines.verify_rows import mask_problems
+from ..engine.records import MaskRecord, Rle
+from . import manifest, storage
+from .ahead import in_order
+from .config import digest_of
+from .conventions import SA1B, SOURCE
+from .errors import IncompleteRun, InputRejected, UsageError, visible
+from .jpeg import read_jpeg
+from .lease import Lease, held
+from .patience import COMMIT_ATTEMPTS, opening, retrying
+from .places import redacted
+from .plan import PLAN, Mode, PlannedImage, Run, open_run, read_plan, refuse_foreign
+from .reader import read_input
+from .report import LiveLine, summary_table
+from .sa1b import MAX_JSON_BYTES, Entry, bad_annotations, numbers, read_entry
+from .schema import ImageRow, rejected_row, table_from_rows
+from .sealed import sha256_hex
+from .shards import commit_table, committed_shards, shard_metadata
+from .sources import list_inputs
+from .tasks import Tally
+from .tiff import orientation
+from .verify_masks import doubtful_rows
+from .verify_rows import mask_problems
 
 SHARD_SIZE = 64
 _NAME = r"(?:^|[/#])sa_(?P<number>0|[1-9][0-9]{0,18})\.(?:jpg|json)$"

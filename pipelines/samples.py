@@ -20,11 +20,11 @@ import pyarrow.compute as pc
 import torch
 from torch import Tensor
 
-from pipelines.corpus import Corpus
-from pipelines.errors import CorpusError
-from pipelines.order import Window
-from pipelines.rows import parquet_columns
-from pipelines.views import View, checked_lengths, mask_nms, paint
+from .corpus import Corpus
+from .errors import CorpusError
+from .order import Window
+from .rows import parquet_columns
+from .views import View, checked_lengths, mask_nms, paint
 
 Sample = dict[str, Any]
 _NUMBERS = ("area", "predicted_iou", "stability_score")

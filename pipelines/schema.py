@@ -17,12 +17,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
-from engine.records import DROP_REASONS, GeneratedMasks, MaskRecord
-from pipelines.errors import InputRejected
+from ..engine.records import DROP_REASONS, GeneratedMasks, MaskRecord
+from .errors import InputRejected
 
 if TYPE_CHECKING:
-    from pipelines.decode import DecodedImage
-    from pipelines.plan import PlannedImage
+    from .decode import DecodedImage
+    from .plan import PlannedImage
 
 FORMAT_NAME = "maskmill-corpus"
 FORMAT_VERSION = 1

@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from pipelines.errors import CorpusError, CorpusUnavailable
-from pipelines.places import as_os_errors
+from .errors import CorpusError, CorpusUnavailable
+from .places import as_os_errors
 
 
 def read_json(path: Path) -> dict[str, Any]:

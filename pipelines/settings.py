@@ -15,7 +15,10 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from pipelines.errors import ConfigError
+from .errors import ConfigError
+
+SHIPPED = Path(__file__).parents[1] / "configs"
+"""The folder of configurations that come with the package."""
 
 _END_OF_SCALAR = "...\n"  # what PyYAML ends a bare value with
 _NO_SUCH_VALUE = (ValueError, LookupError, AttributeError, RecursionError)
@@ -57,7 +60,7 @@ def find_config(name_or_path: str | Path) -> Path:
     path = Path(name_or_path)
     if path.is_file():
         return path
-    shipped = {file.stem: file for file in sorted(_shipped_folder().glob("*.yaml"))}
+    shipped = {file.stem: file for file in sorted(SHIPPED.glob("*.yaml"))}
     if len(path.parts) == 1 and path.name.removesuffix(".yaml") in shipped:
         return shipped[path.name.removesuffix(".yaml")]
     raise ConfigError(
@@ -68,11 +71,6 @@ def find_config(name_or_path: str | Path) -> Path:
 def to_yaml(config: BaseModel) -> str:
     """The whole configuration as YAML, each value under its description; `load_settings` reads it back."""
     return "\n".join(_lines(config, "")) + "\n"
-
-
-def _shipped_folder() -> Path:
-    installed = Path(__file__).parent / "configs"  # where the wheel puts them
-    return installed if installed.is_dir() else Path(__file__).parents[1] / "configs"
 
 
 class _ValuesOnly(yaml.SafeLoader):

@@ -17,10 +17,10 @@ from typing import BinaryIO
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipelines import storage
-from pipelines.errors import CorpusError, CorpusUnavailable
-from pipelines.places import as_os_errors, is_remote, redacted
-from pipelines.schema import FORMAT_VERSION, ROW_SCHEMA
+from . import storage
+from .errors import CorpusError, CorpusUnavailable
+from .places import as_os_errors, is_remote, redacted
+from .schema import FORMAT_VERSION, ROW_SCHEMA
 
 SHARDS = "shards"
 ROW_GROUP_BYTES = 64 << 20

@@ -29,18 +29,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipelines.archives import HIDDEN, INPUT_SCHEMA, images_inside, is_archive, readable
-from pipelines.errors import UsageError
-from pipelines.places import (
-    as_os_errors,
-    check_address,
-    is_remote,
-    place,
-    redacted,
-    scheme_of,
-    store_of,
-    uri_of,
-)
+from .archives import HIDDEN, INPUT_SCHEMA, images_inside, is_archive, readable
+from .errors import UsageError
+from .places import as_os_errors, check_address, is_remote, place, redacted, scheme_of, store_of, uri_of
 
 log = logging.getLogger(__name__)
 

@@ -26,15 +26,15 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from engine.records import DROP_REASONS
-from pipelines.concavity import concavities
-from pipelines.corpus import Corpus
-from pipelines.errors import CorpusError, visible
-from pipelines.histogram import Histogram, Tallied
-from pipelines.places import place
-from pipelines.resources import usable_cpus
-from pipelines.schema import FORMAT_VERSION, ROW_SCHEMA, STATUSES
-from pipelines.shards import open_parquet, reading, shard_path
+from ..engine.records import DROP_REASONS
+from .concavity import concavities
+from .corpus import Corpus
+from .errors import CorpusError, visible
+from .histogram import Histogram, Tallied
+from .places import place
+from .resources import usable_cpus
+from .schema import FORMAT_VERSION, ROW_SCHEMA, STATUSES
+from .shards import open_parquet, reading, shard_path
 
 CENTRE_BINS = 64
 SIDE_BINS = 96

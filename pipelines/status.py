@@ -15,14 +15,14 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from pipelines import manifest
-from pipelines.errors import CorpusError, visible
-from pipelines.lease import Holder, read_lease
-from pipelines.places import as_os_errors
-from pipelines.plan import read_plan
-from pipelines.schema import STATUSES
-from pipelines.sealed import read_json
-from pipelines.shards import SHARDS, open_parquet, reading, shard_of, shard_path
+from . import manifest
+from .errors import CorpusError, visible
+from .lease import Holder, read_lease
+from .places import as_os_errors
+from .plan import read_plan
+from .schema import STATUSES
+from .sealed import read_json
+from .shards import SHARDS, open_parquet, reading, shard_of, shard_path
 
 RATE_SECONDS = 3600.0
 """The rate is that of the last hour, or of the run where it is younger."""

@@ -26,8 +26,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from pipelines.errors import CorpusUnavailable, MaskmillError
-from pipelines.places import as_os_errors, is_remote, redacted, scheme_of, store_code, store_of
+from .errors import CorpusUnavailable, MaskmillError
+from .places import as_os_errors, is_remote, redacted, scheme_of, store_code, store_of
 
 _TEMPORARY = ".maskmill-"
 _SUFFIX = ".tmp"

@@ -12,8 +12,8 @@ from __future__ import annotations
 from collections import Counter, deque
 from dataclasses import dataclass, field, replace
 
-from pipelines.plan import PlannedImage
-from pipelines.tasks import ShardTask
+from .plan import PlannedImage
+from .tasks import ShardTask
 
 SOLITARY_DEATHS = 3  # of one image, on live nodes, before it is refused
 ROUNDS = 2  # of a shard alone and its images singly, before the shard is given up

@@ -24,9 +24,9 @@ import platformdirs
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipelines import storage
-from pipelines.errors import UsageError
-from pipelines.places import as_os_errors, is_remote, redacted, store_of
+from . import storage
+from .errors import UsageError
+from .places import as_os_errors, is_remote, redacted, store_of
 
 log = logging.getLogger(__name__)
 

@@ -11,9 +11,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
-from pipelines.config import RunConfig
-from pipelines.plan import PlannedImage
-from pipelines.schema import ImageRow
+from .config import RunConfig
+from .plan import PlannedImage
+from .schema import ImageRow
 
 
 @dataclass(slots=True)

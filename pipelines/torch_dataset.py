@@ -48,11 +48,11 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset, get_worker_info
 
-from pipelines.corpus import Corpus
-from pipelines.order import Order, Stretch, Window, pieces
-from pipelines.rows import check_status
-from pipelines.samples import Sample, Samples, Wanted, joined, sampled
-from pipelines.views import View, warn_of
+from .corpus import Corpus
+from .order import Order, Stretch, Window, pieces
+from .rows import check_status
+from .samples import Sample, Samples, Wanted, joined, sampled
+from .views import View, warn_of
 
 GROUPS_KEPT = 4
 """Row groups whose samples a `CorpusImages` holds, in each process: each comes to about 64 MiB at most."""

@@ -19,20 +19,20 @@ from typing import Any
 
 import numpy as np
 
-from pipelines import manifest, storage
-from pipelines.config import digest_of
-from pipelines.conventions import identify
-from pipelines.errors import CorpusError
-from pipelines.lease import LEASE
-from pipelines.manifest import RUN, RunRecord
-from pipelines.places import place
-from pipelines.plan import PLAN, Plan, part_path, read_part, read_plan
-from pipelines.recorded import BEFORE, CORPUS, listed
-from pipelines.resources import usable_cpus
-from pipelines.schema import FORMAT_NAME, FORMAT_VERSION, STATUSES
-from pipelines.sealed import as_bytes, fingerprint, read_json, sealed
-from pipelines.shards import SHARDS, open_parquet, shard_path
-from pipelines.verify_shard import Findings, check_footer, check_shard, without_path
+from . import manifest, storage
+from .config import digest_of
+from .conventions import identify
+from .errors import CorpusError
+from .lease import LEASE
+from .manifest import RUN, RunRecord
+from .places import place
+from .plan import PLAN, Plan, part_path, read_part, read_plan
+from .recorded import BEFORE, CORPUS, listed
+from .resources import usable_cpus
+from .schema import FORMAT_NAME, FORMAT_VERSION, STATUSES
+from .sealed import as_bytes, fingerprint, read_json, sealed
+from .shards import SHARDS, open_parquet, shard_path
+from .verify_shard import Findings, check_footer, check_shard, without_path
 
 UNFINISHED = (
     "missing: the run has not finished; a file without a recorded checksum is held against its own page "

@@ -21,7 +21,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipelines.schema import MASK_BITS
+from .schema import MASK_BITS
 
 PIECE_CHARACTERS = 1 << 17
 """Codes are decoded in pieces of about this many characters, or one mask; a few megabytes of arrays."""

@@ -8,10 +8,10 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from engine import rle
-from engine.records import Rle
-from pipelines.plan import PlannedImage
-from pipelines.schema import STAGES, STATUSES, annotation_id, file_name
+from ..engine import rle
+from ..engine.records import Rle
+from .plan import PlannedImage
+from .schema import STAGES, STATUSES, annotation_id, file_name
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 

@@ -18,14 +18,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from engine.records import DROP_REASONS
-from pipelines.errors import CorpusError, visible
-from pipelines.manifest import RunRecord
-from pipelines.plan import PlannedImage
-from pipelines.schema import FORMAT_VERSION, ROW_SCHEMA, STATUSES
-from pipelines.shards import UNREADABLE, open_parquet
-from pipelines.verify_masks import doubtful_rows
-from pipelines.verify_rows import head_problems, mask_problems
+from ..engine.records import DROP_REASONS
+from .errors import CorpusError, visible
+from .manifest import RunRecord
+from .plan import PlannedImage
+from .schema import FORMAT_VERSION, ROW_SCHEMA, STATUSES
+from .shards import UNREADABLE, open_parquet
+from .verify_masks import doubtful_rows
+from .verify_rows import head_problems, mask_problems
 
 if TYPE_CHECKING:
     from pathlib import Path

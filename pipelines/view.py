@@ -15,10 +15,10 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
-from pipelines.corpus import Corpus
-from pipelines.errors import CorpusError, UsageError, visible
-from pipelines.gallery import gallery_page
-from pipelines.gallery_files import GalleryFiles
+from .corpus import Corpus
+from .errors import CorpusError, UsageError, visible
+from .gallery import gallery_page
+from .gallery_files import GalleryFiles
 
 LOOPBACK = "127.0.0.1"
 HTTP = 80

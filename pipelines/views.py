@@ -21,9 +21,9 @@ import numpy as np
 import numpy.typing as npt
 from pycocotools import mask as coco
 
-from engine import rle
-from engine.records import Rle
-from pipelines.errors import CorpusError
+from ..engine import rle
+from ..engine.records import Rle
+from .errors import CorpusError
 
 Annotation = dict[str, Any]
 Priority = Literal["area", "predicted_iou"]

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from pipelines.tasks import ShardFailure, ShardReceipt, WorkerPlace
+from .tasks import ShardFailure, ShardReceipt, WorkerPlace
 
 
 class Loss(NamedTuple):

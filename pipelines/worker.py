@@ -26,27 +26,27 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from engine.records import GeneratedMasks
-from model.zoo import CheckpointError
-from pipelines import patience
-from pipelines.ahead import in_order
-from pipelines.config import ModelConfig, RunConfig
-from pipelines.decode import DecodedImage, decode_image
-from pipelines.errors import ConfigError, CorpusError, CorpusUnavailable, InputRejected, UsageError
-from pipelines.manifest import read_run
-from pipelines.patience import COMMIT_ATTEMPTS, retrying
-from pipelines.plan import PlannedImage
-from pipelines.reader import read_input
-from pipelines.resources import check_memory
-from pipelines.retry import replace_rows
-from pipelines.schema import ImageRow, rejected_row, row_from_result, table_from_rows
-from pipelines.shards import commit_table, shard_metadata
-from pipelines.tasks import Job, ShardFailure, ShardReceipt, ShardTask, Tally, WorkerPlace
+from ..engine.records import GeneratedMasks
+from ..model.zoo import CheckpointError
+from . import patience
+from .ahead import in_order
+from .config import ModelConfig, RunConfig
+from .decode import DecodedImage, decode_image
+from .errors import ConfigError, CorpusError, CorpusUnavailable, InputRejected, UsageError
+from .manifest import read_run
+from .patience import COMMIT_ATTEMPTS, retrying
+from .plan import PlannedImage
+from .reader import read_input
+from .resources import check_memory
+from .retry import replace_rows
+from .schema import ImageRow, rejected_row, row_from_result, table_from_rows
+from .shards import commit_table, shard_metadata
+from .tasks import Job, ShardFailure, ShardReceipt, ShardTask, Tally, WorkerPlace
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from engine import MaskGenerator
+    from ..engine import MaskGenerator
 
 log = logging.getLogger(__name__)
 
@@ -66,8 +66,8 @@ def make_generator(job: Job) -> MaskGenerator:
     """
     import torch
 
-    from engine import MaskGenerator
-    from model import load_sam
+    from ..engine import MaskGenerator
+    from ..model import load_sam
 
     if job.threads is not None:
         torch.set_num_threads(job.threads)
@@ -110,7 +110,7 @@ def check_sees_corpus(job: Job) -> None:
 
 def weights_sha256(model: ModelConfig) -> str:
     """The SHA-256, in hex, of the file that this process would load; CheckpointError where there is none."""
-    from model.checkpoint import find_checkpoint  # loads torch
+    from ..model.checkpoint import find_checkpoint  # loads torch
 
     path = find_checkpoint(model.name, model.checkpoint)
     changed = path.stat().st_mtime_ns if path.is_file() else 0
@@ -119,7 +119,7 @@ def weights_sha256(model: ModelConfig) -> str:
 
 @functools.cache
 def _sha256_of(path: Path, _changed: int) -> str:
-    from model.checkpoint import checkpoint_sha256
+    from ..model.checkpoint import checkpoint_sha256
 
     return checkpoint_sha256(path)  # gigabytes: once a process, not again when they are loaded
 
@@ -173,7 +173,7 @@ def one_line(error: BaseException) -> str:
 
 def is_infrastructure(error: BaseException) -> bool:
     """Whether storage failed or memory ran out, in Python or in torch: no bug, and no image's fault."""
-    from engine.batching import is_out_of_memory  # loads torch
+    from ..engine.batching import is_out_of_memory  # loads torch
 
     return isinstance(error, OSError) or is_out_of_memory(error)
 

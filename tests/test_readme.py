@@ -7,8 +7,8 @@ import duckdb
 import pytest
 from PIL import Image
 
-from pipelines.cli import main
-from pipelines.corpus import Corpus
+from maskmill.pipelines.cli import main
+from maskmill.pipelines.corpus import Corpus
 
 README = (Path(__file__).parents[1] / "README.md").read_text()
 

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from pipelines import reader
-from pipelines.places import redacted
-from pipelines.sources import list_inputs
+from maskmill.pipelines import reader
+from maskmill.pipelines.places import redacted
+from maskmill.pipelines.sources import list_inputs
 
 ROOT = Path(__file__).parents[1]
 MODULES = sorted(

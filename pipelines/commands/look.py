@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
-from pipelines.commands.options import CorpusArgument
-from pipelines.places import place
+from ..places import place
+from .options import CorpusArgument
 
 
 def report(
@@ -28,7 +28,7 @@ def report(
     ] = None,
 ) -> None:
     """Statistics of a corpus: counts, what the masks are like, refusals by class."""
-    from pipelines import looking
+    from .. import looking
 
     looking.report(corpus, out, against, as_json, concavity, workers)
 
@@ -39,7 +39,7 @@ def gallery(
     photographs: Annotated[int, typer.Option(metavar="N", min=1, help="The first so many are shown.")] = 2000,
 ) -> None:
     """Write a page that shows the masks over their photographs."""
-    from pipelines import looking
+    from .. import looking
 
     looking.gallery(corpus, out, photographs)
 
@@ -51,6 +51,6 @@ def view(
     ] = 0,
 ) -> None:
     """Serve that page over the whole corpus, on this machine only, until Ctrl-C."""
-    from pipelines import looking
+    from .. import looking
 
     looking.view(corpus, port)

@@ -10,29 +10,29 @@ from typing import Annotated, Any
 
 import typer
 
-from pipelines.commands.options import Config, Set
-from pipelines.errors import UsageError
-from pipelines.places import place
+from ..errors import UsageError
+from ..places import place
+from .options import Config, Set
 
 
 def train(config: Config = None, set_: Set = None) -> None:
     """Train the model on labelled masks; goes on from the last checkpoint in the output folder."""
-    from pipelines.training.config import TrainConfig
-    from pipelines.training.train import train as run
+    from ..training.config import TrainConfig
+    from ..training.train import train as run
 
     typer.echo(run(_schedule(TrainConfig, config, set_, "train_nano")))
 
 
 def pretrain(config: Config = None, set_: Set = None) -> None:
     """Teach the encoder to fill in plain photographs, no masks needed; `train` starts from what it gives."""
-    from pipelines.training.pretrain import PretrainConfig
-    from pipelines.training.pretrain import pretrain as run
+    from ..training.pretrain import PretrainConfig
+    from ..training.pretrain import pretrain as run
 
     typer.echo(run(_schedule(PretrainConfig, config, set_, "pretrain_nano")))
 
 
 def _schedule(kind: Any, config: str | None, set_: list[str] | None, example: str) -> Any:
-    from pipelines.settings import load_settings
+    from ..settings import load_settings
 
     if config is None:
         raise UsageError(f"expected --config FILE, for example --config {example}")
@@ -84,7 +84,7 @@ def evaluate(
     """Score a model against labelled masks: clicks, a box, its predicted IoU, and its automatic masks."""
     if data is None:
         raise UsageError("expected --data FOLDER, the labelled images to score against")
-    from pipelines.evaluation import scoring
+    from ..evaluation import scoring
 
     if against is not None:
         _refuse_options_of_a_model(context)
@@ -135,10 +135,10 @@ def bench(
         raise UsageError(f"--against: expected released, got {against}")
     from rich.console import Console
 
-    from pipelines.bench import bench as run
-    from pipelines.bench import parse_size
-    from pipelines.config import load_config
-    from pipelines.report import bench_tables
+    from ..bench import bench as run
+    from ..bench import parse_size
+    from ..config import load_config
+    from ..report import bench_tables
 
     settings = load_config(config, list(set_ or ()))
     result = run(
@@ -160,7 +160,7 @@ def models(context: typer.Context) -> None:
     """List the public checkpoints."""
     if context.invoked_subcommand is not None:
         return
-    from model.zoo import CHECKPOINTS, cache_folder
+    from ...model.zoo import CHECKPOINTS, cache_folder
 
     for checkpoint in CHECKPOINTS.values():
         size = f"{checkpoint.size / 1e6:.0f} MB" if checkpoint.size else "size not recorded"
@@ -177,7 +177,7 @@ def models_get(
     from rich.console import Console
     from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn, TransferSpeedColumn
 
-    from model.zoo import download
+    from ...model.zoo import download
 
     columns = (BarColumn(30), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True), disable=not sys.stderr.isatty()) as bar:

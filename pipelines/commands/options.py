@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pipelines.errors import UsageError
-from pipelines.places import place
+from ..errors import UsageError
+from ..places import place
 
 if TYPE_CHECKING:
-    from pipelines.plan import Mode
+    from ..plan import Mode
 
 Config = Annotated[
     str | None,

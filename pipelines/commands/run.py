@@ -8,9 +8,9 @@ from typing import Annotated
 
 import typer
 
-from pipelines.commands.options import Config, CorpusArgument, Set, mode_of
-from pipelines.errors import UsageError, VerificationFailed, visible
-from pipelines.places import place
+from ..errors import UsageError, VerificationFailed, visible
+from ..places import place
+from .options import Config, CorpusArgument, Set, mode_of
 
 
 def generate(
@@ -58,8 +58,8 @@ def generate(
     ] = False,
 ) -> None:
     """Make a corpus of masks from photographs, or go on where the last run stopped."""
-    from pipelines.config import load_config
-    from pipelines.settings import to_yaml
+    from ..config import load_config
+    from ..settings import to_yaml
 
     overrides = [] if workers is None else _workers(workers)
     overrides += [] if gpus_per_worker is None else [f"cluster.gpus_per_worker={gpus_per_worker}"]
@@ -69,7 +69,7 @@ def generate(
         typer.echo(to_yaml(settings), nl=False)
         return
     if not inputs:
-        from pipelines.sources import EXPECTED
+        from ..sources import EXPECTED
 
         raise UsageError(f"expected at least one INPUT: {EXPECTED}")
     if out is None:
@@ -79,8 +79,8 @@ def generate(
     mode, retry = mode_of(overwrite, extend), retry_rejects or ()
     if retry and overwrite:
         raise UsageError("expected --overwrite or --retry-rejects, not both")
-    from pipelines.event_log import opened
-    from pipelines.generate import generate as run
+    from ..event_log import opened
+    from ..generate import generate as run
 
     cleared = context.obj.without_overwrite
     with opened(log_json) as events:
@@ -94,7 +94,7 @@ def verify(
     ] = None,
 ) -> None:
     """Recompute everything a corpus says; exit code 3 and a list where anything is off."""
-    from pipelines.verify import verify as check
+    from ..verify import verify as check
 
     report = check(corpus, workers)
     for problem in report.problems:
@@ -109,7 +109,7 @@ def status(
     as_json: Annotated[bool, typer.Option("--json", help="One line of JSON in place of the table.")] = False,
 ) -> None:
     """How far a run is: shards, rate, time left, refusals; read from the corpus alone, at any time."""
-    from pipelines.status import status_of
+    from ..status import status_of
 
     found = status_of(corpus)
     if as_json:
@@ -117,7 +117,7 @@ def status(
         return
     from rich.console import Console
 
-    from pipelines.report import status_table
+    from ..report import status_table
 
     Console(markup=False, soft_wrap=True).print(status_table(found))
 

@@ -15,9 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 from pycocotools import mask as mask_utils
 
-from pipelines.corpus import Corpus
-from pipelines.errors import CorpusError, UsageError
-from pipelines.labelled.image import checked_rle
+from ..corpus import Corpus
+from ..errors import CorpusError, UsageError
+from ..labelled.image import checked_rle
 
 LEVELS = (0.5, 0.75, 0.9, 0.95, 0.99)
 """IoUs from which on a mask counts as a partner."""

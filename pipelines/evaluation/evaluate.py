@@ -23,10 +23,10 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from model.prompts import tight_boxes
-from model.sam import EncodedImages, Sam
-from pipelines.evaluation.clicks import centre, correction
-from pipelines.labelled.read import LabelledImage
+from ...model.prompts import tight_boxes
+from ...model.sam import EncodedImages, Sam
+from ..labelled.read import LabelledImage
+from .clicks import centre, correction
 
 DISC_RADII = (8 / 256, 20 / 256, 50 / 256)
 """Of the photograph's longer side."""

@@ -20,10 +20,10 @@ from pycocotools import mask as mask_utils
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from engine import MaskGenerator
-from engine.records import MaskRecord
-from pipelines.evaluation.evaluate import Evaluation
-from pipelines.labelled.read import LabelledImage
+from ...engine import MaskGenerator
+from ...engine.records import MaskRecord
+from ..labelled.read import LabelledImage
+from .evaluate import Evaluation
 
 MAX_MASKS = (10, 100, 1000)
 

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipelines import storage
-from pipelines.errors import ConfigError, UsageError
+from .. import storage
+from ..errors import ConfigError, UsageError
 
 BINS = 10
 

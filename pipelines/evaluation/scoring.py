@@ -10,17 +10,17 @@ from typing import Any
 
 from rich.table import Table
 
-from engine import MaskGenerator
-from model import load_sam
-from pipelines.config import load_config
-from pipelines.errors import ConfigError, UsageError
-from pipelines.evaluation.agreement import agreement
-from pipelines.evaluation.evaluate import evaluate
-from pipelines.evaluation.recall import evaluate_automatic
-from pipelines.evaluation.reliability import plot_format, reliability, write_plot
-from pipelines.labelled.read import VALIDATION_SHARE, read_labelled
-from pipelines.places import is_remote
-from pipelines.report import evaluation_table
+from ...engine import MaskGenerator
+from ...model import load_sam
+from ..config import load_config
+from ..errors import ConfigError, UsageError
+from ..labelled.read import VALIDATION_SHARE, read_labelled
+from ..places import is_remote
+from ..report import evaluation_table
+from .agreement import agreement
+from .evaluate import evaluate
+from .recall import evaluate_automatic
+from .reliability import plot_format, reliability, write_plot
 
 Outcome = tuple[dict[str, Any], list[Table]]
 """The same for a program and for a person."""

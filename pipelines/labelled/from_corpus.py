@@ -10,13 +10,13 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from pipelines.corpus import Corpus
-from pipelines.decode import decode_image
-from pipelines.errors import ConfigError, CorpusError, InputRejected
-from pipelines.labelled.image import LabelledImage, checked_rle
-from pipelines.parquet_source import read_row
-from pipelines.reader import read_input
-from pipelines.shards import open_parquet, shard_path
+from ..corpus import Corpus
+from ..decode import decode_image
+from ..errors import ConfigError, CorpusError, InputRejected
+from ..parquet_source import read_row
+from ..reader import read_input
+from ..shards import open_parquet, shard_path
+from .image import LabelledImage, checked_rle
 
 
 @dataclass(frozen=True, slots=True)

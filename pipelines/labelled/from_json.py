@@ -17,8 +17,8 @@ from typing import Any
 
 from pycocotools import mask as mask_utils
 
-from pipelines.errors import ConfigError
-from pipelines.labelled.image import MAX_SIDE, LabelledImage, PhotographFile, checked_rle
+from ..errors import ConfigError
+from .image import MAX_SIDE, LabelledImage, PhotographFile, checked_rle
 
 log = logging.getLogger("maskmill.train")
 

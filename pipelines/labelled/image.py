@@ -17,9 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 from pycocotools import mask as mask_utils
 
-from engine import rle
-from engine.records import Rle
-from pipelines.errors import ConfigError
+from ...engine import rle
+from ...engine.records import Rle
+from ..errors import ConfigError
 
 VALIDATION_SHARE = 12
 """One image in so many is for validation."""

@@ -15,11 +15,11 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipelines import manifest
-from pipelines.errors import ConfigError
-from pipelines.labelled.from_corpus import read_corpus
-from pipelines.labelled.from_json import read_coco, read_sa1b
-from pipelines.labelled.image import VALIDATION_SHARE, LabelledImage, PhotographFile, checked_rle
+from .. import manifest
+from ..errors import ConfigError
+from .from_corpus import read_corpus
+from .from_json import read_coco, read_sa1b
+from .image import VALIDATION_SHARE, LabelledImage, PhotographFile, checked_rle
 
 __all__ = ["VALIDATION_SHARE", "LabelledImage", "read_labelled"]
 

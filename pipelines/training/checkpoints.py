@@ -11,9 +11,9 @@ from typing import Any
 
 import torch
 
-from model.tensor_file import DAMAGE
-from pipelines import storage
-from pipelines.errors import ConfigError, IncompleteRun
+from ...model.tensor_file import DAMAGE
+from .. import storage
+from ..errors import ConfigError, IncompleteRun
 
 
 def write_checkpoint(path: Path, state: dict[str, Any]) -> None:

@@ -15,9 +15,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, NonNegativeFloat, PositiveFloat, field_validator, model_validator
 
-from model.interaction import Interaction
-from pipelines.places import scheme_of
-from pipelines.settings import Section
+from ...model.interaction import Interaction
+from ..places import scheme_of
+from ..settings import Section
 
 _DECIDES_NO_STEP = {
     "data",  # a folder may move

@@ -21,9 +21,9 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from pipelines.errors import ConfigError, MaskmillError
-from pipelines.evaluation.clicks import centre
-from pipelines.labelled.read import LabelledImage
+from ..errors import ConfigError, MaskmillError
+from ..evaluation.clicks import centre
+from ..labelled.read import LabelledImage
 
 T = TypeVar("T")
 

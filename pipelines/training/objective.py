@@ -10,13 +10,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from model.image_encoder import drop_paths
-from model.interaction import BOX_NOISE, Round, interact
-from model.losses import FeatureContrast, FeatureImitation, best_iou, dice_loss, focal_loss, mask_iou
-from model.prompts import MAX_POINTS, Draws, holding, noisy_boxes, points_in_and_around
-from model.sam import EncodedImages, Sam
-from pipelines.training.config import StageConfig, TrainConfig
-from pipelines.training.data import Batch
+from ...model.image_encoder import drop_paths
+from ...model.interaction import BOX_NOISE, Round, interact
+from ...model.losses import FeatureContrast, FeatureImitation, best_iou, dice_loss, focal_loss, mask_iou
+from ...model.prompts import MAX_POINTS, Draws, holding, noisy_boxes, points_in_and_around
+from ...model.sam import EncodedImages, Sam
+from .config import StageConfig, TrainConfig
+from .data import Batch
 
 
 class Objective(nn.Module):

@@ -16,8 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from model.sam import Sam
-from pipelines.training.config import TrainConfig
+from ...model.sam import Sam
+from .config import TrainConfig
 
 Named = Iterable[tuple[str, nn.Parameter]]
 

@@ -7,10 +7,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from model.sam import Sam
-from pipelines.evaluation.clicks import centre
-from pipelines.evaluation.evaluate import encode_square, to_photograph
-from pipelines.labelled.read import LabelledImage
+from ...model.sam import Sam
+from ..evaluation.clicks import centre
+from ..evaluation.evaluate import encode_square, to_photograph
+from ..labelled.read import LabelledImage
 
 MEANT, GIVEN, CLICK = (40, 220, 90), (250, 90, 40), (255, 235, 60)
 LONGEST_SIDE = 384

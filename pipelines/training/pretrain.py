@@ -21,32 +21,31 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from model.checkpoint import save_sam
-from model.config import MODELS
-from model.image_encoder import ImageEncoderViT
-from model.initialise import initialise
-from model.mae import MaskedAutoencoder
-from model.prompts import Draws
-from model.sam import Sam
-from pipelines import storage
-from pipelines.config import IMAGE_EXTENSIONS
-from pipelines.decode import decode_image
-from pipelines.errors import ConfigError, IncompleteRun, InputRejected
-from pipelines.reader import read_input
-from pipelines.settings import Section
-from pipelines.sources import list_inputs
-from pipelines.training.checkpoints import read_checkpoint, write_checkpoint, writing
-from pipelines.training.config import LocalPath
-from pipelines.training.data import read_ahead
-from pipelines.training.optimizers import without_denormals
-from pipelines.training.processes import check_device
+from ...model.checkpoint import save_sam
+from ...model.config import MODELS
+from ...model.image_encoder import ImageEncoderViT
+from ...model.initialise import initialise
+from ...model.mae import MaskedAutoencoder
+from ...model.prompts import Draws
+from ...model.sam import Sam
+from .. import storage
+from ..config import IMAGE_EXTENSIONS
+from ..decode import MAX_PIXELS, decode_image
+from ..errors import ConfigError, IncompleteRun, InputRejected
+from ..reader import read_input
+from ..settings import Section
+from ..sources import list_inputs
+from .checkpoints import read_checkpoint, write_checkpoint, writing
+from .config import LocalPath
+from .data import read_ahead
+from .optimizers import without_denormals
+from .processes import check_device
 
 log = logging.getLogger("maskmill.train")
 
 CROP_AREA = (0.2, 1.0)
 """Share of the photograph that a square is cut from: from, to."""
 
-MAX_PIXELS = 100_000_000
 TRIES = 20
 """Photographs in a row that cannot be read, before that is no accident."""
 

@@ -17,7 +17,7 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 
-from pipelines.errors import ConfigError
+from ..errors import ConfigError
 
 LONGEST_WAIT = timedelta(hours=6)
 """How long the others wait for the first one, which scores the model by every mask of many photographs."""

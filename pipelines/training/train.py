@@ -18,19 +18,19 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from model.checkpoint import save_sam
-from pipelines import storage
-from pipelines.errors import ConfigError
-from pipelines.evaluation.evaluate import evaluate
-from pipelines.labelled.read import LabelledImage, read_labelled
-from pipelines.sealed import write_json
-from pipelines.training.checkpoints import writing
-from pipelines.training.config import StageConfig, TrainConfig
-from pipelines.training.data import Batch, TeacherFeatures, TrainingBatches, read_ahead
-from pipelines.training.optimizers import without_denormals
-from pipelines.training.pictures import prompts_and_masks
-from pipelines.training.processes import Processes, joined
-from pipelines.training.trainer import Trainer
+from ...model.checkpoint import save_sam
+from .. import storage
+from ..errors import ConfigError
+from ..evaluation.evaluate import evaluate
+from ..labelled.read import LabelledImage, read_labelled
+from ..sealed import write_json
+from .checkpoints import writing
+from .config import StageConfig, TrainConfig
+from .data import Batch, TeacherFeatures, TrainingBatches, read_ahead
+from .optimizers import without_denormals
+from .pictures import prompts_and_masks
+from .processes import Processes, joined
+from .trainer import Trainer
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter

@@ -21,18 +21,18 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from model.checkpoint import load_sam
-from model.config import MODELS
-from model.initialise import initialise
-from model.prompts import Draws
-from model.sam import Sam
-from pipelines.errors import IncompleteRun
-from pipelines.training.checkpoints import read_checkpoint, write_checkpoint
-from pipelines.training.config import StageConfig, TrainConfig
-from pipelines.training.data import Batch
-from pipelines.training.objective import Objective
-from pipelines.training.optimizers import make_optimizers
-from pipelines.training.processes import Processes
+from ...model.checkpoint import load_sam
+from ...model.config import MODELS
+from ...model.initialise import initialise
+from ...model.prompts import Draws
+from ...model.sam import Sam
+from ..errors import IncompleteRun
+from .checkpoints import read_checkpoint, write_checkpoint
+from .config import StageConfig, TrainConfig
+from .data import Batch
+from .objective import Objective
+from .optimizers import make_optimizers
+from .processes import Processes
 
 log = logging.getLogger("maskmill.train")
 

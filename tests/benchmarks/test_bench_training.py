@@ -7,7 +7,7 @@ import torch
 
 from benchmarks import bench_training
 from benchmarks.bench_training import main
-from model import MODELS
+from maskmill.model import MODELS
 
 
 @pytest.mark.parametrize(

@@ -8,8 +8,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode, bmm_flop
 
 from benchmarks.flops import TOKENS, decoder_flops, encoder_flops, published_decoder_flops
-from model import MODELS, Sam, cells_compiled
-from pipelines.released import released_generator
+from maskmill.model import MODELS, Sam, cells_compiled
+from maskmill.pipelines.released import released_generator
 
 # Windows that do not divide the grid (10 cells by 8), and no two widths alike.
 SMALL = replace(

@@ -69,7 +69,7 @@ class Scene:
 
     def command(self) -> list[str]:
         sets = [word for setting in self.settings for word in ("--set", setting)]
-        program = [sys.executable, "-m", "pipelines.cli", "generate", str(self.photos)]
+        program = [sys.executable, "-m", "maskmill", "generate", str(self.photos)]
         return [*program, "--out", str(self.out), *sets, "--set", f"shard_size={SHARD}", *self.options]
 
     def start(self, **chaos: object) -> subprocess.Popen[str]:
@@ -150,7 +150,7 @@ def recover(scene: Scene, undisturbed: pa.Table, injury: str, seed: int, ended: 
     rows = scene.rows()
     assert rows["key"].to_pylist() == undisturbed["key"].to_pylist()
     assert rows.equals(undisturbed)
-    verify = [sys.executable, "-m", "pipelines.cli", "verify", str(scene.out)]
+    verify = [sys.executable, "-m", "maskmill", "verify", str(scene.out)]
     checked = subprocess.run(verify, capture_output=True, text=True, check=False, timeout=PATIENCE)
     assert checked.returncode == 0, checked.stdout + checked.stderr
     files = {path.relative_to(scene.out).as_posix() for path in scene.out.rglob("*") if path.is_file()}

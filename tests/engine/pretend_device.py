@@ -1,8 +1,8 @@
 """A pretended GPU: the CPU, watched for everything that would make the host wait for a device, or fail there.
 
 `PretendDevice` follows which tensors would lie on the device: the weights, and all that is made of one. It
-counts what waits, and raises where a program reads a device's tensor without `engine.crossing.fetch`, or
-calculates with a tensor of the host and one of the device.
+counts what waits, and raises where a program reads a device's tensor without
+`maskmill.engine.crossing.fetch`, or calculates with a tensor of the host and one of the device.
 """
 
 from __future__ import annotations

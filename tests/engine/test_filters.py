@@ -4,12 +4,18 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.config import GeneratorConfig
-from engine.filters import filter_masks, stability_scores
-from engine.geometry import inclusive_to_xywh, input_size, near_crop_edge, points_to_input, resize_to_input
-from engine.grid import Crop, crop_points, crops_of, point_grid
-from engine.resample import Measures
-from pipelines.released import amg, released_transforms
+from maskmill.engine.config import GeneratorConfig
+from maskmill.engine.filters import filter_masks, stability_scores
+from maskmill.engine.geometry import (
+    inclusive_to_xywh,
+    input_size,
+    near_crop_edge,
+    points_to_input,
+    resize_to_input,
+)
+from maskmill.engine.grid import Crop, crop_points, crops_of, point_grid
+from maskmill.engine.resample import Measures
+from maskmill.pipelines.released import amg, released_transforms
 
 sides = st.integers(1, 3000)
 

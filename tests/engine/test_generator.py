@@ -10,11 +10,11 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from engine import DROP_REASONS, GeneratedMasks, GeneratorConfig, MaskGenerator, rle
-from engine.batching import in_batches
-from engine.ledger import STAGES
-from model.config import SamConfig
-from model.sam import Sam
+from maskmill.engine import DROP_REASONS, GeneratedMasks, GeneratorConfig, MaskGenerator, rle
+from maskmill.engine.batching import in_batches
+from maskmill.engine.ledger import STAGES
+from maskmill.model.config import SamConfig
+from maskmill.model.sam import Sam
 
 TINY = SamConfig(
     img_size=64,

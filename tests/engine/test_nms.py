@@ -4,8 +4,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.nms import non_maximal_suppression
-from pipelines.released import batched_nms
+from maskmill.engine.nms import non_maximal_suppression
+from maskmill.pipelines.released import batched_nms
 
 BOX = (0, 0, 10, 10)
 

@@ -11,13 +11,13 @@ import skimage.data
 import torch
 from PIL import Image
 
-import engine.crossing
-import engine.paint
-from engine import GeneratorConfig, MaskGenerator, rle
-from engine.on_device import OnDevice
-from model import cells_compiled, load_sam
-from model.image_encoder import one_hot_cells
-from model.sam import Sam, pixel_statistics
+import maskmill.engine.crossing
+import maskmill.engine.paint
+from maskmill.engine import GeneratorConfig, MaskGenerator, rle
+from maskmill.engine.on_device import OnDevice
+from maskmill.model import cells_compiled, load_sam
+from maskmill.model.image_encoder import one_hot_cells
+from maskmill.model.sam import Sam, pixel_statistics
 from tests.engine.pretend_device import PretendDevice
 from tests.engine.test_generator import tiny
 
@@ -98,8 +98,8 @@ def test_no_mask_is_left(reason):
 @pytest.mark.parametrize("options", [{}, {"min_mask_region_area": 1}])
 def test_a_mask_of_which_painting_leaves_nothing_is_accounted_for(options, monkeypatch):
     # A pixel on the threshold may be counted by one sum and not be painted by another.
-    config, paint = GeneratorConfig(**OPEN, **options), engine.paint._paint
-    monkeypatch.setattr(engine.paint, "_paint", lambda *given: torch.zeros_like(paint(*given)))
+    config, paint = GeneratorConfig(**OPEN, **options), maskmill.engine.paint._paint
+    monkeypatch.setattr(maskmill.engine.paint, "_paint", lambda *given: torch.zeros_like(paint(*given)))
     sam = tiny()
     (result,) = MaskGenerator(sam, config, OnDevice(sam, config)).generate_batch([photograph(90, 120)])
     assert result.masks == []
@@ -140,7 +140,7 @@ def test_the_host_waits_a_few_times_an_image(images, clean_up):
     config = GeneratorConfig(**OPEN, encode_batch=3, min_mask_region_area=clean_up)
     generator = MaskGenerator(sam, config, OnDevice(sam, config))
     pages = [photograph(90, 120 + n) for n in range(images)]
-    for made_once in (pixel_statistics, one_hot_cells, engine.on_device._resampler):
+    for made_once in (pixel_statistics, one_hot_cells, maskmill.engine.on_device._resampler):
         made_once.cache_clear()
     with PretendDevice(sam) as device:
         generator.generate_batch(pages)  # makes them, on the pretended device
@@ -159,7 +159,7 @@ def test_the_host_waits_a_few_times_an_image(images, clean_up):
 def test_what_crosses_is_small(clean_up):
     # No array of the image's size comes to the host.
     sam, fetched = tiny(), []
-    fetch = engine.crossing.fetch
+    fetch = maskmill.engine.crossing.fetch
 
     def weigh(*tensors):
         fetched.extend(tensor.nbytes for tensor in tensors)
@@ -168,7 +168,7 @@ def test_what_crosses_is_small(clean_up):
     config = GeneratorConfig(**OPEN, min_mask_region_area=clean_up)
     generator = MaskGenerator(sam, config, OnDevice(sam, config))
     with pytest.MonkeyPatch.context() as patch:
-        for module in (engine.paint, engine.on_device):
+        for module in (maskmill.engine.paint, maskmill.engine.on_device):
             patch.setattr(module, "fetch", weigh)
         (result,) = generator.generate_batch([photograph(1000, 1500)])
     assert len(result.masks) > 1
@@ -179,7 +179,7 @@ def test_a_large_image_is_painted_in_parts(monkeypatch):
     # `nonzero` sees no more flags than its counter holds, here 100,000, nor more than the budget allows.
     sam, config, seen = tiny(), GeneratorConfig(**OPEN), []
     nonzero = torch.Tensor.nonzero
-    monkeypatch.setattr(engine.paint, "MOST_FLAGS", 100_000)
+    monkeypatch.setattr(maskmill.engine.paint, "MOST_FLAGS", 100_000)
     monkeypatch.setattr(torch.Tensor, "nonzero", lambda x, **kw: seen.append(x.numel()) or nonzero(x, **kw))
     (ours,) = MaskGenerator(sam, config, OnDevice(sam, config)).generate_batch([photograph(500, 700)])
     monkeypatch.undo()
@@ -197,7 +197,7 @@ class TestPretendDevice:
             out = linear(torch.ones(2, 3).to(linear.weight.device, non_blocking=True))
             out.nonzero()
             out[out > 0]
-            engine.crossing.fetch(out)
+            maskmill.engine.crossing.fetch(out)
             torch.ones(3).nonzero()  # the host's own
             torch.ones(3).to(linear.weight.device)
         assert device.waits == {"nonzero": 1, "index by flags": 1, "fetch": 1, "upload": 1}

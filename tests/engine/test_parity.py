@@ -18,9 +18,9 @@ import pytest
 import skimage.data
 from PIL import Image
 
-from engine import GeneratorConfig, MaskGenerator
-from model import load_sam
-from pipelines.released import Agreement, compare, released, released_generator
+from maskmill.engine import GeneratorConfig, MaskGenerator
+from maskmill.model import load_sam
+from maskmill.pipelines.released import Agreement, compare, released, released_generator
 
 NAMES = (
     "astronaut.png",

@@ -4,10 +4,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from engine import rle
-from engine.regions import clean_up
-from engine.runs import Runs
-from pipelines.released import amg
+from maskmill.engine import rle
+from maskmill.engine.regions import clean_up
+from maskmill.engine.runs import Runs
+from maskmill.pipelines.released import amg
 
 
 def picture(*rows):

@@ -5,13 +5,13 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import model.compiled
-from engine import rle
-from engine.geometry import input_size
-from engine.paint import run_ends
-from engine.resample import Resampler, finite
-from engine.resample_compiled import CompiledResampler
-from engine.runs import Runs
+import maskmill.model.compiled
+from maskmill.engine import rle
+from maskmill.engine.geometry import input_size
+from maskmill.engine.paint import run_ends
+from maskmill.engine.resample import Resampler, finite
+from maskmill.engine.resample_compiled import CompiledResampler
+from maskmill.engine.runs import Runs
 
 SHAPES = [(5, 3), (64, 64), (65, 63), (301, 33), (77, 130), (128, 1), (1, 200), (451, 300)]
 
@@ -199,5 +199,5 @@ def test_without_a_folder_to_keep_it_in_it_is_compiled_all_the_same(monkeypatch)
             raise RuntimeError("cannot cache function: no locator available")
         return function
 
-    monkeypatch.setattr(model.compiled.numba, "njit", strict)
-    assert model.compiled.compiled(lambda x: x + 1)(1) == 2
+    monkeypatch.setattr(maskmill.model.compiled.numba, "njit", strict)
+    assert maskmill.model.compiled.compiled(lambda x: x + 1)(1) == 2

@@ -5,8 +5,8 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from pycocotools import mask as coco
 
-from engine import rle
-from engine.records import Rle
+from maskmill.engine import rle
+from maskmill.engine.records import Rle
 
 masks = st.tuples(st.integers(1, 23), st.integers(1, 23)).flatmap(lambda size: arrays(np.bool_, size))
 

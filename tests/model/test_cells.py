@@ -9,11 +9,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from model import cells_compiled, loops
-from model.cells import Cells
-from model.config import MODELS, SamConfig
-from model.sam import Sam
-from model.transformer import TwoWayBlock
+from maskmill.model import cells_compiled, loops
+from maskmill.model.cells import Cells
+from maskmill.model.config import MODELS, SamConfig
+from maskmill.model.sam import Sam
+from maskmill.model.transformer import TwoWayBlock
 from tests.model.oracles import randomise
 
 SMALL = SamConfig(

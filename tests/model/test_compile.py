@@ -4,8 +4,8 @@ import pytest
 import torch
 import torch._dynamo
 
-from model.config import SamConfig
-from model.sam import Sam
+from maskmill.model.config import SamConfig
+from maskmill.model.sam import Sam
 
 TINY = SamConfig(
     img_size=64,

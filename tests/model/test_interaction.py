@@ -3,11 +3,11 @@
 import pytest
 import torch
 
-from model.config import SamConfig
-from model.initialise import initialise
-from model.interaction import Interaction, Round, interact, rounds_after_the_first
-from model.prompts import Draws, corrections, noisy_boxes, uniform_pixels
-from model.sam import Sam
+from maskmill.model.config import SamConfig
+from maskmill.model.initialise import initialise
+from maskmill.model.interaction import Interaction, Round, interact, rounds_after_the_first
+from maskmill.model.prompts import Draws, corrections, noisy_boxes, uniform_pixels
+from maskmill.model.sam import Sam
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 import torch
 
-from model.config import MODELS, SamConfig
-from model.tiny_vit import TinyViT, cell_distances
+from maskmill.model.config import MODELS, SamConfig
+from maskmill.model.tiny_vit import TinyViT, cell_distances
 from tests.model.oracles import TIMM, TORCHVISION, randomise, stubbed
 
 

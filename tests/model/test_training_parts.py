@@ -7,12 +7,12 @@ import pytest
 import torch
 from torch import nn
 
-from model.config import MODELS, SamConfig
-from model.image_encoder import ImageEncoderViT, drop_paths
-from model.initialise import cosine_filters, initialise
-from model.losses import FeatureContrast, best_iou, dice_loss, focal_loss, mask_iou
-from model.prompts import holding, noisy_boxes, points_in_and_around, tight_boxes
-from model.sam import Sam
+from maskmill.model.config import MODELS, SamConfig
+from maskmill.model.image_encoder import ImageEncoderViT, drop_paths
+from maskmill.model.initialise import cosine_filters, initialise
+from maskmill.model.losses import FeatureContrast, best_iou, dice_loss, focal_loss, mask_iou
+from maskmill.model.prompts import holding, noisy_boxes, points_in_and_around, tight_boxes
+from maskmill.model.sam import Sam
 
 
 def test_losses_of_a_perfect_mask_vanish_and_of_its_inverse_do_not():

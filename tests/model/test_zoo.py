@@ -13,8 +13,8 @@ from threading import Thread
 
 import pytest
 
-from model.config import MODELS
-from model.zoo import (
+from maskmill.model.config import MODELS
+from maskmill.model.zoo import (
     CHECKPOINTS,
     CheckpointError,
     PublicCheckpoint,

@@ -5,8 +5,8 @@ import shlex
 
 import typer
 
-from pipelines.cli import app
-from pipelines.config import load_config
+from maskmill.pipelines.cli import app
+from maskmill.pipelines.config import load_config
 
 ENDS = {"|", "||", "&&", ";", ">", ">>", "&"}
 

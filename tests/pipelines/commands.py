@@ -6,7 +6,7 @@ import subprocess
 import sys
 import time
 
-from pipelines.shards import committed_shards
+from maskmill.pipelines.shards import committed_shards
 
 
 def words(photos, out, settings, *more):
@@ -20,7 +20,7 @@ def words(photos, out, settings, *more):
 def start(arguments, cwd=None, **environment):
     """The command as from a shell, which leaves SIGINT alone, in a process group of its own."""
     return subprocess.Popen(
-        [sys.executable, "-m", "pipelines.cli", *arguments],
+        [sys.executable, "-m", "maskmill", *arguments],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

@@ -5,17 +5,17 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from engine import rle
-from engine.records import DROP_REASONS, GeneratedMasks, MaskRecord
-from pipelines.config import digest_of
-from pipelines.decode import decode_image
-from pipelines.errors import InputRejected
-from pipelines.manifest import RunRecord, finish_corpus, software_versions
-from pipelines.plan import Mode, Run, open_run
-from pipelines.reader import read_input
-from pipelines.schema import rejected_row, row_from_result, table_from_rows
-from pipelines.shards import commit_table, shard_metadata
-from pipelines.sources import list_inputs
+from maskmill.engine import rle
+from maskmill.engine.records import DROP_REASONS, GeneratedMasks, MaskRecord
+from maskmill.pipelines.config import digest_of
+from maskmill.pipelines.decode import decode_image
+from maskmill.pipelines.errors import InputRejected
+from maskmill.pipelines.manifest import RunRecord, finish_corpus, software_versions
+from maskmill.pipelines.plan import Mode, Run, open_run
+from maskmill.pipelines.reader import read_input
+from maskmill.pipelines.schema import rejected_row, row_from_result, table_from_rows
+from maskmill.pipelines.shards import commit_table, shard_metadata
+from maskmill.pipelines.sources import list_inputs
 
 SHARD_SIZE = 3
 

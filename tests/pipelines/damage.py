@@ -11,11 +11,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from engine import rle
-from engine.records import Rle
-from pipelines import manifest
-from pipelines.sealed import as_bytes, fingerprint, sealed
-from pipelines.shards import write_parquet
+from maskmill.engine import rle
+from maskmill.engine.records import Rle
+from maskmill.pipelines import manifest
+from maskmill.pipelines.sealed import as_bytes, fingerprint, sealed
+from maskmill.pipelines.shards import write_parquet
 
 PLAN = "plan/part-000000.parquet"
 

@@ -18,7 +18,7 @@ from urllib.parse import parse_qs, quote, urlsplit
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipelines import parquet_source, places, worker
+from maskmill.pipelines import parquet_source, places, worker
 
 CREDENTIALS = {
     "AWS_ACCESS_KEY_ID": "AKIDTESTING",

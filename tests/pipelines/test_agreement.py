@@ -5,13 +5,13 @@ import json
 import numpy as np
 import pytest
 
-from engine import rle
-from pipelines.cli import main
-from pipelines.errors import UsageError
-from pipelines.evaluation.agreement import agreement
-from pipelines.evaluation.reliability import plot_format, reliability
-from pipelines.schema import ROW_SCHEMA
-from pipelines.shards import shard_path
+from maskmill.engine import rle
+from maskmill.pipelines.cli import main
+from maskmill.pipelines.errors import UsageError
+from maskmill.pipelines.evaluation.agreement import agreement
+from maskmill.pipelines.evaluation.reliability import plot_format, reliability
+from maskmill.pipelines.schema import ROW_SCHEMA
+from maskmill.pipelines.shards import shard_path
 from tests.pipelines.corpora import make_corpus, make_photos
 
 

@@ -12,12 +12,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipelines import parquet_source
-from pipelines.cli import main
-from pipelines.corpus import Corpus
-from pipelines.errors import InputRejected, UsageError
-from pipelines.reader import read_input
-from pipelines.sources import list_inputs
+from maskmill.pipelines import parquet_source
+from maskmill.pipelines.cli import main
+from maskmill.pipelines.corpus import Corpus
+from maskmill.pipelines.errors import InputRejected, UsageError
+from maskmill.pipelines.reader import read_input
+from maskmill.pipelines.sources import list_inputs
 
 ENDINGS = (".jpg", ".png")
 

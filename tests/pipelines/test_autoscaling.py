@@ -7,8 +7,8 @@ import time
 
 import pytest
 
-from pipelines.cli import main
-from pipelines.corpus import Corpus
+from maskmill.pipelines.cli import main
+from maskmill.pipelines.corpus import Corpus
 from tests.pipelines.heads import started
 
 pytestmark = pytest.mark.slow
@@ -70,7 +70,7 @@ def test_nodes_come_for_a_run_and_go_after_it(head, photos, tmp_path):
     said = tmp_path / "said.txt"
     with said.open("w") as file:
         run = subprocess.Popen(
-            [sys.executable, "-m", "pipelines.cli", *words],
+            [sys.executable, "-m", "maskmill", *words],
             env=head.environment,
             stdout=file,
             stderr=subprocess.STDOUT,

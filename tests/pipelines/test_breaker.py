@@ -5,13 +5,13 @@ from collections import Counter
 
 import pytest
 
-from pipelines import patience, worker
-from pipelines.breaker import check_unwritten, too_many_refused
-from pipelines.cli import main
-from pipelines.config import BreakerConfig
-from pipelines.errors import IncompleteRun
-from pipelines.shards import committed_shards
-from pipelines.tasks import ShardFailure, Tally
+from maskmill.pipelines import patience, worker
+from maskmill.pipelines.breaker import check_unwritten, too_many_refused
+from maskmill.pipelines.cli import main
+from maskmill.pipelines.config import BreakerConfig
+from maskmill.pipelines.errors import IncompleteRun
+from maskmill.pipelines.shards import committed_shards
+from maskmill.pipelines.tasks import ShardFailure, Tally
 from tests.pipelines.commands import words
 
 

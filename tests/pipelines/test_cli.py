@@ -9,11 +9,11 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from pipelines import cli
-from pipelines.cli import main
-from pipelines.errors import IncompleteRun, MaskmillError
-from pipelines.schema import ROW_SCHEMA
-from pipelines.shards import shard_path
+from maskmill.pipelines import cli
+from maskmill.pipelines.cli import main
+from maskmill.pipelines.errors import IncompleteRun, MaskmillError
+from maskmill.pipelines.schema import ROW_SCHEMA
+from maskmill.pipelines.shards import shard_path
 from tests.pipelines.corpora import make_corpus, make_photos
 
 
@@ -205,7 +205,8 @@ def test_wrong_options_of_the_workers_are_one_line(words, expected, capsys):
 
 def test_help_and_version_load_nothing_heavy():
     code = (
-        "import sys; from pipelines.cli import main; main(['--version']); main(['generate', '--help']);"
+        "import sys; from maskmill.pipelines.cli import main\n"
+        "main(['--version']); main(['generate', '--help'])\n"
         "print(sorted({'torch', 'ray', 'pyarrow', 'cv2', 'numpy'} & set(sys.modules)))"
     )
     done = subprocess.run(

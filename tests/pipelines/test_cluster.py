@@ -11,16 +11,16 @@ from dataclasses import replace
 import pyarrow.parquet as pq
 import pytest
 
-from pipelines.config import load_config
-from pipelines.errors import ConfigError, IncompleteRun, UsageError
-from pipelines.interrupts import orderly
-from pipelines.manifest import write_run
-from pipelines.placement import Node, Placement, check_sees_its_gpus, place
-from pipelines.plan import PlannedImage
-from pipelines.retry import shard_sha256
-from pipelines.schema import image_id
-from pipelines.shards import committed_shards, shard_path
-from pipelines.tasks import Job, ShardReceipt, ShardTask
+from maskmill.pipelines.config import load_config
+from maskmill.pipelines.errors import ConfigError, IncompleteRun, UsageError
+from maskmill.pipelines.interrupts import orderly
+from maskmill.pipelines.manifest import write_run
+from maskmill.pipelines.placement import Node, Placement, check_sees_its_gpus, place
+from maskmill.pipelines.plan import PlannedImage
+from maskmill.pipelines.retry import shard_sha256
+from maskmill.pipelines.schema import image_id
+from maskmill.pipelines.shards import committed_shards, shard_path
+from maskmill.pipelines.tasks import Job, ShardReceipt, ShardTask
 from tests.pipelines.corpora import make_record
 
 
@@ -89,7 +89,7 @@ def test_where_no_node_tells_how_large_it_is_the_command_has_to(overrides, nodes
 
 
 def test_a_ray_of_our_own_has_the_cpus_that_one_worker_asks_for(monkeypatch):
-    from pipelines import cluster
+    from maskmill.pipelines import cluster
 
     asked = {}
     monkeypatch.setattr(cluster.ray, "init", lambda **options: asked.update(options))
@@ -101,7 +101,7 @@ def test_a_ray_of_our_own_has_the_cpus_that_one_worker_asks_for(monkeypatch):
 
 
 def test_rays_client_is_refused():
-    from pipelines.cluster import join
+    from maskmill.pipelines.cluster import join
 
     with pytest.raises(
         UsageError, match=r"^--ray ray://127\.0\.0\.1:1: expected auto or HOST:PORT.*ray job submit"
@@ -111,7 +111,7 @@ def test_rays_client_is_refused():
 
 @pytest.mark.parametrize("address", ["127.0.0.1:1", "127.0.0.1:port", "no.such.host.invalid:6379"])
 def test_an_address_where_no_cluster_answers_is_wrong_use(address):
-    from pipelines.cluster import join
+    from maskmill.pipelines.cluster import join
 
     with pytest.raises(UsageError, match=f"^--ray {address}: expected a running Ray cluster's address"):
         join(address)
@@ -121,7 +121,7 @@ def test_an_address_where_no_cluster_answers_is_wrong_use(address):
     ("given", "named"), [(None, "RAY_ADDRESS 127.0.0.1:1"), ("127.0.0.1:2", "--ray 127.0.0.1:2")]
 )
 def test_an_address_that_does_not_answer_is_named_by_where_it_was_given(monkeypatch, given, named):
-    from pipelines import cluster
+    from maskmill.pipelines import cluster
 
     monkeypatch.setattr(cluster.ray, "is_initialized", lambda: False)
     monkeypatch.setattr(cluster.ray, "shutdown", lambda: None)
@@ -132,7 +132,7 @@ def test_an_address_that_does_not_answer_is_named_by_where_it_was_given(monkeypa
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_while_ray_starts_is_an_interruption_and_its_handler_comes_back(monkeypatch, number):
-    from pipelines import cluster
+    from maskmill.pipelines import cluster
 
     def init(**_options):  # Ray's own handler of SIGTERM is in place before it is ready
         signal.signal(signal.SIGTERM, lambda number, _frame: sys.exit(number))
@@ -175,8 +175,8 @@ def tasks_of(photos, shards):
 
 
 def dispatch(job, tasks, worker=None, workers=2):
-    from pipelines.cluster import RayCrew, ShardWorker
-    from pipelines.dispatch import Dispatcher
+    from maskmill.pipelines.cluster import RayCrew, ShardWorker
+    from maskmill.pipelines.dispatch import Dispatcher
 
     crew = RayCrew(job, Placement(workers, 1, 0.0), worker or ShardWorker)
     dispatcher = Dispatcher(job, range(len(tasks)), tasks.__getitem__, crew, workers)
@@ -188,11 +188,11 @@ def quick_worker():
 
     Made in a function, like the workers that misbehave, so that it travels to its process by value.
     """
-    from pipelines.cluster import ShardWorker
+    from maskmill.pipelines.cluster import ShardWorker
 
     class FindsNothing:
         def generate_batch(self, images):
-            from engine.records import DROP_REASONS, GeneratedMasks
+            from maskmill.engine.records import DROP_REASONS, GeneratedMasks
 
             return [GeneratedMasks([], 0, dict.fromkeys(DROP_REASONS, 0), {}) for _ in images]
 
@@ -223,7 +223,7 @@ def test_a_process_that_sees_its_own_gpus_is_well(given, visible):
 
 
 def test_a_worker_that_sees_a_gpu_it_was_not_given_ends_the_run(job, photos):
-    from pipelines.cluster import ShardWorker
+    from maskmill.pipelines.cluster import ShardWorker
 
     class Greedy(ShardWorker):
         def __init__(self, job, gpus):
@@ -240,12 +240,12 @@ def test_workers_are_pinned_to_logical_gpus(share, expected):
     """In a process of its own: Ray tells them apart, and each sees its own alone."""
     script = f"""
 import json, ray
-from pipelines.cluster import RayCrew
-from pipelines.config import load_config
-from pipelines.placement import Placement, check_sees_its_gpus
-from pipelines.tasks import Job
+from maskmill.pipelines.cluster import RayCrew
+from maskmill.pipelines.config import load_config
+from maskmill.pipelines.placement import Placement, check_sees_its_gpus
+from maskmill.pipelines.tasks import Job
 ray.init(address="local", num_cpus=4, num_gpus=2, include_dashboard=False, log_to_driver=False)
-from pipelines.cluster import ShardWorker
+from maskmill.pipelines.cluster import ShardWorker
 import os
 class Told(ShardWorker):
     def stats(self):
@@ -262,7 +262,7 @@ print(json.dumps(sorted(sum((crew.answer(crew.call(worker, "stats")) for worker 
 
 
 def test_a_bug_ends_the_run_with_the_workers_traceback(job, photos):
-    from pipelines.cluster import ShardWorker
+    from maskmill.pipelines.cluster import ShardWorker
 
     class Buggy(ShardWorker):
         def load(self):
@@ -274,7 +274,7 @@ def test_a_bug_ends_the_run_with_the_workers_traceback(job, photos):
 
 
 def test_wrong_use_found_by_a_worker_stays_wrong_use(job, photos):
-    from pipelines.cluster import ShardWorker
+    from maskmill.pipelines.cluster import ShardWorker
 
     class Misled(ShardWorker):
         def load(self):
@@ -285,7 +285,7 @@ def test_wrong_use_found_by_a_worker_stays_wrong_use(job, photos):
 
 
 def test_workers_that_die_while_starting_end_the_run_as_incomplete(job, photos):
-    from pipelines.cluster import ShardWorker
+    from maskmill.pipelines.cluster import ShardWorker
 
     class Stillborn(ShardWorker):
         def load(self):
@@ -296,7 +296,7 @@ def test_workers_that_die_while_starting_end_the_run_as_incomplete(job, photos):
 
 
 def test_workers_without_memory_for_the_weights_end_the_run_as_incomplete(job, photos):
-    from pipelines.cluster import ShardWorker
+    from maskmill.pipelines.cluster import ShardWorker
 
     class Cramped(ShardWorker):
         def load(self):
@@ -307,7 +307,7 @@ def test_workers_without_memory_for_the_weights_end_the_run_as_incomplete(job, p
 
 
 def test_a_cpu_worker_sees_no_gpu(job, photos):
-    from pipelines.cluster import ShardWorker
+    from maskmill.pipelines.cluster import ShardWorker
 
     class Seeing(ShardWorker):
         def load(self):
@@ -319,8 +319,8 @@ def test_a_cpu_worker_sees_no_gpu(job, photos):
 
 
 def test_a_worker_keeps_to_its_threads_and_to_its_part_of_the_memory(job, photos):
-    from pipelines import resources
-    from pipelines.cluster import ShardWorker
+    from maskmill.pipelines import resources
+    from maskmill.pipelines.cluster import ShardWorker
 
     class Counting(ShardWorker):
         def load(self):
@@ -414,8 +414,8 @@ def test_refused_images_are_run_again_on_ray_too(job, photos, tmp_path):
 
 def interrupted(job, tasks, worker, begun):
     """Run until an interruption that comes when the file `begun` is there; the seconds from then on."""
-    from pipelines.cluster import RayCrew
-    from pipelines.dispatch import Dispatcher
+    from maskmill.pipelines.cluster import RayCrew
+    from maskmill.pipelines.dispatch import Dispatcher
 
     crew = RayCrew(job, Placement(1, 1, 0.0), worker)
     sent = []

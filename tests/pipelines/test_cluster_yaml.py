@@ -13,7 +13,7 @@ from botocore.validate import ParamValidator
 from ray.autoscaler._private.util import prepare_config, validate_config
 from ray.scripts.scripts import start
 
-from model.zoo import CHECKPOINTS
+from maskmill.model.zoo import CHECKPOINTS
 from tests.pipelines.command_lines import check_maskmill, commands_in
 
 ROOT = Path(__file__).parents[2]

@@ -7,18 +7,11 @@ import pytest
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from model.config import MODELS
-from pipelines.config import (
-    ModelConfig,
-    RunConfig,
-    decides_rows,
-    digest,
-    digest_of,
-    load_config,
-)
-from pipelines.errors import ConfigError
-from pipelines.sealed import canonical, sha256_hex
-from pipelines.settings import find_config, to_yaml
+from maskmill.model.config import MODELS
+from maskmill.pipelines.config import ModelConfig, RunConfig, decides_rows, digest, digest_of, load_config
+from maskmill.pipelines.errors import ConfigError
+from maskmill.pipelines.sealed import canonical, sha256_hex
+from maskmill.pipelines.settings import find_config, to_yaml
 
 SHIPPED = ("nano", "mobile_sam", "sam_vit_h", "sa1b")
 

@@ -12,8 +12,8 @@ import pytest
 import torch
 from pycocotools.coco import COCO
 
-from pipelines.cli import main
-from pipelines.corpus import Corpus
+from maskmill.pipelines.cli import main
+from maskmill.pipelines.corpus import Corpus
 from tests.pipelines.corpora import make_corpus, make_photos
 
 TEXT = (Path(__file__).parents[2] / "docs" / "consumers.md").read_text(encoding="utf-8")

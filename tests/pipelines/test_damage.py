@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from pipelines import manifest, recorded
-from pipelines.cli import main
-from pipelines.errors import CorpusError
-from pipelines.shards import shard_path
-from pipelines.verify import UNFINISHED, verify
+from maskmill.pipelines import manifest, recorded
+from maskmill.pipelines.cli import main
+from maskmill.pipelines.errors import CorpusError
+from maskmill.pipelines.shards import shard_path
+from maskmill.pipelines.verify import UNFINISHED, verify
 from tests.pipelines.corpora import fill_shard, make_corpus, make_photos, open_corpus
 from tests.pipelines.damage import KINDS, PLAN, edit_score, masks, rewrite
 

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipelines.decode import decode_image
-from pipelines.errors import InputRejected
+from maskmill.pipelines.decode import decode_image
+from maskmill.pipelines.errors import InputRejected
 from tests.pipelines.image_files import (
     PNG_SIGNATURE,
     encoded,

@@ -14,9 +14,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from pipelines.containers import FORMATS
-from pipelines.decode import decode_image
-from pipelines.errors import InputRejected
+from maskmill.pipelines.containers import FORMATS
+from maskmill.pipelines.decode import decode_image
+from maskmill.pipelines.errors import InputRejected
 from tests.pipelines.image_files import PNG_SIGNATURE, encoded, gif, interlaced_rows, png, smooth, tiff
 
 LIMIT = 100_000

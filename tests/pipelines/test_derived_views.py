@@ -15,16 +15,16 @@ import skimage.data
 import torch
 from PIL import Image
 
-from engine import GeneratorConfig, MaskGenerator
-from model import load_sam
-from pipelines import manifest
-from pipelines.config import RunConfig
-from pipelines.corpus import Corpus
-from pipelines.decode import DecodedImage
-from pipelines.plan import PlannedImage, write_part
-from pipelines.schema import PLAN_SCHEMA, image_id, row_from_result, table_from_rows
-from pipelines.shards import commit_table, shard_metadata
-from pipelines.views import View, ViewWarning
+from maskmill.engine import GeneratorConfig, MaskGenerator
+from maskmill.model import load_sam
+from maskmill.pipelines import manifest
+from maskmill.pipelines.config import RunConfig
+from maskmill.pipelines.corpus import Corpus
+from maskmill.pipelines.decode import DecodedImage
+from maskmill.pipelines.plan import PlannedImage, write_part
+from maskmill.pipelines.schema import PLAN_SCHEMA, image_id, row_from_result, table_from_rows
+from maskmill.pipelines.shards import commit_table, shard_metadata
+from maskmill.pipelines.views import View, ViewWarning
 from tests.pipelines.corpora import make_record
 
 LENIENT = {"points_per_side": 4, "pred_iou_thresh": 0.2, "stability_score_thresh": 0.3}

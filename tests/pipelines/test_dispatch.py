@@ -4,14 +4,14 @@ from collections import Counter
 
 import pytest
 
-from pipelines import dispatch as dispatch_module
-from pipelines.config import load_config
-from pipelines.dispatch import Dispatcher, WorkerLost
-from pipelines.errors import BreakerTripped, IncompleteRun
-from pipelines.plan import PlannedImage
-from pipelines.schema import image_id
-from pipelines.tasks import Job, ShardFailure, ShardReceipt, ShardTask, Tally, WorkerPlace
-from pipelines.watcher import Loss, Watcher
+from maskmill.pipelines import dispatch as dispatch_module
+from maskmill.pipelines.config import load_config
+from maskmill.pipelines.dispatch import Dispatcher, WorkerLost
+from maskmill.pipelines.errors import BreakerTripped, IncompleteRun
+from maskmill.pipelines.plan import PlannedImage
+from maskmill.pipelines.schema import image_id
+from maskmill.pipelines.tasks import Job, ShardFailure, ShardReceipt, ShardTask, Tally, WorkerPlace
+from maskmill.pipelines.watcher import Loss, Watcher
 
 
 class Crew:

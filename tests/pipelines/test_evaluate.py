@@ -8,12 +8,12 @@ import pyarrow.parquet as pq
 import pytest
 from pycocotools import mask as mask_utils
 
-from model import load_sam
-from pipelines.cli import main
-from pipelines.evaluation.clicks import centre, correction
-from pipelines.evaluation.evaluate import evaluate, score_image
-from pipelines.evaluation.recall import automatic_scores
-from pipelines.labelled.read import read_labelled
+from maskmill.model import load_sam
+from maskmill.pipelines.cli import main
+from maskmill.pipelines.evaluation.clicks import centre, correction
+from maskmill.pipelines.evaluation.evaluate import evaluate, score_image
+from maskmill.pipelines.evaluation.recall import automatic_scores
+from maskmill.pipelines.labelled.read import read_labelled
 
 
 def square(left, top, side, size=200):
@@ -124,7 +124,7 @@ def test_evaluate_on_no_validation_image_is_refused(shapes, tiny_weights, tmp_pa
 def test_a_plot_that_cannot_be_written_is_refused_before_the_scoring(
     shapes, tiny_weights, capsys, monkeypatch
 ):
-    monkeypatch.setattr("pipelines.evaluation.scoring.evaluate", None)
+    monkeypatch.setattr("maskmill.pipelines.evaluation.scoring.evaluate", None)
     command = ["evaluate", "--data", str(shapes), "--checkpoint", str(tiny_weights)]
     assert main([*command, "--plot", "/nowhere/plot.png"]) == 2
     assert "--plot /nowhere/plot.png: /nowhere is no folder that can be" in capsys.readouterr().err

@@ -11,14 +11,14 @@ import time
 import pyarrow.parquet as pq
 import pytest
 
-from pipelines import patience, worker
-from pipelines.cli import main
-from pipelines.corpus import Corpus
-from pipelines.errors import BreakerTripped, CorpusError, IncompleteRun
-from pipelines.event_log import EventLog
-from pipelines.shards import committed_shards, shard_path
-from pipelines.tasks import ShardFailure, WorkerPlace
-from pipelines.watcher import Loss
+from maskmill.pipelines import patience, worker
+from maskmill.pipelines.cli import main
+from maskmill.pipelines.corpus import Corpus
+from maskmill.pipelines.errors import BreakerTripped, CorpusError, IncompleteRun
+from maskmill.pipelines.event_log import EventLog
+from maskmill.pipelines.shards import committed_shards, shard_path
+from maskmill.pipelines.tasks import ShardFailure, WorkerPlace
+from maskmill.pipelines.watcher import Loss
 from tests.pipelines.commands import start, words
 
 
@@ -100,10 +100,10 @@ def test_however_a_run_ends_the_last_line_says_so(raised, expected):
 def test_what_a_module_warns_of_is_an_event_and_stays_on_standard_error():
     code = """
 import logging, sys
-from pipelines.event_log import EventLog
+from maskmill.pipelines.event_log import EventLog
 with EventLog(sys.stdout).of_a_run():
-    logging.getLogger("pipelines.lease").warning("%s: cannot be renewed", "lease.json")
-    logging.getLogger("pipelines.patience").info("trying again")
+    logging.getLogger("maskmill.pipelines.lease").warning("%s: cannot be renewed", "lease.json")
+    logging.getLogger("maskmill.pipelines.patience").info("trying again")
 logging.getLogger("pipelines").warning("after")
 """
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}

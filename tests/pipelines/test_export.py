@@ -15,17 +15,17 @@ from PIL import Image, ImageOps
 from pycocotools import mask as coco_masks
 from pycocotools.coco import COCO
 
-from pipelines.cli import main
-from pipelines.corpus import Corpus
-from pipelines.decode import decode_image
-from pipelines.export import Options, export
-from pipelines.manifest import finish_corpus
-from pipelines.pictures import label_png
-from pipelines.plan import open_run
-from pipelines.sa1b_import import import_sa1b
-from pipelines.sources import list_inputs
-from pipelines.verify import verify
-from pipelines.views import View
+from maskmill.pipelines.cli import main
+from maskmill.pipelines.corpus import Corpus
+from maskmill.pipelines.decode import decode_image
+from maskmill.pipelines.export import Options, export
+from maskmill.pipelines.manifest import finish_corpus
+from maskmill.pipelines.pictures import label_png
+from maskmill.pipelines.plan import open_run
+from maskmill.pipelines.sa1b_import import import_sa1b
+from maskmill.pipelines.sources import list_inputs
+from maskmill.pipelines.verify import verify
+from maskmill.pipelines.views import View
 from tests.pipelines import stores
 from tests.pipelines.commands import start
 from tests.pipelines.corpora import fill_shard, make_corpus, make_photos, make_record, open_corpus
@@ -268,7 +268,7 @@ def test_a_coco_export_stopped_before_its_last_step_says_what_it_then_does(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr("pipelines.export.coco.write_whole", killed)
+        patched.setattr("maskmill.pipelines.export.coco.write_whole", killed)
         assert run(corpus, tmp_path / "out", "coco") == 130
     assert (tmp_path / "out" / "parts").is_dir()
     capsys.readouterr()
@@ -418,7 +418,7 @@ def test_an_export_that_stopped_goes_on(imported, tmp_path, monkeypatch, form):
                 raise KeyboardInterrupt
             return label_png(*of_image)
 
-        patch.setattr("pipelines.export.label_png", interrupted)
+        patch.setattr("maskmill.pipelines.export.label_png", interrupted)
         with pytest.raises(KeyboardInterrupt):
             export(imported, tmp_path / "stopped", options)
     stopped = set(files_of(tmp_path / "stopped"))
@@ -469,8 +469,8 @@ def test_an_interruption_says_how_to_go_on(monkeypatch, tmp_path, capsys, words)
     def interrupted(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("pipelines.export.export", interrupted)
-    monkeypatch.setattr("pipelines.sa1b_import.import_sa1b", interrupted)
+    monkeypatch.setattr("maskmill.pipelines.export.export", interrupted)
+    monkeypatch.setattr("maskmill.pipelines.sa1b_import.import_sa1b", interrupted)
     assert main([*words, "--out", "x"]) == 130
     assert f"stay{'s' if words[0] == 'export' else ''}, go on with: maskmill {' '.join(words)} --out x" in (
         capsys.readouterr().err

@@ -10,14 +10,24 @@ import pyarrow.parquet as pq
 import pytest
 from pycocotools import mask as coco
 
-from engine.records import DROP_REASONS
-from pipelines import containers, decode, jpeg, manifest, parquet_source, reader, sa1b, sa1b_import, tiff
-from pipelines.corpus import Corpus
-from pipelines.plan import PlannedImage, read_plan, write_part
-from pipelines.schema import PLAN_SCHEMA, ROW_SCHEMA, image_id
-from pipelines.shards import commit_table, shard_metadata
-from pipelines.verify import verify
-from pipelines.verify_rows import row_problems
+from maskmill.engine.records import DROP_REASONS
+from maskmill.pipelines import (
+    containers,
+    decode,
+    jpeg,
+    manifest,
+    parquet_source,
+    reader,
+    sa1b,
+    sa1b_import,
+    tiff,
+)
+from maskmill.pipelines.corpus import Corpus
+from maskmill.pipelines.plan import PlannedImage, read_plan, write_part
+from maskmill.pipelines.schema import PLAN_SCHEMA, ROW_SCHEMA, image_id
+from maskmill.pipelines.shards import commit_table, shard_metadata
+from maskmill.pipelines.verify import verify
+from maskmill.pipelines.verify_rows import row_problems
 from tests.pipelines.corpora import make_record
 
 TEXT = (Path(__file__).parents[2] / "docs" / "format.md").read_text(encoding="utf-8")

@@ -19,20 +19,20 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from engine import rle
-from engine.records import DROP_REASONS, GeneratedMasks, MaskRecord, Rle
-from pipelines.cli import main
-from pipelines.decode import decode_image
-from pipelines.errors import CorpusError, InputRejected, UsageError
-from pipelines.gallery import write_gallery
-from pipelines.gallery_files import mask_colour, sampled
-from pipelines.manifest import finish_corpus
-from pipelines.plan import open_run
-from pipelines.reader import read_input
-from pipelines.schema import ROW_SCHEMA, rejected_row, row_from_result, table_from_rows
-from pipelines.shards import commit_table, shard_metadata, shard_path
-from pipelines.sources import list_inputs
-from pipelines.view import GalleryServer
+from maskmill.engine import rle
+from maskmill.engine.records import DROP_REASONS, GeneratedMasks, MaskRecord, Rle
+from maskmill.pipelines.cli import main
+from maskmill.pipelines.decode import decode_image
+from maskmill.pipelines.errors import CorpusError, InputRejected, UsageError
+from maskmill.pipelines.gallery import write_gallery
+from maskmill.pipelines.gallery_files import mask_colour, sampled
+from maskmill.pipelines.manifest import finish_corpus
+from maskmill.pipelines.plan import open_run
+from maskmill.pipelines.reader import read_input
+from maskmill.pipelines.schema import ROW_SCHEMA, rejected_row, row_from_result, table_from_rows
+from maskmill.pipelines.shards import commit_table, shard_metadata, shard_path
+from maskmill.pipelines.sources import list_inputs
+from maskmill.pipelines.view import GalleryServer
 from tests.pipelines.browser import opened_browser
 from tests.pipelines.corpora import make_corpus, make_photos, make_record, open_corpus
 
@@ -326,7 +326,10 @@ def test_colours_are_stable_and_apart():
 
 
 def test_reading_a_corpus_for_a_page_loads_neither_torch_nor_ray():
-    code = "import sys, pipelines.gallery, pipelines.view; assert not {'torch', 'ray'} & set(sys.modules)"
+    code = (
+        "import sys, maskmill.pipelines.gallery, maskmill.pipelines.view; "
+        "assert not {'torch', 'ray'} & set(sys.modules)"
+    )
     subprocess.run([sys.executable, "-c", code], check=True)
 
 

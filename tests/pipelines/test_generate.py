@@ -13,12 +13,12 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from pipelines import generate, patience, plan, storage
-from pipelines.cli import main
-from pipelines.corpus import Corpus
-from pipelines.lease import held
-from pipelines.plan import read_plan
-from pipelines.shards import committed_shards, shard_path
+from maskmill.pipelines import generate, patience, plan, storage
+from maskmill.pipelines.cli import main
+from maskmill.pipelines.corpus import Corpus
+from maskmill.pipelines.lease import held
+from maskmill.pipelines.plan import read_plan
+from maskmill.pipelines.shards import committed_shards, shard_path
 from tests.pipelines.commands import start, wait_for_a_shard, words
 
 

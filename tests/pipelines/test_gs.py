@@ -8,18 +8,18 @@ import threading
 
 import pytest
 
-from pipelines import patience, storage
-from pipelines.cli import main
-from pipelines.config import load_config
-from pipelines.corpus import Corpus
-from pipelines.errors import CorpusUnavailable, InputRejected, UsageError
-from pipelines.manifest import finish_corpus, read_run
-from pipelines.places import place, uri_of
-from pipelines.reader import read_input
-from pipelines.shards import committed_shards
-from pipelines.sources import list_inputs
-from pipelines.tasks import Job
-from pipelines.worker import check_sees_corpus
+from maskmill.pipelines import patience, storage
+from maskmill.pipelines.cli import main
+from maskmill.pipelines.config import load_config
+from maskmill.pipelines.corpus import Corpus
+from maskmill.pipelines.errors import CorpusUnavailable, InputRejected, UsageError
+from maskmill.pipelines.manifest import finish_corpus, read_run
+from maskmill.pipelines.places import place, uri_of
+from maskmill.pipelines.reader import read_input
+from maskmill.pipelines.shards import committed_shards
+from maskmill.pipelines.sources import list_inputs
+from maskmill.pipelines.tasks import Job
+from maskmill.pipelines.worker import check_sees_corpus
 from tests.pipelines import stores
 from tests.pipelines.corpora import make_corpus, make_photos
 from tests.pipelines.stores import WHOLE, words

@@ -7,13 +7,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipelines import patience
-from pipelines.cli import main
-from pipelines.corpus import Corpus
-from pipelines.errors import InputRejected, UsageError
-from pipelines.reader import read_input
-from pipelines.shards import committed_shards
-from pipelines.sources import list_inputs
+from maskmill.pipelines import patience
+from maskmill.pipelines.cli import main
+from maskmill.pipelines.corpus import Corpus
+from maskmill.pipelines.errors import InputRejected, UsageError
+from maskmill.pipelines.reader import read_input
+from maskmill.pipelines.shards import committed_shards
+from maskmill.pipelines.sources import list_inputs
 from tests.pipelines import stores
 from tests.pipelines.hub import DATASET, hub
 from tests.pipelines.stores import words

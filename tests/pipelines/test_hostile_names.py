@@ -7,9 +7,9 @@ import shutil
 import pyarrow.parquet as pq
 import pytest
 
-from pipelines.cli import main
-from pipelines.corpus import Corpus
-from pipelines.errors import InputRejected, visible
+from maskmill.pipelines.cli import main
+from maskmill.pipelines.corpus import Corpus
+from maskmill.pipelines.errors import InputRejected, visible
 from tests.pipelines.corpora import make_corpus
 from tests.pipelines.image_files import encoded, smooth
 

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipelines import jpeg
-from pipelines.containers import FORMATS
-from pipelines.decode import decode_image
-from pipelines.errors import InputRejected
+from maskmill.pipelines import jpeg
+from maskmill.pipelines.containers import FORMATS
+from maskmill.pipelines.decode import decode_image
+from maskmill.pipelines.errors import InputRejected
 from tests.pipelines.image_files import encoded, smooth
 
 HERE = Path(__file__).parent

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from pipelines import storage
-from pipelines.cli import main
-from pipelines.interrupts import Interrupts, held_back, orderly
-from pipelines.shards import committed_shards
+from maskmill.pipelines import storage
+from maskmill.pipelines.cli import main
+from maskmill.pipelines.interrupts import Interrupts, held_back, orderly
+from maskmill.pipelines.shards import committed_shards
 from tests.pipelines import commands
 from tests.pipelines.commands import start, wait_for_a_shard
 
@@ -58,7 +58,7 @@ def test_without_a_command_around_it_nothing_is_noted():
 def test_the_second_signal_ends_the_process_at_once(block):
     code = f"""
 import contextlib, signal
-from pipelines.interrupts import held_back, orderly
+from maskmill.pipelines.interrupts import held_back, orderly
 with orderly(lambda: "; go on"):
     with {block}:
         signal.raise_signal(signal.SIGINT)
@@ -77,8 +77,8 @@ def test_the_second_signal_shows_the_cursor_that_a_progress_bar_has_hidden():
     code = """
 import signal
 from rich.console import Console
-from pipelines.interrupts import held_back, orderly
-from pipelines.report import LiveLine
+from maskmill.pipelines.interrupts import held_back, orderly
+from maskmill.pipelines.report import LiveLine
 with orderly(), LiveLine(9, Console(stderr=True)), held_back():
     for _ in range(2):
         signal.raise_signal(signal.SIGINT)

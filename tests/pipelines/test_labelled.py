@@ -10,10 +10,10 @@ import pytest
 from PIL import Image
 from pycocotools import mask as mask_utils
 
-from pipelines.cli import main
-from pipelines.corpus import Corpus
-from pipelines.errors import ConfigError, CorpusError
-from pipelines.labelled.read import read_labelled
+from maskmill.pipelines.cli import main
+from maskmill.pipelines.corpus import Corpus
+from maskmill.pipelines.errors import ConfigError, CorpusError
+from maskmill.pipelines.labelled.read import read_labelled
 from tests.pipelines.corpora import make_corpus, make_photos
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -15,11 +15,11 @@ from pathlib import Path
 
 import pytest
 
-from pipelines import lease, storage
-from pipelines.corpus import Corpus
-from pipelines.errors import IncompleteRun, UsageError
-from pipelines.lease import LEASE, SECONDS, held
-from pipelines.verify import verify
+from maskmill.pipelines import lease, storage
+from maskmill.pipelines.corpus import Corpus
+from maskmill.pipelines.errors import IncompleteRun, UsageError
+from maskmill.pipelines.lease import LEASE, SECONDS, held
+from maskmill.pipelines.verify import verify
 from tests.pipelines.corpora import make_corpus, make_photos, open_corpus
 
 
@@ -290,8 +290,8 @@ def test_a_folder_with_a_lease_alone_may_become_a_corpus(out, tmp_path):
 RACER = """
 import sys, time
 from pathlib import Path
-from pipelines.errors import IncompleteRun
-from pipelines.lease import held
+from maskmill.pipelines.errors import IncompleteRun
+from maskmill.pipelines.lease import held
 out, begin = Path(sys.argv[1]), float(sys.argv[2])
 time.sleep(max(0, begin - time.time()))
 try:

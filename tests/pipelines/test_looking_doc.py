@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.cli import main
+from maskmill.pipelines.cli import main
 from tests.pipelines.corpora import make_corpus, make_photos
 
 PAGE = Path(__file__).parents[2] / "docs" / "looking.md"

@@ -10,9 +10,9 @@ import time
 import pytest
 from ray.cluster_utils import Cluster
 
-from pipelines.cli import main
-from pipelines.corpus import Corpus
-from pipelines.shards import committed_shards, shard_path
+from maskmill.pipelines.cli import main
+from maskmill.pipelines.corpus import Corpus
+from maskmill.pipelines.shards import committed_shards, shard_path
 
 pytestmark = pytest.mark.slow
 
@@ -44,7 +44,7 @@ def generate(collection, out, address, *options, **environment):
         "1",
     ]
     return subprocess.Popen(
-        [sys.executable, "-m", "pipelines.cli", *words, "--cpus-per-worker", "1", *options],
+        [sys.executable, "-m", "maskmill", *words, "--cpus-per-worker", "1", *options],
         env={
             **os.environ,
             "RAY_AUTH_MODE": "disabled",

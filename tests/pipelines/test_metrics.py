@@ -14,10 +14,10 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.corpus import Corpus
-from pipelines.metrics import EXPORTED, METRICS, RUN_CHARACTERS, Metrics
-from pipelines.tasks import ShardFailure, ShardReceipt, Tally, WorkerPlace
-from pipelines.watcher import Loss
+from maskmill.pipelines.corpus import Corpus
+from maskmill.pipelines.metrics import EXPORTED, METRICS, RUN_CHARACTERS, Metrics
+from maskmill.pipelines.tasks import ShardFailure, ShardReceipt, Tally, WorkerPlace
+from maskmill.pipelines.watcher import Loss
 from tests.pipelines.commands import start, words
 
 DASHBOARD = Path(__file__).parents[2] / "examples" / "grafana" / "maskmill.json"
@@ -88,7 +88,7 @@ def test_deaths_by_phase_and_the_load(written):
 
 
 def test_what_goes_on_side_by_side_is_busy_once_and_a_pause_is_not():
-    from pipelines.cluster import _Busy
+    from maskmill.pipelines.cluster import _Busy
 
     told, both = [], threading.Barrier(2)
 
@@ -162,10 +162,10 @@ def test_the_dashboard_can_be_imported_anywhere(dashboard):
 
 RUN = """
 import json, sys, time, urllib.request
-import pipelines.cluster
+import maskmill.pipelines.cluster
 import ray
-from pipelines.config import load_config
-from pipelines.generate import generate
+from maskmill.pipelines.config import load_config
+from maskmill.pipelines.generate import generate
 from pathlib import Path
 
 photos, out, port, *settings = sys.argv[1:]

@@ -9,14 +9,14 @@ from pathlib import Path
 
 import pytest
 
-from engine.ledger import STAGES
-from pipelines.cli import main
-from pipelines.errors import BreakerTripped, IncompleteRun
-from pipelines.event_log import INPUTS_TOLD, EventLog
-from pipelines.metrics import EXPORTED, METRICS
-from pipelines.status import Status
-from pipelines.tasks import ShardFailure, ShardReceipt, Tally, WorkerPlace
-from pipelines.watcher import Loss
+from maskmill.engine.ledger import STAGES
+from maskmill.pipelines.cli import main
+from maskmill.pipelines.errors import BreakerTripped, IncompleteRun
+from maskmill.pipelines.event_log import INPUTS_TOLD, EventLog
+from maskmill.pipelines.metrics import EXPORTED, METRICS
+from maskmill.pipelines.status import Status
+from maskmill.pipelines.tasks import ShardFailure, ShardReceipt, Tally, WorkerPlace
+from maskmill.pipelines.watcher import Loss
 from tests.pipelines.commands import words
 
 TEXT = (Path(__file__).parents[2] / "docs" / "observing.md").read_text(encoding="utf-8")

@@ -8,10 +8,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipelines.corpus import Corpus
-from pipelines.errors import CorpusError, CorpusUnavailable
-from pipelines.originals import original
-from pipelines.sources import list_inputs
+from maskmill.pipelines.corpus import Corpus
+from maskmill.pipelines.errors import CorpusError, CorpusUnavailable
+from maskmill.pipelines.originals import original
+from maskmill.pipelines.sources import list_inputs
 from tests.pipelines.corpora import make_corpus, make_photos
 
 DATA = b"any bytes do"

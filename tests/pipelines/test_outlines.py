@@ -8,9 +8,9 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from pycocotools import mask as coco
 
-from engine import rle
-from pipelines.outlines import polygons
-from pipelines.views import cutout
+from maskmill.engine import rle
+from maskmill.pipelines.outlines import polygons
+from maskmill.pipelines.views import cutout
 
 masks = (
     st.tuples(st.integers(1, 17), st.integers(1, 17)).flatmap(lambda size: arrays(np.bool_, size))

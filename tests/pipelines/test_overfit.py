@@ -16,14 +16,14 @@ import pytest
 import torch
 from pycocotools import mask as mask_utils
 
-from model import Sam, load_sam
-from model.checkpoint import save_sam
-from model.config import SamConfig
-from model.initialise import initialise
-from pipelines.evaluation.evaluate import evaluate
-from pipelines.labelled.read import LabelledImage, read_labelled
-from pipelines.training.config import StageConfig, TrainConfig
-from pipelines.training.train import train
+from maskmill.model import Sam, load_sam
+from maskmill.model.checkpoint import save_sam
+from maskmill.model.config import SamConfig
+from maskmill.model.initialise import initialise
+from maskmill.pipelines.evaluation.evaluate import evaluate
+from maskmill.pipelines.labelled.read import LabelledImage, read_labelled
+from maskmill.pipelines.training.config import StageConfig, TrainConfig
+from maskmill.pipelines.training.train import train
 
 IMAGES = 50
 SMALLEST = 0.01

@@ -11,13 +11,13 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from pipelines import manifest, storage
-from pipelines import plan as plan_module
-from pipelines.errors import CorpusError, UsageError
-from pipelines.plan import make_plan, open_run, part_path, read_plan, refuse_collisions
-from pipelines.schema import PLAN_SCHEMA, image_id
-from pipelines.sources import INPUT_SCHEMA
-from pipelines.verify import verify
+from maskmill.pipelines import manifest, storage
+from maskmill.pipelines import plan as plan_module
+from maskmill.pipelines.errors import CorpusError, UsageError
+from maskmill.pipelines.plan import make_plan, open_run, part_path, read_plan, refuse_collisions
+from maskmill.pipelines.schema import PLAN_SCHEMA, image_id
+from maskmill.pipelines.sources import INPUT_SCHEMA
+from maskmill.pipelines.verify import verify
 from tests.pipelines.corpora import SHARD_SIZE, fill_shard, make_corpus, make_photos, make_record, open_corpus
 
 
@@ -220,7 +220,7 @@ KILLED = textwrap.dedent(
     """
     import os, signal, sys
     from pathlib import Path
-    from pipelines.manifest import finish_corpus
+    from maskmill.pipelines.manifest import finish_corpus
     from tests.pipelines.corpora import fill_shard, open_corpus
 
     photos, mode, moments = Path(sys.argv[1]), sys.argv[2], sys.argv[3:]

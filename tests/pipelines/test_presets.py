@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from model.checkpoint import save_sam
-from pipelines.bench import random_sam
-from pipelines.cli import main
-from pipelines.config import load_config
-from pipelines.corpus import Corpus
+from maskmill.model.checkpoint import save_sam
+from maskmill.pipelines.bench import random_sam
+from maskmill.pipelines.cli import main
+from maskmill.pipelines.config import load_config
+from maskmill.pipelines.corpus import Corpus
 
 pytestmark = pytest.mark.slow
 

@@ -7,16 +7,16 @@ import pytest
 import torch
 from PIL import Image
 
-from model.config import MODELS, SamConfig
-from model.image_encoder import ImageEncoderViT
-from model.initialise import initialise
-from model.mae import MaskedAutoencoder, attend_globally, patches
-from model.sam import Sam
-from pipelines.cli import main
-from pipelines.errors import ConfigError, UsageError
-from pipelines.training.config import StageConfig, TrainConfig
-from pipelines.training.pretrain import Learner, PretrainConfig, Squares, pretrain
-from pipelines.training.trainer import Trainer
+from maskmill.model.config import MODELS, SamConfig
+from maskmill.model.image_encoder import ImageEncoderViT
+from maskmill.model.initialise import initialise
+from maskmill.model.mae import MaskedAutoencoder, attend_globally, patches
+from maskmill.model.sam import Sam
+from maskmill.pipelines.cli import main
+from maskmill.pipelines.errors import ConfigError, UsageError
+from maskmill.pipelines.training.config import StageConfig, TrainConfig
+from maskmill.pipelines.training.pretrain import Learner, PretrainConfig, Squares, pretrain
+from maskmill.pipelines.training.trainer import Trainer
 from tests.pipelines.corpora import make_photos
 
 pytestmark = pytest.mark.usefixtures("one_thread")

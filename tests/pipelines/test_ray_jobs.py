@@ -11,11 +11,11 @@ import uuid
 
 import pytest
 
-from pipelines.cli import main
-from pipelines.config import load_config
-from pipelines.corpus import Corpus
-from pipelines.settings import to_yaml
-from pipelines.shards import committed_shards, shard_path
+from maskmill.pipelines.cli import main
+from maskmill.pipelines.config import load_config
+from maskmill.pipelines.corpus import Corpus
+from maskmill.pipelines.settings import to_yaml
+from maskmill.pipelines.shards import committed_shards, shard_path
 from tests.pipelines.heads import SECONDS, name_of, started
 
 pytestmark = pytest.mark.slow
@@ -48,14 +48,14 @@ def work(tmp_path, tiny_settings):
 
 def submit(head, name, work, collection, out, *more, wait=True):
     """Submit `maskmill generate` from a small working directory, whose configuration it finds by its name."""
-    words = [sys.executable, "-m", "pipelines.cli", "generate", str(collection), "--out", str(out)]
+    words = [sys.executable, "-m", "maskmill", "generate", str(collection), "--out", str(out)]
     options = ["--submission-id", name, "--working-dir", str(work), *([] if wait else ["--no-wait"])]
     return head.job("submit", *options, "--", *words, "--config", "run.yaml", *more)
 
 
 def driver(head, out):
     """The run's own process: not the shell that may have started it, nor Ray's supervisor."""
-    found = [p for p in head.processes("pipelines.cli", "generate", str(out)) if "sh" not in name_of(p)]
+    found = [p for p in head.processes("-m maskmill generate", str(out)) if "sh" not in name_of(p)]
     return found[0] if found else None
 
 
@@ -108,7 +108,7 @@ def test_who_does_not_know_the_token_is_told_so(collection, work, tmp_path):
         assert wrong.returncode != 0
         assert "Invalid authentication token" in wrong.stdout + wrong.stderr
         typed = ["generate", str(collection), "--out", str(tmp_path / "other"), "--ray", head.address]
-        command = [sys.executable, "-m", "pipelines.cli", *typed, "--config", str(work / "run.yaml")]
+        command = [sys.executable, "-m", "maskmill", *typed, "--config", str(work / "run.yaml")]
         for mode in (
             {"RAY_AUTH_MODE": "disabled", "RAY_AUTH_TOKEN": ""},
             {"RAY_AUTH_TOKEN": uuid.uuid4().hex},

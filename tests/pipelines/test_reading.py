@@ -17,15 +17,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
-from pipelines import order, shards
-from pipelines.corpus import Corpus
-from pipelines.errors import CorpusError
-from pipelines.manifest import finish_corpus
-from pipelines.order import Order
-from pipelines.plan import open_run
-from pipelines.schema import image_id
-from pipelines.sources import list_inputs
-from pipelines.views import View, ViewWarning
+from maskmill.pipelines import order, shards
+from maskmill.pipelines.corpus import Corpus
+from maskmill.pipelines.errors import CorpusError
+from maskmill.pipelines.manifest import finish_corpus
+from maskmill.pipelines.order import Order
+from maskmill.pipelines.plan import open_run
+from maskmill.pipelines.schema import image_id
+from maskmill.pipelines.sources import list_inputs
+from maskmill.pipelines.views import View, ViewWarning
 from tests.pipelines.corpora import fill_shard, make_corpus, make_photos, make_record, open_corpus
 
 PHOTOS = 17
@@ -332,7 +332,8 @@ def test_reading_by_id_and_shuffled_is_light(folder):
     (pandas, where it is installed, is loaded by pyarrow once the plan's ids become numpy's.)
     """
     script = (
-        "import sys; from pipelines.corpus import Corpus; from pipelines.views import View, label_map\n"
+        "import sys; from maskmill.pipelines.corpus import Corpus\n"
+        "from maskmill.pipelines.views import View, label_map\n"
         "corpus = Corpus(sys.argv[1]); row = corpus.row('2.png', view=View(mask_nms=0.9)); corpus[1]\n"
         "label_map(row, row['annotations']); list(corpus.rows(seed=1, columns=['width']))\n"
         "heavy = {'torch', 'ray', 'cv2', 'PIL', 'pydantic'}\n"

@@ -6,10 +6,10 @@ import sys
 
 import pytest
 
-from pipelines import resources
-from pipelines.cli import main
-from pipelines.config import load_config
-from pipelines.errors import UsageError
+from maskmill.pipelines import resources
+from maskmill.pipelines.cli import main
+from maskmill.pipelines.config import load_config
+from maskmill.pipelines.errors import UsageError
 from tests.pipelines.commands import words
 
 GIB = 2**30
@@ -139,16 +139,16 @@ PEAK = """
 import re, sys
 from pathlib import Path
 import numpy as np
-from pipelines.config import load_config
-from pipelines.tasks import Job
-from pipelines.worker import make_generator
+from maskmill.pipelines.config import load_config
+from maskmill.pipelines.tasks import Job
+from maskmill.pipelines.worker import make_generator
 settings = sys.argv[1:]
 config = load_config(None, settings)
 import torch
 torch.set_num_threads(2)
 generator = make_generator(Job(Path("nowhere"), config, ""))
 generator.generate_batch([np.random.default_rng(0).integers(0, 255, (300, 450, 3), np.uint8)])
-from pipelines.resources import needed_on_host
+from maskmill.pipelines.resources import needed_on_host
 peak = int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) * 1024
 print(peak, sum(needed_on_host(config, 2, on_gpu=False).values()))
 """

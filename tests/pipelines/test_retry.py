@@ -12,14 +12,14 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from pipelines import generate, patience, recorded, retry, storage, worker
-from pipelines.cli import main
-from pipelines.config import load_config
-from pipelines.plan import read_plan
-from pipelines.retry import shard_sha256
-from pipelines.shards import SHARDS, shard_path
-from pipelines.tasks import Job, ShardTask
-from pipelines.worker import run_shard
+from maskmill.pipelines import generate, patience, recorded, retry, storage, worker
+from maskmill.pipelines.cli import main
+from maskmill.pipelines.config import load_config
+from maskmill.pipelines.plan import read_plan
+from maskmill.pipelines.retry import shard_sha256
+from maskmill.pipelines.shards import SHARDS, shard_path
+from maskmill.pipelines.tasks import Job, ShardTask
+from maskmill.pipelines.worker import run_shard
 
 
 def run(collection, out, settings, *more):
@@ -143,7 +143,7 @@ def test_kill_9_at_any_file_that_takes_anothers_place(mended, made, tiny_setting
     for setting in [*tiny_settings, "shard_size=3", "embed_images=true"]:
         typed += ["--set", setting]
     done = subprocess.run(
-        [sys.executable, "-m", "pipelines.cli", *typed, "--retry-rejects", "NotAnImage"],
+        [sys.executable, "-m", "maskmill", *typed, "--retry-rejects", "NotAnImage"],
         env={**os.environ, "PYTHONPATH": str(inject), "MASKMILL_CHAOS": json.dumps(chaos)},
         capture_output=True,
         check=False,

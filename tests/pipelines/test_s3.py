@@ -12,14 +12,14 @@ import threading
 import fsspec.registry  # noqa: F401  (shadowed in its package by a name of its own)
 import pytest
 
-from pipelines import patience, places, storage
-from pipelines.cli import main
-from pipelines.corpus import Corpus
-from pipelines.errors import UsageError
-from pipelines.places import as_os_errors, path_of, place, redacted, uri_of
-from pipelines.reader import read_input
-from pipelines.shards import committed_shards
-from pipelines.sources import list_inputs
+from maskmill.pipelines import patience, places, storage
+from maskmill.pipelines.cli import main
+from maskmill.pipelines.corpus import Corpus
+from maskmill.pipelines.errors import UsageError
+from maskmill.pipelines.places import as_os_errors, path_of, place, redacted, uri_of
+from maskmill.pipelines.reader import read_input
+from maskmill.pipelines.shards import committed_shards
+from maskmill.pipelines.sources import list_inputs
 from tests.pipelines import stores
 from tests.pipelines.stores import WHOLE, words
 
@@ -145,7 +145,7 @@ def test_file_lists_here_and_there(s3, collection, tmp_path):
     ("uri", "error_class"), [("s3://photos/empty.png", "EmptyFile"), ("s3://photos/gone.png", "Missing")]
 )
 def test_objects_that_are_rejected_rows(s3, uri, error_class):
-    from pipelines.errors import InputRejected
+    from maskmill.pipelines.errors import InputRejected
 
     s3.put_object(Bucket="photos", Key="empty.png", Body=b"")
     with pytest.raises(InputRejected) as caught:

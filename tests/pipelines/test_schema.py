@@ -6,12 +6,12 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from engine.records import DROP_REASONS
-from pipelines import schema
-from pipelines.decode import DecodedImage
-from pipelines.errors import InputRejected
-from pipelines.plan import PlannedImage
-from pipelines.schema import (
+from maskmill.engine.records import DROP_REASONS
+from maskmill.pipelines import schema
+from maskmill.pipelines.decode import DecodedImage
+from maskmill.pipelines.errors import InputRejected
+from maskmill.pipelines.plan import PlannedImage
+from maskmill.pipelines.schema import (
     ROW_SCHEMA,
     ImageRow,
     annotation_id,

@@ -11,11 +11,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipelines import shards, storage
-from pipelines.errors import CorpusError, CorpusUnavailable
-from pipelines.plan import PlannedImage
-from pipelines.schema import ROW_SCHEMA, row_from_result, table_from_rows
-from pipelines.shards import (
+from maskmill.pipelines import shards, storage
+from maskmill.pipelines.errors import CorpusError, CorpusUnavailable
+from maskmill.pipelines.plan import PlannedImage
+from maskmill.pipelines.schema import ROW_SCHEMA, row_from_result, table_from_rows
+from maskmill.pipelines.shards import (
     commit_table,
     committed_shards,
     open_parquet,

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.errors import UsageError
-from pipelines.places import path_of, uri_of
-from pipelines.sources import list_inputs
+from maskmill.pipelines.errors import UsageError
+from maskmill.pipelines.places import path_of, uri_of
+from maskmill.pipelines.sources import list_inputs
 
 ENDINGS = (".jpg", ".png")
 

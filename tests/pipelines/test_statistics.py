@@ -11,16 +11,16 @@ import pytest
 from pycocotools import mask as coco
 from scipy.spatial import ConvexHull
 
-from engine import rle
-from engine.runs import Runs
-from pipelines.cli import main
-from pipelines.coco_statistics import coco_statistics
-from pipelines.concavity import concavities
-from pipelines.corpus import Corpus
-from pipelines.errors import CorpusError
-from pipelines.histogram import Histogram, Tallied
-from pipelines.shards import shard_path
-from pipelines.statistics import corpus_statistics
+from maskmill.engine import rle
+from maskmill.engine.runs import Runs
+from maskmill.pipelines.cli import main
+from maskmill.pipelines.coco_statistics import coco_statistics
+from maskmill.pipelines.concavity import concavities
+from maskmill.pipelines.corpus import Corpus
+from maskmill.pipelines.errors import CorpusError
+from maskmill.pipelines.histogram import Histogram, Tallied
+from maskmill.pipelines.shards import shard_path
+from maskmill.pipelines.statistics import corpus_statistics
 from tests.pipelines.corpora import make_corpus, make_photos
 
 SHARES = (0.05, 0.25, 0.5, 0.75, 0.95)
@@ -164,7 +164,7 @@ def test_one_pass_finds_what_all_values_say(corpus, workers):
 def test_a_damaged_mask_is_named_by_its_shard(tmp_path):
     import pyarrow.parquet as pq
 
-    from pipelines.schema import ROW_SCHEMA
+    from maskmill.pipelines.schema import ROW_SCHEMA
 
     out = make_corpus(make_photos(tmp_path / "photos"), tmp_path / "corpus")
     path = shard_path(out, 0)

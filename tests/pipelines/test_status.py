@@ -8,12 +8,12 @@ from dataclasses import asdict, replace
 
 import pytest
 
-from pipelines import lease, manifest
-from pipelines.cli import main
-from pipelines.errors import CorpusError
-from pipelines.plan import PLAN
-from pipelines.shards import shard_path
-from pipelines.status import status_of
+from maskmill.pipelines import lease, manifest
+from maskmill.pipelines.cli import main
+from maskmill.pipelines.errors import CorpusError
+from maskmill.pipelines.plan import PLAN
+from maskmill.pipelines.shards import shard_path
+from maskmill.pipelines.status import status_of
 from tests.pipelines.corpora import fill_shard, make_corpus, make_photos, open_corpus
 
 # Seven images in three shards of 3, 3 and 1; one is refused, one empty.

@@ -5,7 +5,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 import pytest
 
-from pipelines.cli import main
+from maskmill.pipelines.cli import main
 from tests.pipelines import stores
 from tests.pipelines.stores import words
 

@@ -19,22 +19,22 @@ import torch
 from pycocotools import mask as mask_utils
 from safetensors.torch import save_file
 
-from model import checkpoint, load_sam
-from model.interaction import Round
-from model.losses import mask_iou
-from model.prompts import Draws
-from pipelines.cli import main
-from pipelines.errors import ConfigError, IncompleteRun
-from pipelines.labelled.read import LabelledImage, read_labelled
-from pipelines.settings import load_settings
-from pipelines.training import data as training_data
-from pipelines.training import train as training
-from pipelines.training.config import StageConfig, TrainConfig
-from pipelines.training.data import TeacherFeatures, TrainingBatches, read_ahead
-from pipelines.training.objective import Objective, best_meant
-from pipelines.training.pictures import prompts_and_masks
-from pipelines.training.train import batches, images_digest, to_learn_from, train
-from pipelines.training.trainer import Trainer
+from maskmill.model import checkpoint, load_sam
+from maskmill.model.interaction import Round
+from maskmill.model.losses import mask_iou
+from maskmill.model.prompts import Draws
+from maskmill.pipelines.cli import main
+from maskmill.pipelines.errors import ConfigError, IncompleteRun
+from maskmill.pipelines.labelled.read import LabelledImage, read_labelled
+from maskmill.pipelines.settings import load_settings
+from maskmill.pipelines.training import data as training_data
+from maskmill.pipelines.training import train as training
+from maskmill.pipelines.training.config import StageConfig, TrainConfig
+from maskmill.pipelines.training.data import TeacherFeatures, TrainingBatches, read_ahead
+from maskmill.pipelines.training.objective import Objective, best_meant
+from maskmill.pipelines.training.pictures import prompts_and_masks
+from maskmill.pipelines.training.train import batches, images_digest, to_learn_from, train
+from maskmill.pipelines.training.trainer import Trainer
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

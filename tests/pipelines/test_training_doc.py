@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.settings import load_settings
-from pipelines.training.config import TrainConfig
-from pipelines.training.pretrain import PretrainConfig
+from maskmill.pipelines.settings import load_settings
+from maskmill.pipelines.training.config import TrainConfig
+from maskmill.pipelines.training.pretrain import PretrainConfig
 from tests.pipelines.command_lines import commands_in, parse
 
 ROOT = Path(__file__).parents[2]

@@ -16,15 +16,15 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
 
-from model.attention import in_parts
-from model.checkpoint import load_sam
-from pipelines.errors import ConfigError
-from pipelines.labelled.read import read_labelled
-from pipelines.settings import load_settings, to_yaml
-from pipelines.training.config import StageConfig, TrainConfig
-from pipelines.training.optimizers import Muon, layer_scale, make_optimizers, orthogonal
-from pipelines.training.train import batches, images_digest, to_learn_from, train
-from pipelines.training.trainer import Trainer
+from maskmill.model.attention import in_parts
+from maskmill.model.checkpoint import load_sam
+from maskmill.pipelines.errors import ConfigError
+from maskmill.pipelines.labelled.read import read_labelled
+from maskmill.pipelines.settings import load_settings, to_yaml
+from maskmill.pipelines.training.config import StageConfig, TrainConfig
+from maskmill.pipelines.training.optimizers import Muon, layer_scale, make_optimizers, orthogonal
+from maskmill.pipelines.training.train import batches, images_digest, to_learn_from, train
+from maskmill.pipelines.training.trainer import Trainer
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -141,7 +141,7 @@ def test_scores_that_a_kill_prevented_are_made_when_the_run_goes_on(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("pipelines.training.train.evaluate", killed)
+        patch.setattr("maskmill.pipelines.training.train.evaluate", killed)
         with pytest.raises(KeyboardInterrupt):
             train(config)
     assert started(config).step == 3
@@ -252,7 +252,7 @@ def test_in_bf16_attention_and_muon_are_the_ones_for_it(shapes, tiny_weights, tm
 
     monkeypatch.setattr("model.attention.in_parts", watched)
     monkeypatch.setattr(
-        "pipelines.training.optimizers.orthogonal", lambda x: made_orthogonal.append(x.dtype) or x
+        "maskmill.pipelines.training.optimizers.orthogonal", lambda x: made_orthogonal.append(x.dtype) or x
     )
     trainer = steps(Trainer.start(config), config, 1)
     assert attended == [torch.bfloat16] * trainer.sam.config.depth
@@ -308,7 +308,7 @@ def two_processes(arguments, log):
         port = free.getsockname()[1]
     command = ["torch.distributed.run", "--nproc-per-node=2", "--nnodes=1", f"--master-port={port}"]
     done = subprocess.run(
-        [sys.executable, "-m", *command, "-m", "pipelines.cli", *arguments],
+        [sys.executable, "-m", *command, "-m", "maskmill", *arguments],
         capture_output=True,
         text=True,
         timeout=900,
@@ -364,7 +364,7 @@ def test_a_run_that_is_killed_ends_where_it_would_have(shapes, tiny_weights, tmp
     train(whole)
     killed = whole.model_copy(update={"out": tmp_path / "killed", "checkpoint_every": 1})
     (tmp_path / "killed.yaml").write_text(to_yaml(killed))
-    command = [sys.executable, "-m", "pipelines.cli", "train", "--config", str(tmp_path / "killed.yaml")]
+    command = [sys.executable, "-m", "maskmill", "train", "--config", str(tmp_path / "killed.yaml")]
     environment = {
         **os.environ,
         "PYTHONPATH": os.pathsep.join(sys.path),

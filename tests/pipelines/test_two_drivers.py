@@ -6,14 +6,14 @@ import sys
 
 import pytest
 
-from pipelines.cli import main
-from pipelines.corpus import Corpus
-from pipelines.plan import read_plan
+from maskmill.pipelines.cli import main
+from maskmill.pipelines.corpus import Corpus
+from maskmill.pipelines.plan import read_plan
 
 WITHOUT_LEASE = """
 import contextlib, sys
 from pipelines import generate
-from pipelines.cli import main
+from maskmill.pipelines.cli import main
 class Unheld:
     is_lost = False
     def check(self): pass

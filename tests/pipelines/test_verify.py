@@ -11,11 +11,11 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from pipelines import manifest, recorded
-from pipelines.errors import CorpusError
-from pipelines.schema import ROW_SCHEMA
-from pipelines.sealed import as_bytes, sealed
-from pipelines.verify import verify
+from maskmill.pipelines import manifest, recorded
+from maskmill.pipelines.errors import CorpusError
+from maskmill.pipelines.schema import ROW_SCHEMA
+from maskmill.pipelines.sealed import as_bytes, sealed
+from maskmill.pipelines.verify import verify
 from tests.pipelines.corpora import fill_shard, make_corpus, make_photos, open_corpus
 from tests.pipelines.damage import rewrite, seal
 

@@ -5,9 +5,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine import rle
-from pipelines.errors import CorpusError
-from pipelines.views import View, cutout, label_map, mask_nms
+from maskmill.engine import rle
+from maskmill.pipelines.errors import CorpusError
+from maskmill.pipelines.views import View, cutout, label_map, mask_nms
 
 
 def row_of(masks, scores=None, stabilities=None):

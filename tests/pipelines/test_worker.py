@@ -14,16 +14,16 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from engine.records import DROP_REASONS, GeneratedMasks
-from pipelines import patience, worker
-from pipelines.config import load_config
-from pipelines.errors import ConfigError, UsageError
-from pipelines.patience import retrying
-from pipelines.plan import PlannedImage
-from pipelines.schema import image_id
-from pipelines.shards import shard_path
-from pipelines.tasks import Job, ShardFailure, ShardReceipt, ShardTask, Tally
-from pipelines.worker import make_generator, resolve_device, run_shard
+from maskmill.engine.records import DROP_REASONS, GeneratedMasks
+from maskmill.pipelines import patience, worker
+from maskmill.pipelines.config import load_config
+from maskmill.pipelines.errors import ConfigError, UsageError
+from maskmill.pipelines.patience import retrying
+from maskmill.pipelines.plan import PlannedImage
+from maskmill.pipelines.schema import image_id
+from maskmill.pipelines.shards import shard_path
+from maskmill.pipelines.tasks import Job, ShardFailure, ShardReceipt, ShardTask, Tally
+from maskmill.pipelines.worker import make_generator, resolve_device, run_shard
 
 
 @pytest.fixture(autouse=True)
