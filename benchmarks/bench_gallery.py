@@ -34,12 +34,12 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks.bench_verify import blob
 from maskmill.engine.records import DROP_REASONS
-from maskmill.pipelines.config import digest_of
-from maskmill.pipelines.gallery import write_gallery
-from maskmill.pipelines.manifest import RunRecord, finish_corpus
-from maskmill.pipelines.plan import open_run
-from maskmill.pipelines.schema import ImageRow, table_from_rows
-from maskmill.pipelines.shards import commit_table, shard_metadata
+from maskmill.pipelines.config.run import digest_of
+from maskmill.pipelines.format.plan import open_run
+from maskmill.pipelines.format.run_record import RunRecord, finish_corpus
+from maskmill.pipelines.format.schema import ImageRow, table_from_rows
+from maskmill.pipelines.format.shards import commit_table, shard_metadata
+from maskmill.pipelines.gallery.page import write_gallery
 from tests.pipelines.browser import opened_browser
 
 HEIGHT, WIDTH = 1500, 2250

@@ -10,7 +10,7 @@ which about `--masks` masks an image survive, after about three times as many we
 like trained weights. Noise gives every prompt nearly the same mask, of which NMS would leave one: so NMS is
 turned off (a threshold of 1), for both generators. And such a mask is scattered over half of the image, so
 that painting and coding it costs more than a real one. The released generator suppresses by the stand-in of
-`maskmill.pipelines.released`, a box at a time.
+`maskmill.pipelines.bench.released`, a box at a time.
 
 Prints the speed, and writes benchmarks/results/GPU-DATE.json: its JSON (hardware, versions,
 configuration, time of the warm-up, seconds of each stage) with the single click's under `point`. Exit code 2
@@ -34,8 +34,8 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from maskmill.engine import GeneratedMasks, MaskGenerator
-from maskmill.pipelines.bench import DEFAULT_SIZE, bench, of_noise, parse_size, sample_pixels
-from maskmill.pipelines.config import RunConfig, load_config
+from maskmill.pipelines.bench.bench import DEFAULT_SIZE, bench, of_noise, parse_size, sample_pixels
+from maskmill.pipelines.config.run import RunConfig, load_config
 from maskmill.pipelines.errors import UsageError
 
 HERE = Path(__file__).parent

@@ -44,12 +44,12 @@ from benchmarks.arguments import OneLineParser, at_least
 from benchmarks.machine import Watch
 from maskmill.engine import MaskGenerator
 from maskmill.model import load_sam
-from maskmill.pipelines.bench import hardware
-from maskmill.pipelines.config import RunConfig, load_config
-from maskmill.pipelines.corpus import Corpus
-from maskmill.pipelines.decode import decode_image
-from maskmill.pipelines.reader import read_input
-from maskmill.pipelines.shards import open_parquet, shard_path
+from maskmill.pipelines.bench.bench import hardware
+from maskmill.pipelines.config.run import RunConfig, load_config
+from maskmill.pipelines.corpus.reader import Corpus
+from maskmill.pipelines.decoding.image import decode_image
+from maskmill.pipelines.format.shards import open_parquet, shard_path
+from maskmill.pipelines.inputs.reader import read_input
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("maskmill", "torch", "ray", "numpy", "numba", "opencv-python", "pyarrow")

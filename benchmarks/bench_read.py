@@ -46,11 +46,11 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from benchmarks.arguments import OneLineParser, at_least
 from benchmarks.bench_verify import build
 from benchmarks.machine import Watch
-from maskmill.pipelines.corpus import Corpus
-from maskmill.pipelines.order import Order
-from maskmill.pipelines.samples import Wanted
-from maskmill.pipelines.shards import shard_path
-from maskmill.pipelines.torch_dataset import CorpusStream
+from maskmill.pipelines.corpus.order import Order
+from maskmill.pipelines.corpus.reader import Corpus
+from maskmill.pipelines.format.shards import shard_path
+from maskmill.pipelines.torch_dataset.samples import Wanted
+from maskmill.pipelines.torch_dataset.stream import CorpusStream
 
 PACKAGES = ("numpy", "pyarrow", "torch")
 RATIOS = dict.fromkeys(

@@ -27,7 +27,7 @@ from rich.table import Table
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks.bench_verify import build
-from maskmill.pipelines.statistics import corpus_statistics
+from maskmill.pipelines.report.statistics import corpus_statistics
 
 
 def main() -> None:

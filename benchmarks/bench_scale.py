@@ -2,12 +2,12 @@
 
     python benchmarks/bench_scale.py                 # shards of 60 s and of 5 s; eighteen minutes
 
-The driver is the real one (`maskmill.pipelines.dispatch`), with the progress that `maskmill generate` shows;
-the workers are stand-ins: they sleep in place of the network, by turns for the two shards that each holds,
-and commit real shards of empty rows. Some shards end their worker once, in the middle. Up to what the machine
-holds the workers are Ray's actors, a process and a logical GPU each, or, with --processes, several to a
-process, so that the driver has as many calls under way as with a process each. Beyond, they are threads of
-this process, and what is measured is the driver without Ray.
+The driver is the real one (`maskmill.pipelines.workers.dispatcher`), with the progress that `maskmill
+generate` shows; the workers are stand-ins: they sleep in place of the network, by turns for the two shards
+that each holds, and commit real shards of empty rows. Some shards end their worker once, in the middle. Up to
+what the machine holds the workers are Ray's actors, a process and a logical GPU each, or, with --processes,
+several to a process, so that the driver has as many calls under way as with a process each. Beyond, they are
+threads of this process, and what is measured is the driver without Ray.
 
 `idle` is what scheduling costs: the share of the workers' time, from being ready on, that they held no
 shard and were given one later. The driver's processor time is that of its process with Ray, and of its thread
@@ -48,19 +48,19 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks.arguments import OneLineParser, at_least
 from benchmarks.machine import forget_peak, peak_since, short_name
-from maskmill.pipelines.bench import hardware
-from maskmill.pipelines.breaker import too_many_refused
-from maskmill.pipelines.cluster import OBJECT_STORE_BYTES, RayCrew, ShardWorker, connect, ray
-from maskmill.pipelines.config import RunConfig, digest, load_config
-from maskmill.pipelines.dispatch import Crew, Dispatcher, WorkerLost
-from maskmill.pipelines.manifest import CORPUS, RunRecord, finish_corpus
-from maskmill.pipelines.placement import Placement
-from maskmill.pipelines.plan import PlannedImage, Run, open_run
-from maskmill.pipelines.report import LiveLine
-from maskmill.pipelines.schema import ImageRow, table_from_rows
-from maskmill.pipelines.shards import commit_table, committed_shards, shard_metadata
-from maskmill.pipelines.tasks import Job, ShardFailure, ShardReceipt, ShardTask, Tally, WorkerPlace
-from maskmill.pipelines.worker import check_sees_corpus, this_place
+from maskmill.pipelines.bench.bench import hardware
+from maskmill.pipelines.config.run import RunConfig, digest, load_config
+from maskmill.pipelines.format.plan import PlannedImage, Run, open_run
+from maskmill.pipelines.format.run_record import CORPUS, RunRecord, finish_corpus
+from maskmill.pipelines.format.schema import ImageRow, table_from_rows
+from maskmill.pipelines.format.shards import commit_table, committed_shards, shard_metadata
+from maskmill.pipelines.generation.circuit_breaker import too_many_refused
+from maskmill.pipelines.workers.dispatcher import Crew, Dispatcher, WorkerLost
+from maskmill.pipelines.workers.placement import Placement
+from maskmill.pipelines.workers.ray_actors import OBJECT_STORE_BYTES, RayCrew, ShardWorker, connect, ray
+from maskmill.pipelines.workers.shard import check_sees_corpus, this_place
+from maskmill.pipelines.workers.tasks import Job, ShardFailure, ShardReceipt, ShardTask, Tally, WorkerPlace
+from maskmill.pipelines.writing.progress import LiveLine
 
 PACKAGES = ("maskmill", "ray", "numpy", "pyarrow")
 STAGES = ("read", "decode", "resize", "encode", "prompt", "draw", "resample", "filter", "nms", "rle", "table")

@@ -22,10 +22,11 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks.arguments import OneLineParser, at_least
 from benchmarks.machine import Watch
-from maskmill.model import MODELS, image_encoder
-from maskmill.model.attention import fused, in_parts
-from maskmill.model.image_encoder import ImageEncoderViT
-from maskmill.pipelines.bench import hardware
+from maskmill.model import MODELS
+from maskmill.model.networks import image_encoder
+from maskmill.model.networks.attention import fused, in_parts
+from maskmill.model.networks.image_encoder import ImageEncoderViT
+from maskmill.pipelines.bench.bench import hardware
 
 
 def main(arguments: list[str] | None = None) -> None:

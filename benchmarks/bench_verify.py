@@ -33,16 +33,16 @@ from rich.table import Table
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from maskmill.engine import rle
+from maskmill.engine.codes import single
 from maskmill.engine.records import DROP_REASONS, MaskRecord
-from maskmill.pipelines.config import digest_of
-from maskmill.pipelines.corpus import Corpus
-from maskmill.pipelines.manifest import RunRecord, finish_corpus
-from maskmill.pipelines.plan import Run, open_run
-from maskmill.pipelines.schema import ImageRow, table_from_rows
-from maskmill.pipelines.sealed import fingerprint
-from maskmill.pipelines.shards import commit_table, shard_metadata
-from maskmill.pipelines.verify import verify
+from maskmill.pipelines.config.run import digest_of
+from maskmill.pipelines.corpus.reader import Corpus
+from maskmill.pipelines.format.plan import Run, open_run
+from maskmill.pipelines.format.run_record import RunRecord, finish_corpus
+from maskmill.pipelines.format.schema import ImageRow, table_from_rows
+from maskmill.pipelines.format.shards import commit_table, shard_metadata
+from maskmill.pipelines.storage.json_files import fingerprint
+from maskmill.pipelines.verification.corpus import verify
 
 HEIGHT, WIDTH = 1500, 2250
 PACKAGES = ("numpy", "pyarrow", "pycocotools")
@@ -100,9 +100,9 @@ def blob(rng: np.random.Generator) -> MaskRecord:
     joined = np.flatnonzero(ends[1:-1:2] == ends[2::2])
     ends = np.delete(ends, np.concatenate([2 * joined + 1, 2 * joined + 2]))
     runs = np.diff(ends, prepend=0, append=HEIGHT * WIDTH)
-    code = rle.from_run_lengths(runs if runs[-1] else runs[:-1], (HEIGHT, WIDTH))
+    code = single.from_run_lengths(runs if runs[-1] else runs[:-1], (HEIGHT, WIDTH))
     crop = (0.0, 0.0, float(WIDTH), float(HEIGHT))
-    return MaskRecord(code, rle.area(code), rle.bbox(code), 0.9, 0.97, crop, ((float(x), float(y)),))
+    return MaskRecord(code, single.area(code), single.bbox(code), 0.9, 0.97, crop, ((float(x), float(y)),))
 
 
 def fill(run: Run, shard: int, pool: list[MaskRecord], masks: int, rng: np.random.Generator) -> None:

@@ -6,9 +6,9 @@ left out, as PyTorch's own counter leaves them out (`torch.utils.flop_counter`),
 functions against. A multiplication and its addition are two operations.
 
 The encoder is counted as it was published. The decoder is counted twice: as it was published, and in the
-factors that this one keeps its cells in (`model.cells`), which need less. The tests hold the form in
-tensors against the counter, which does not see into compiled loops; those multiply only half of each gram
-matrix, and make only the masks that are wanted, of which all are counted.
+factors that this one keeps its cells in (`model.networks.factored_cells`), which need less. The tests hold
+the form in tensors against the counter, which does not see into compiled loops; those multiply only half of
+each gram matrix, and make only the masks that are wanted, of which all are counted.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from maskmill.model.config import SamConfig
-from maskmill.model.mask_decoder import MASK_TOKENS
+from maskmill.model.networks.mask_decoder import MASK_TOKENS
 
 TOKENS = 7
 """Of a prompt of one point: the IoU token, the mask tokens, the point and a padding point."""

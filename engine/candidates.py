@@ -11,18 +11,18 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from ..model.sam import EncodedImages
-from . import rle
+from ..model.networks.sam import EncodedImages
+from .codes import single
+from .codes.runs import Runs
 from .config import GeneratorConfig
 from .filters import filter_masks, stability_scores, too_large
 from .geometry import inclusive_to_xywh
 from .grid import Crop
-from .ledger import Ledger
 from .nms import non_maximal_suppression
 from .records import MaskRecord, Rle
-from .regions import clean_up
-from .resample import Box, Indexes, Measures, Patch
-from .runs import Runs
+from .resampling.tiles import Box, Indexes, Measures, Patch
+from .runtime.accounting import Ledger
+from .small_regions import clean_up
 
 
 @dataclass(slots=True)
@@ -97,7 +97,8 @@ class Outline:
 
 
 class Way(Protocol):
-    """How the work between the encoder and the records is done: `engine.on_cpu`, `engine.on_device`.
+    """How the work between the encoder and the records is done: `engine.backends.cpu`,
+    `engine.backends.device`.
 
     Both enter every candidate and second into the pages' ledgers.
     """
@@ -171,7 +172,7 @@ def outline_of(
             ledger.count(0, {"too_large": 1})
             return None
     with ledger.stage("rle"):
-        segmentation = rle.encode_runs(mask)
+        segmentation = single.encode_runs(mask)
     return Outline(candidate, segmentation, mask.box(), mask.area, touched)
 
 

@@ -8,7 +8,7 @@ import numpy.typing as npt
 from .config import GeneratorConfig
 from .geometry import near_crop_edge
 from .grid import Crop
-from .resample import Measures
+from .resampling.tiles import Measures
 
 
 def stability_scores(measures: Measures) -> npt.NDArray[np.float32]:

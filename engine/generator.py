@@ -18,18 +18,18 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from ..model.sam import EncodedImages, Sam
-from .batching import in_batches
+from ..model.networks.sam import EncodedImages, Sam
+from .backends.cpu import OnCpu
+from .backends.device import OnDevice
 from .candidates import Page, View, Way, boxes_of
 from .config import GeneratorConfig
-from .crossing import upload
 from .geometry import resize_to_input
 from .grid import crops_of
-from .ledger import Ledger
 from .nms import non_maximal_suppression
-from .on_cpu import OnCpu
-from .on_device import OnDevice
 from .records import GeneratedMasks, MaskRecord
+from .runtime.accounting import Ledger
+from .runtime.batching import in_batches
+from .runtime.transfer import upload
 
 
 class MaskGenerator:

@@ -21,8 +21,8 @@ from efficientnet_lite_pytorch import EfficientNet
 from safetensors.torch import save_file
 from torch import Tensor
 
-from maskmill.pipelines.labelled.read import read_labelled
-from maskmill.pipelines.training.data import TEACHER_STRIDE
+from maskmill.pipelines.labelled.load import read_labelled
+from maskmill.pipelines.training.batches import TEACHER_STRIDE
 
 COMPONENTS = 128
 

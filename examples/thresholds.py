@@ -3,9 +3,10 @@
     python examples/thresholds.py FOLDER thresholds.png
 
 Runs the generator once for each stability threshold with the predicted IoU's as low as it goes here; a higher
-one is applied afterwards, which gives the same masks as a run at that threshold (`maskmill.pipelines.views`
-says why, and why this holds for no other filter). Precision says something only of images in which everything
-is labelled, so by default the sources are those of which that can be said. Prints a table, writes its picture.
+one is applied afterwards, which gives the same masks as a run at that threshold
+(`maskmill.pipelines.corpus.views` says why, and why this holds for no other filter). Precision says something
+only of images in which everything is labelled, so by default the sources are those of which that can be said.
+Prints a table, writes its picture.
 """
 
 from __future__ import annotations
@@ -22,8 +23,8 @@ import typer
 from maskmill.engine import GeneratorConfig, MaskGenerator
 from maskmill.engine.records import MaskRecord
 from maskmill.model import load_sam
-from maskmill.pipelines.evaluation.recall import automatic_scores
-from maskmill.pipelines.labelled.read import read_labelled
+from maskmill.pipelines.evaluation.automatic import automatic_scores
+from maskmill.pipelines.labelled.load import read_labelled
 
 mpl.use("agg")
 

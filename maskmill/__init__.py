@@ -18,18 +18,18 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from .engine.config import GeneratorConfig
     from .engine.generator import MaskGenerator
-    from .model.checkpoint import load_sam
-    from .pipelines.corpus import Corpus
-    from .pipelines.reader import open_image
-    from .pipelines.views import View
+    from .model.checkpoints.loading import load_sam
+    from .pipelines.corpus.reader import Corpus
+    from .pipelines.corpus.views import View
+    from .pipelines.inputs.reader import open_image
 else:
     _HOMES = {
-        "Corpus": ".pipelines.corpus",
+        "Corpus": ".pipelines.corpus.reader",
         "GeneratorConfig": ".engine.config",
         "MaskGenerator": ".engine.generator",
-        "View": ".pipelines.views",
-        "load_sam": ".model.checkpoint",
-        "open_image": ".pipelines.reader",
+        "View": ".pipelines.corpus.views",
+        "load_sam": ".model.checkpoints.loading",
+        "open_image": ".pipelines.inputs.reader",
     }
 
     def __getattr__(name):

@@ -8,17 +8,17 @@ if __name__ != "maskmill.model":
     raise ImportError("import maskmill.model, not model")  # no file is loaded under two names
 
 if TYPE_CHECKING:
-    from .checkpoint import load_sam
+    from .checkpoints.loading import load_sam
+    from .checkpoints.zoo import CheckpointError
     from .config import MODELS, SamConfig
-    from .sam import Sam
-    from .zoo import CheckpointError
+    from .networks.sam import Sam
 else:
     _HOMES = {
-        "CheckpointError": ".zoo",
+        "CheckpointError": ".checkpoints.zoo",
         "MODELS": ".config",
-        "Sam": ".sam",
+        "Sam": ".networks.sam",
         "SamConfig": ".config",
-        "load_sam": ".checkpoint",
+        "load_sam": ".checkpoints.loading",
     }
 
     def __getattr__(name):

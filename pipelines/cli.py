@@ -15,10 +15,10 @@ from typing import Annotated, Any
 
 import typer
 
-from .commands import exchange, look, network, run
+from .commands import corpus, exchange, inspect, models
 from .errors import IncompleteRun, MaskmillError, UsageError, visible
-from .interrupts import INTERRUPTED, orderly
-from .places import is_stores, redacted, store_code
+from .signals import INTERRUPTED, orderly
+from .storage.paths import is_stores, redacted, store_code
 
 # typer carries its own click or uses the installed one, by version; this is the base of usage errors in
 # either.
@@ -37,21 +37,21 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-app.command()(run.generate)
-app.command()(run.verify)
-app.command()(run.status)
-app.command()(look.report)
-app.command()(look.gallery)
-app.command()(look.view)
+app.command()(corpus.generate)
+app.command()(corpus.verify)
+app.command()(corpus.status)
+app.command()(inspect.report)
+app.command()(inspect.gallery)
+app.command()(inspect.view)
 app.command("export")(exchange.export_corpus)
 app.command("import")(exchange.import_corpus)
-app.command()(network.train)
-app.command()(network.pretrain)
-app.command()(network.evaluate)
-app.command()(network.bench)
+app.command()(models.train)
+app.command()(models.pretrain)
+app.command()(models.evaluate)
+app.command()(models.bench)
 models_app = typer.Typer(help="List the public checkpoints; `models get NAME` downloads one.")
-models_app.callback(invoke_without_command=True)(network.models)
-models_app.command("get")(network.models_get)
+models_app.callback(invoke_without_command=True)(models.models)
+models_app.command("get")(models.models_get)
 app.add_typer(models_app, name="models")
 
 
@@ -68,7 +68,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         goes_on = isinstance(error, IncompleteRun) and again.differs
         return _complain(f"{error}{again if goes_on else ''}", error.exit_code)
     except ValueError as error:
-        from ..model.zoo import CheckpointError
+        from ..model.checkpoints.zoo import CheckpointError
 
         if not isinstance(error, CheckpointError):
             raise

@@ -10,8 +10,9 @@
     │   └── BreakerTripped       by a run that got nowhere and stopped itself
     └── InputRejected        –   one image that cannot be used: it becomes a `rejected` row and stops nothing
 
-What is not in the tree is either infrastructure (storage and memory, `pipelines.worker.is_infrastructure`:
-tried again (`pipelines.patience`), then a shard left undone) or a bug (exit code 1).
+What is not in the tree is either infrastructure (storage and memory,
+`pipelines.workers.shard.is_infrastructure`: tried again (`pipelines.storage.retries`), then a shard left
+undone) or a bug (exit code 1).
 """
 
 

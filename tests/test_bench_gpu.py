@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from maskmill.pipelines.config import load_config
+from maskmill.pipelines.config.run import load_config
 
 SCRIPT = Path(__file__).parents[1] / "benchmarks" / "bench_gpu.py"
 

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from maskmill.pipelines.cli import main
-from maskmill.pipelines.corpus import Corpus
+from maskmill.pipelines.corpus.reader import Corpus
 
 README = (Path(__file__).parents[1] / "README.md").read_text()
 

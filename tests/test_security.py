@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from maskmill.pipelines import reader
-from maskmill.pipelines.places import redacted
-from maskmill.pipelines.sources import list_inputs
+from maskmill.pipelines.inputs import reader
+from maskmill.pipelines.inputs.listing import list_inputs
+from maskmill.pipelines.storage.paths import redacted
 
 ROOT = Path(__file__).parents[1]
 MODULES = sorted(

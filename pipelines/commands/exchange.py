@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Annotated, cast
 import typer
 
 from ..errors import UsageError, visible
-from ..places import place
+from ..storage.paths import place
 from .options import mode_of
 
 if TYPE_CHECKING:
-    from ..export import Format
+    from ..exchange.export import Format
 
 
 def import_corpus(
@@ -36,7 +36,7 @@ def import_corpus(
     if out is None:
         raise UsageError("expected --out CORPUS, the folder to write")
     mode = mode_of(overwrite, extend)
-    from ..sa1b_import import import_sa1b
+    from ..exchange.sa1b_import import import_sa1b
 
     import_sa1b(inputs, out, embed=embed, mode=mode, cleared=context.obj.without_overwrite)
 
@@ -89,8 +89,8 @@ def export_corpus(
         raise UsageError("--polygons: SA-1B's files have run-length codes; expected --format coco")
     if skip_missing and format_ != "sa1b":
         raise UsageError("--skip-missing: COCO's JSON needs no image files; expected --format sa1b")
-    from ..export import Options, export
-    from ..views import PRIORITIES, View
+    from ..corpus.views import PRIORITIES, View
+    from ..exchange.export import Options, export
 
     if non_overlapping is not None and non_overlapping not in PRIORITIES:
         raise UsageError(f"--non-overlapping: expected {' or '.join(PRIORITIES)}, got {non_overlapping}")

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ..errors import UsageError
-from ..places import place
+from ..storage.paths import place
 
 if TYPE_CHECKING:
-    from ..plan import Mode
+    from ..format.plan import Mode
 
 Config = Annotated[
     str | None,

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pycocotools import mask as mask_utils
 
-from ..corpus import Corpus
+from ..corpus.reader import Corpus
 from ..errors import CorpusError, UsageError
 from ..labelled.image import checked_rle
 

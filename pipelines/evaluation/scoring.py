@@ -12,15 +12,15 @@ from rich.table import Table
 
 from ...engine import MaskGenerator
 from ...model import load_sam
-from ..config import load_config
+from ..config.run import load_config
 from ..errors import ConfigError, UsageError
-from ..labelled.read import VALIDATION_SHARE, read_labelled
-from ..places import is_remote
-from ..report import evaluation_table
+from ..labelled.load import VALIDATION_SHARE, read_labelled
+from ..storage.paths import is_remote
+from ..writing.progress import evaluation_table
 from .agreement import agreement
-from .evaluate import evaluate
-from .recall import evaluate_automatic
-from .reliability import plot_format, reliability, write_plot
+from .automatic import evaluate_automatic
+from .calibration import plot_format, reliability, write_plot
+from .interactive import evaluate
 
 Outcome = tuple[dict[str, Any], list[Table]]
 """The same for a program and for a person."""

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pycocotools import mask as mask_utils
 
-from ...engine import rle
+from ...engine.codes import single as rle
 from ...engine.records import Rle
 from ..errors import ConfigError
 

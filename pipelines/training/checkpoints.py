@@ -11,9 +11,9 @@ from typing import Any
 
 import torch
 
-from ...model.tensor_file import DAMAGE
-from .. import storage
+from ...model.checkpoints.tensor_file import DAMAGE
 from ..errors import ConfigError, IncompleteRun
+from ..storage import atomic
 
 
 def write_checkpoint(path: Path, state: dict[str, Any]) -> None:
@@ -22,14 +22,14 @@ def write_checkpoint(path: Path, state: dict[str, Any]) -> None:
     Raises IncompleteRun where it cannot be written: the old one stays.
     """
     with writing(path):
-        storage.replace(path, lambda file: torch.save(state, file))
+        atomic.replace(path, lambda file: torch.save(state, file))
 
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
     """What goes wrong while `path` is written ends the run, in one line, for the same command to go on."""
     try:
-        with storage.failing_as(IncompleteRun, path):
+        with atomic.failing_as(IncompleteRun, path):
             yield
     except RuntimeError as error:  # what torch makes of a disk that is full
         if not isinstance(error.__context__, OSError):

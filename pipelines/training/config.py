@@ -15,9 +15,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, NonNegativeFloat, PositiveFloat, field_validator, model_validator
 
-from ...model.interaction import Interaction
-from ..places import scheme_of
-from ..settings import Section
+from ...model.training.interaction import Interaction
+from ..config.loading import Section
+from ..storage.paths import scheme_of
 
 _DECIDES_NO_STEP = {
     "data",  # a folder may move

@@ -1,8 +1,8 @@
 """What a step of training minimises: masks, predicted IoU, and the encoder's auxiliary losses.
 
 One module with all that is learnt in it, so that DistributedDataParallel can stand around it; its `forward`
-gives the loss. Two ways to ask for a mask: the paper's interaction (`model.interaction`), or one simple
-prompt of a kind a step, for which a small model on few photographs has the time.
+gives the loss. Two ways to ask for a mask: the paper's interaction (`model.training.interaction`), or one
+simple prompt of a kind a step, for which a small model on few photographs has the time.
 """
 
 from __future__ import annotations
@@ -10,13 +10,20 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from ...model.image_encoder import drop_paths
-from ...model.interaction import BOX_NOISE, Round, interact
-from ...model.losses import FeatureContrast, FeatureImitation, best_iou, dice_loss, focal_loss, mask_iou
-from ...model.prompts import MAX_POINTS, Draws, holding, noisy_boxes, points_in_and_around
-from ...model.sam import EncodedImages, Sam
+from ...model.networks.image_encoder import drop_paths
+from ...model.networks.sam import EncodedImages, Sam
+from ...model.training.interaction import BOX_NOISE, Round, interact
+from ...model.training.losses import (
+    FeatureContrast,
+    FeatureImitation,
+    best_iou,
+    dice_loss,
+    focal_loss,
+    mask_iou,
+)
+from ...model.training.simulated_prompts import MAX_POINTS, Draws, holding, noisy_boxes, points_in_and_around
+from .batches import Batch
 from .config import StageConfig, TrainConfig
-from .data import Batch
 
 
 class Objective(nn.Module):

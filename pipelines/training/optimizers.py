@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ...model.sam import Sam
+from ...model.networks.sam import Sam
 from .config import TrainConfig
 
 Named = Iterable[tuple[str, nn.Parameter]]

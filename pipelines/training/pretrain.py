@@ -1,4 +1,5 @@
-"""`maskmill pretrain`: the encoder learns from plain photographs, before there is any mask (`model.mae`).
+"""`maskmill pretrain`: the encoder learns from plain photographs, before there is any mask
+(`model.training.masked_autoencoder`).
 
 What it leaves is a file of weights like any other, the decoder as training from nothing starts it: `maskmill
 train --set initial=FILE` goes on from there.
@@ -21,25 +22,25 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from ...model.checkpoint import save_sam
+from ...model.checkpoints.loading import save_sam
 from ...model.config import MODELS
-from ...model.image_encoder import ImageEncoderViT
-from ...model.initialise import initialise
-from ...model.mae import MaskedAutoencoder
-from ...model.prompts import Draws
-from ...model.sam import Sam
-from .. import storage
-from ..config import IMAGE_EXTENSIONS
-from ..decode import MAX_PIXELS, decode_image
+from ...model.networks.image_encoder import ImageEncoderViT
+from ...model.networks.sam import Sam
+from ...model.training.initialisation import initialise
+from ...model.training.masked_autoencoder import MaskedAutoencoder
+from ...model.training.simulated_prompts import Draws
+from ..config.loading import Section
+from ..config.run import IMAGE_EXTENSIONS
+from ..decoding.image import MAX_PIXELS, decode_image
 from ..errors import ConfigError, IncompleteRun, InputRejected
-from ..reader import read_input
-from ..settings import Section
-from ..sources import list_inputs
+from ..inputs.listing import list_inputs
+from ..inputs.reader import read_input
+from ..storage import atomic
+from .batches import read_ahead
 from .checkpoints import read_checkpoint, write_checkpoint, writing
 from .config import LocalPath
-from .data import read_ahead
+from .distributed import check_device
 from .optimizers import without_denormals
-from .processes import check_device
 
 log = logging.getLogger("maskmill.train")
 
@@ -88,9 +89,9 @@ def pretrain(config: PretrainConfig) -> Path:
     """
     check_device(config.device)
     uris = list_inputs([config.data], IMAGE_EXTENSIONS).column("uri").to_pylist()
-    with storage.failing_as(ConfigError, config.out):
+    with atomic.failing_as(ConfigError, config.out):
         config.out.mkdir(parents=True, exist_ok=True)
-    storage.sweep(config.out)
+    atomic.sweep(config.out)
     learner = Learner(config)
     learner.load()
     log.info("%s: %d photographs, from step %d of %d", config.model, len(uris), learner.step, config.steps)

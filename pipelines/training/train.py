@@ -18,18 +18,18 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ...model.checkpoint import save_sam
-from .. import storage
+from ...model.checkpoints.loading import save_sam
 from ..errors import ConfigError
-from ..evaluation.evaluate import evaluate
-from ..labelled.read import LabelledImage, read_labelled
-from ..sealed import write_json
+from ..evaluation.interactive import evaluate
+from ..labelled.load import LabelledImage, read_labelled
+from ..storage import atomic
+from ..storage.json_files import write_json
+from .batches import Batch, TeacherFeatures, TrainingBatches, read_ahead
 from .checkpoints import writing
 from .config import StageConfig, TrainConfig
-from .data import Batch, TeacherFeatures, TrainingBatches, read_ahead
+from .distributed import Processes, joined
 from .optimizers import without_denormals
-from .pictures import prompts_and_masks
-from .processes import Processes, joined
+from .recorder import prompts_and_masks
 from .trainer import Trainer
 
 if TYPE_CHECKING:
@@ -75,7 +75,7 @@ def train(config: TrainConfig) -> Path:
             record = None
             if processes.first:
                 logs = config.out / "tensorboard"
-                with storage.failing_as(ConfigError, logs):
+                with atomic.failing_as(ConfigError, logs):
                     writer = open_writer(str(logs), purge_step=trainer.step + 1)
                 record = _Record(config, trainer, images, opened.enter_context(writer))
                 record.go_on()
@@ -149,7 +149,7 @@ class _Record:
             self.writer.add_image(f"prompts/{number}", picture_HW3, trainer.step, dataformats="HWC")
         with writing(self.scores):
             found = {"step": trainer.step, "scores": scores}
-            storage.replace(self.scores, lambda file: write_json(file, found))
+            atomic.replace(self.scores, lambda file: write_json(file, found))
 
     def _scalars(self, group: str, values: Mapping[str, float]) -> None:
         for name, value in values.items():
@@ -220,7 +220,7 @@ def _make_folder(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigError(f"out: {folder}: no folder can be made there: {error.strerror}") from error
-    storage.sweep(folder)
+    atomic.sweep(folder)
 
 
 def batches(

@@ -21,18 +21,18 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from ...model.checkpoint import load_sam
+from ...model.checkpoints.loading import load_sam
 from ...model.config import MODELS
-from ...model.initialise import initialise
-from ...model.prompts import Draws
-from ...model.sam import Sam
+from ...model.networks.sam import Sam
+from ...model.training.initialisation import initialise
+from ...model.training.simulated_prompts import Draws
 from ..errors import IncompleteRun
+from .batches import Batch
 from .checkpoints import read_checkpoint, write_checkpoint
 from .config import StageConfig, TrainConfig
-from .data import Batch
+from .distributed import Processes
 from .objective import Objective
 from .optimizers import make_optimizers
-from .processes import Processes
 
 log = logging.getLogger("maskmill.train")
 

@@ -8,8 +8,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode, bmm_flop
 
 from benchmarks.flops import TOKENS, decoder_flops, encoder_flops, published_decoder_flops
-from maskmill.model import MODELS, Sam, cells_compiled
-from maskmill.pipelines.released import released_generator
+from maskmill.model import MODELS, Sam
+from maskmill.model.kernels import cells
+from maskmill.pipelines.bench.released import released_generator
 
 # Windows that do not divide the grid (10 cells by 8), and no two widths alike.
 SMALL = replace(
@@ -63,7 +64,7 @@ def published(sam):
 @pytest.fixture(autouse=True)
 def _as_tensors(monkeypatch):
     """PyTorch's counter does not see into compiled loops."""
-    monkeypatch.setattr(cells_compiled, "suits", lambda *_tensors: False)
+    monkeypatch.setattr(cells, "suits", lambda *_tensors: False)
 
 
 @pytest.fixture(scope="module")

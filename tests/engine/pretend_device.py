@@ -2,7 +2,7 @@
 
 `PretendDevice` follows which tensors would lie on the device: the weights, and all that is made of one. It
 counts what waits, and raises where a program reads a device's tensor without
-`maskmill.engine.crossing.fetch`, or calculates with a tensor of the host and one of the device.
+`maskmill.engine.runtime.transfer.fetch`, or calculates with a tensor of the host and one of the device.
 """
 
 from __future__ import annotations

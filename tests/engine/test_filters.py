@@ -14,8 +14,8 @@ from maskmill.engine.geometry import (
     resize_to_input,
 )
 from maskmill.engine.grid import Crop, crop_points, crops_of, point_grid
-from maskmill.engine.resample import Measures
-from maskmill.pipelines.released import amg, released_transforms
+from maskmill.engine.resampling.tiles import Measures
+from maskmill.pipelines.bench.released import amg, released_transforms
 
 sides = st.integers(1, 3000)
 

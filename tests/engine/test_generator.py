@@ -10,11 +10,12 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from maskmill.engine import DROP_REASONS, GeneratedMasks, GeneratorConfig, MaskGenerator, rle
-from maskmill.engine.batching import in_batches
-from maskmill.engine.ledger import STAGES
+from maskmill.engine import DROP_REASONS, GeneratedMasks, GeneratorConfig, MaskGenerator
+from maskmill.engine.codes import single
+from maskmill.engine.runtime.accounting import STAGES
+from maskmill.engine.runtime.batching import in_batches
 from maskmill.model.config import SamConfig
-from maskmill.model.sam import Sam
+from maskmill.model.networks.sam import Sam
 
 TINY = SamConfig(
     img_size=64,
@@ -86,8 +87,8 @@ def test_records_agree_with_their_masks(sam, image):
     assert len(records) > 10
     for record in records:
         assert record.segmentation.size == (90, 120)
-        assert record.area == rle.area(record.segmentation) > 0
-        assert record.bbox == rle.bbox(record.segmentation)
+        assert record.area == single.area(record.segmentation) > 0
+        assert record.bbox == single.bbox(record.segmentation)
         assert record.crop_box == (0, 0, 120, 90)
         assert 0 <= record.stability_score <= 1
         ((x, y),) = record.point_coords

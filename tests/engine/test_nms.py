@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from maskmill.engine.nms import non_maximal_suppression
-from maskmill.pipelines.released import batched_nms
+from maskmill.pipelines.bench.released import batched_nms
 
 BOX = (0, 0, 10, 10)
 

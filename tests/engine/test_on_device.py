@@ -11,13 +11,15 @@ import skimage.data
 import torch
 from PIL import Image
 
-import maskmill.engine.crossing
-import maskmill.engine.paint
-from maskmill.engine import GeneratorConfig, MaskGenerator, rle
-from maskmill.engine.on_device import OnDevice
-from maskmill.model import cells_compiled, load_sam
-from maskmill.model.image_encoder import one_hot_cells
-from maskmill.model.sam import Sam, pixel_statistics
+import maskmill.engine.resampling.painting
+import maskmill.engine.runtime.transfer
+from maskmill.engine import GeneratorConfig, MaskGenerator
+from maskmill.engine.backends.device import OnDevice
+from maskmill.engine.codes import single
+from maskmill.model import load_sam
+from maskmill.model.kernels import cells
+from maskmill.model.networks.image_encoder import one_hot_cells
+from maskmill.model.networks.sam import Sam, pixel_statistics
 from tests.engine.pretend_device import PretendDevice
 from tests.engine.test_generator import tiny
 
@@ -29,7 +31,7 @@ LENIENT = {"points_per_side": 6, "pred_iou_thresh": 0.35, "stability_score_thres
 @pytest.fixture(autouse=True)
 def _as_tensors(monkeypatch):
     """On a device nothing is compiled for a CPU."""
-    monkeypatch.setattr(cells_compiled, "suits", lambda *_tensors: False)
+    monkeypatch.setattr(cells, "suits", lambda *_tensors: False)
 
 
 @cache
@@ -43,7 +45,7 @@ def both(sam, config, images):
 
 
 def overlap(one, other):
-    a_HW, b_HW = rle.decode(one.segmentation), rle.decode(other.segmentation)
+    a_HW, b_HW = single.decode(one.segmentation), single.decode(other.segmentation)
     return (a_HW & b_HW).sum() / (a_HW | b_HW).sum()
 
 
@@ -58,8 +60,8 @@ def check_same(on_cpu, on_device):
             assert one.predicted_iou == pytest.approx(other.predicted_iou, abs=1e-5)
             assert one.stability_score == pytest.approx(other.stability_score, abs=1e-3)
             assert one.segmentation == other.segmentation or overlap(one, other) > 0.999
-            assert one.area == rle.area(one.segmentation)
-            assert one.bbox == rle.bbox(one.segmentation)
+            assert one.area == single.area(one.segmentation)
+            assert one.bbox == single.bbox(one.segmentation)
 
 
 @pytest.mark.parametrize("clean_up", [{}, {"min_mask_region_area": 30}])
@@ -98,8 +100,10 @@ def test_no_mask_is_left(reason):
 @pytest.mark.parametrize("options", [{}, {"min_mask_region_area": 1}])
 def test_a_mask_of_which_painting_leaves_nothing_is_accounted_for(options, monkeypatch):
     # A pixel on the threshold may be counted by one sum and not be painted by another.
-    config, paint = GeneratorConfig(**OPEN, **options), maskmill.engine.paint._paint
-    monkeypatch.setattr(maskmill.engine.paint, "_paint", lambda *given: torch.zeros_like(paint(*given)))
+    config, paint = GeneratorConfig(**OPEN, **options), maskmill.engine.resampling.painting._paint
+    monkeypatch.setattr(
+        maskmill.engine.resampling.painting, "_paint", lambda *given: torch.zeros_like(paint(*given))
+    )
     sam = tiny()
     (result,) = MaskGenerator(sam, config, OnDevice(sam, config)).generate_batch([photograph(90, 120)])
     assert result.masks == []
@@ -140,7 +144,7 @@ def test_the_host_waits_a_few_times_an_image(images, clean_up):
     config = GeneratorConfig(**OPEN, encode_batch=3, min_mask_region_area=clean_up)
     generator = MaskGenerator(sam, config, OnDevice(sam, config))
     pages = [photograph(90, 120 + n) for n in range(images)]
-    for made_once in (pixel_statistics, one_hot_cells, maskmill.engine.on_device._resampler):
+    for made_once in (pixel_statistics, one_hot_cells, maskmill.engine.backends.device._resampler):
         made_once.cache_clear()
     with PretendDevice(sam) as device:
         generator.generate_batch(pages)  # makes them, on the pretended device
@@ -159,7 +163,7 @@ def test_the_host_waits_a_few_times_an_image(images, clean_up):
 def test_what_crosses_is_small(clean_up):
     # No array of the image's size comes to the host.
     sam, fetched = tiny(), []
-    fetch = maskmill.engine.crossing.fetch
+    fetch = maskmill.engine.runtime.transfer.fetch
 
     def weigh(*tensors):
         fetched.extend(tensor.nbytes for tensor in tensors)
@@ -168,7 +172,7 @@ def test_what_crosses_is_small(clean_up):
     config = GeneratorConfig(**OPEN, min_mask_region_area=clean_up)
     generator = MaskGenerator(sam, config, OnDevice(sam, config))
     with pytest.MonkeyPatch.context() as patch:
-        for module in (maskmill.engine.paint, maskmill.engine.on_device):
+        for module in (maskmill.engine.resampling.painting, maskmill.engine.backends.device):
             patch.setattr(module, "fetch", weigh)
         (result,) = generator.generate_batch([photograph(1000, 1500)])
     assert len(result.masks) > 1
@@ -179,7 +183,7 @@ def test_a_large_image_is_painted_in_parts(monkeypatch):
     # `nonzero` sees no more flags than its counter holds, here 100,000, nor more than the budget allows.
     sam, config, seen = tiny(), GeneratorConfig(**OPEN), []
     nonzero = torch.Tensor.nonzero
-    monkeypatch.setattr(maskmill.engine.paint, "MOST_FLAGS", 100_000)
+    monkeypatch.setattr(maskmill.engine.resampling.painting, "MOST_FLAGS", 100_000)
     monkeypatch.setattr(torch.Tensor, "nonzero", lambda x, **kw: seen.append(x.numel()) or nonzero(x, **kw))
     (ours,) = MaskGenerator(sam, config, OnDevice(sam, config)).generate_batch([photograph(500, 700)])
     monkeypatch.undo()
@@ -197,7 +201,7 @@ class TestPretendDevice:
             out = linear(torch.ones(2, 3).to(linear.weight.device, non_blocking=True))
             out.nonzero()
             out[out > 0]
-            maskmill.engine.crossing.fetch(out)
+            maskmill.engine.runtime.transfer.fetch(out)
             torch.ones(3).nonzero()  # the host's own
             torch.ones(3).to(linear.weight.device)
         assert device.waits == {"nonzero": 1, "index by flags": 1, "fetch": 1, "upload": 1}

@@ -20,7 +20,7 @@ from PIL import Image
 
 from maskmill.engine import GeneratorConfig, MaskGenerator
 from maskmill.model import load_sam
-from maskmill.pipelines.released import Agreement, compare, released, released_generator
+from maskmill.pipelines.bench.released import Agreement, compare, released, released_generator
 
 NAMES = (
     "astronaut.png",

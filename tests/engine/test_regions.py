@@ -4,10 +4,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from maskmill.engine import rle
-from maskmill.engine.regions import clean_up
-from maskmill.engine.runs import Runs
-from maskmill.pipelines.released import amg
+from maskmill.engine.codes import single
+from maskmill.engine.codes.runs import Runs
+from maskmill.engine.small_regions import clean_up
+from maskmill.pipelines.bench.released import amg
 
 
 def picture(*rows):
@@ -19,7 +19,7 @@ def cleaned_up(mask_HW, min_area, **options):
     mask, touched = clean_up(Runs.of(mask_HW), min_area, **options)
     if mask is None:
         return None, touched
-    cleaned_HW = rle.decode(rle.encode_runs(mask))
+    cleaned_HW = single.decode(single.encode_runs(mask))
     assert Runs.of(cleaned_HW).start_R.tolist() == mask.start_R.tolist()  # joined where they met
     assert Runs.of(cleaned_HW).stop_R.tolist() == mask.stop_R.tolist()
     return cleaned_HW, touched
@@ -101,7 +101,7 @@ def test_runs_know_their_area_box_and_background(mask_HW):
     mask = Runs.of(mask_HW)
     assert mask.area == mask_HW.sum()
     background = mask.background()
-    assert np.array_equal(rle.decode(rle.encode_runs(background)), ~mask_HW)
+    assert np.array_equal(single.decode(single.encode_runs(background)), ~mask_HW)
     everything = mask | background
     assert (everything.stop_R - everything.start_R).tolist() == [mask_HW.shape[0]] * mask_HW.shape[1]
     if mask.area:

@@ -5,13 +5,13 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import maskmill.model.compiled
-from maskmill.engine import rle
+import maskmill.model.kernels.jit
+from maskmill.engine.codes import single
+from maskmill.engine.codes.runs import Runs
 from maskmill.engine.geometry import input_size
-from maskmill.engine.paint import run_ends
-from maskmill.engine.resample import Resampler, finite
-from maskmill.engine.resample_compiled import CompiledResampler
-from maskmill.engine.runs import Runs
+from maskmill.engine.resampling.bands import CompiledResampler
+from maskmill.engine.resampling.painting import run_ends
+from maskmill.engine.resampling.tiles import Resampler, finite
 
 SHAPES = [(5, 3), (64, 64), (65, 63), (301, 33), (77, 130), (128, 1), (1, 200), (451, 300)]
 
@@ -50,7 +50,7 @@ def box_of(measures, n):
 
 
 def pixels(mask: Runs) -> np.ndarray:
-    return rle.decode(rle.encode_runs(mask))
+    return single.decode(single.encode_runs(mask))
 
 
 @BOTH
@@ -134,7 +134,7 @@ def test_a_mask_wider_than_int16(kind):
     measures = ours.measure(logits_Nhw, 1.0)
     assert measures.tight_N.tolist() == measures.loose_N.tolist() == [120_000]
     mask = painted(ours, logits_Nhw, measures, 0, size)
-    assert mask.area == rle.area(rle.encode_runs(mask)) == 120_000
+    assert mask.area == single.area(single.encode_runs(mask)) == 120_000
 
 
 @settings(max_examples=60, deadline=None)
@@ -199,5 +199,5 @@ def test_without_a_folder_to_keep_it_in_it_is_compiled_all_the_same(monkeypatch)
             raise RuntimeError("cannot cache function: no locator available")
         return function
 
-    monkeypatch.setattr(maskmill.model.compiled.numba, "njit", strict)
-    assert maskmill.model.compiled.compiled(lambda x: x + 1)(1) == 2
+    monkeypatch.setattr(maskmill.model.kernels.jit.numba, "njit", strict)
+    assert maskmill.model.kernels.jit.compiled(lambda x: x + 1)(1) == 2

@@ -4,8 +4,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from maskmill.model import attention
-from maskmill.model.attention import attend, fused, in_parts
+from maskmill.model.networks import attention
+from maskmill.model.networks.attention import attend, fused, in_parts
 from tests.model.oracles import LargestTensor
 
 PARTS = {"one part": 2**21, "heads apart": 7 * 9, "two heads at once": 2 * 7 * 9, "rows apart": 3 * 9}

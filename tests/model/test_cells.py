@@ -9,11 +9,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from maskmill.model import cells_compiled, loops
-from maskmill.model.cells import Cells
 from maskmill.model.config import MODELS, SamConfig
-from maskmill.model.sam import Sam
-from maskmill.model.transformer import TwoWayBlock
+from maskmill.model.kernels import blocks
+from maskmill.model.kernels import cells as cells_compiled
+from maskmill.model.networks.factored_cells import Cells
+from maskmill.model.networks.sam import Sam
+from maskmill.model.networks.two_way_transformer import TwoWayBlock
 from tests.model.oracles import randomise
 
 SMALL = SamConfig(
@@ -173,9 +174,9 @@ def test_what_is_not_a_number_stays_none() -> None:
 def test_the_loops_exponentials_and_gelu_are_the_librarys() -> None:
     x = torch.linspace(-86, 0, 20_001)
     ours = x.clone()
-    loops.exponentials(ours.numpy(), np.zeros_like(ours), len(x), np.empty(len(x), np.int32))
+    blocks.exponentials(ours.numpy(), np.zeros_like(ours), len(x), np.empty(len(x), np.int32))
     torch.testing.assert_close(ours, x.exp(), rtol=5e-7, atol=0)
     x = torch.cat([torch.linspace(-8, 8, 20_001), torch.tensor([-1e30, 1e30, 0])])[None]
     ours = x.clone()
-    loops.gelu(ours.numpy(), 1, x.shape[1])
+    blocks.gelu(ours.numpy(), 1, x.shape[1])
     torch.testing.assert_close(ours, nn.functional.gelu(x), rtol=1e-6, atol=2e-6)

@@ -16,10 +16,16 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-import maskmill.model.checkpoint
-from maskmill.model.checkpoint import CheckpointError, checkpoint_sha256, find_checkpoint, load_sam, save_sam
+import maskmill.model.checkpoints.loading
+from maskmill.model.checkpoints.loading import (
+    CheckpointError,
+    checkpoint_sha256,
+    find_checkpoint,
+    load_sam,
+    save_sam,
+)
 from maskmill.model.config import MODELS, SamConfig
-from maskmill.model.sam import Sam
+from maskmill.model.networks.sam import Sam
 
 TINY = SamConfig(
     img_size=64,
@@ -52,7 +58,7 @@ def tiny_sizes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Make `vit_b` load in milliseconds and `nano` have other shapes; keep away from the user's cache."""
     monkeypatch.setitem(MODELS, "vit_b", TINY)
     monkeypatch.setitem(MODELS, "nano", replace(TINY, depth=3))
-    monkeypatch.setattr(maskmill.model.checkpoint, "WEIGHTS", tmp_path / "weights")
+    monkeypatch.setattr(maskmill.model.checkpoints.loading, "WEIGHTS", tmp_path / "weights")
     monkeypatch.setenv("MASKMILL_CACHE", str(tmp_path / "cache"))
 
 

@@ -5,7 +5,7 @@ import torch
 import torch._dynamo
 
 from maskmill.model.config import SamConfig
-from maskmill.model.sam import Sam
+from maskmill.model.networks.sam import Sam
 
 TINY = SamConfig(
     img_size=64,

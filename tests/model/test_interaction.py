@@ -4,10 +4,10 @@ import pytest
 import torch
 
 from maskmill.model.config import SamConfig
-from maskmill.model.initialise import initialise
-from maskmill.model.interaction import Interaction, Round, interact, rounds_after_the_first
-from maskmill.model.prompts import Draws, corrections, noisy_boxes, uniform_pixels
-from maskmill.model.sam import Sam
+from maskmill.model.networks.sam import Sam
+from maskmill.model.training.initialisation import initialise
+from maskmill.model.training.interaction import Interaction, Round, interact, rounds_after_the_first
+from maskmill.model.training.simulated_prompts import Draws, corrections, noisy_boxes, uniform_pixels
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -16,12 +16,12 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from maskmill.model.checkpoint import CheckpointError, _official_names, load_sam
+from maskmill.model.checkpoints.loading import CheckpointError, _official_names, load_sam
 from maskmill.model.config import MODELS, SamConfig
-from maskmill.model.image_encoder import ImageEncoderViT
-from maskmill.model.mask_decoder import Decoded
-from maskmill.model.sam import Sam
-from maskmill.pipelines.released import released_sam
+from maskmill.model.networks.image_encoder import ImageEncoderViT
+from maskmill.model.networks.mask_decoder import Decoded
+from maskmill.model.networks.sam import Sam
+from maskmill.pipelines.bench.released import released_sam
 from tests.model.oracles import LargestTensor, randomise
 
 TOLERANCE = 1e-4

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from maskmill.model.config import MODELS, SamConfig
-from maskmill.model.tiny_vit import TinyViT, cell_distances
+from maskmill.model.networks.tiny_vit import TinyViT, cell_distances
 from tests.model.oracles import TIMM, TORCHVISION, randomise, stubbed
 
 

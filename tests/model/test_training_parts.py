@@ -8,11 +8,11 @@ import torch
 from torch import nn
 
 from maskmill.model.config import MODELS, SamConfig
-from maskmill.model.image_encoder import ImageEncoderViT, drop_paths
-from maskmill.model.initialise import cosine_filters, initialise
-from maskmill.model.losses import FeatureContrast, best_iou, dice_loss, focal_loss, mask_iou
-from maskmill.model.prompts import holding, noisy_boxes, points_in_and_around, tight_boxes
-from maskmill.model.sam import Sam
+from maskmill.model.networks.image_encoder import ImageEncoderViT, drop_paths
+from maskmill.model.networks.sam import Sam
+from maskmill.model.training.initialisation import cosine_filters, initialise
+from maskmill.model.training.losses import FeatureContrast, best_iou, dice_loss, focal_loss, mask_iou
+from maskmill.model.training.simulated_prompts import holding, noisy_boxes, points_in_and_around, tight_boxes
 
 
 def test_losses_of_a_perfect_mask_vanish_and_of_its_inverse_do_not():

@@ -13,8 +13,7 @@ from threading import Thread
 
 import pytest
 
-from maskmill.model.config import MODELS
-from maskmill.model.zoo import (
+from maskmill.model.checkpoints.zoo import (
     CHECKPOINTS,
     CheckpointError,
     PublicCheckpoint,
@@ -24,6 +23,7 @@ from maskmill.model.zoo import (
     fetch,
     how_to_get,
 )
+from maskmill.model.config import MODELS
 
 CONTENT = bytes(range(256)) * 12_000  # three megabytes: several chunks
 ENTRY = PublicCheckpoint("tiny", "nano", "", "tiny.pth", len(CONTENT), hashlib.sha256(CONTENT).hexdigest())

@@ -6,7 +6,7 @@ import shlex
 import typer
 
 from maskmill.pipelines.cli import app
-from maskmill.pipelines.config import load_config
+from maskmill.pipelines.config.run import load_config
 
 ENDS = {"|", "||", "&&", ";", ">", ">>", "&"}
 

@@ -6,7 +6,7 @@ import subprocess
 import sys
 import time
 
-from maskmill.pipelines.shards import committed_shards
+from maskmill.pipelines.format.shards import committed_shards
 
 
 def words(photos, out, settings, *more):

@@ -30,10 +30,10 @@ def tiny_weights(tmp_path_factory) -> Path:
     """A checkpoint of the `nano` family, 128 pixels and two blocks, its weights drawn with a fixed seed."""
     import torch
 
-    from maskmill.model.checkpoint import save_sam
+    from maskmill.model.checkpoints.loading import save_sam
     from maskmill.model.config import SamConfig
-    from maskmill.model.initialise import initialise
-    from maskmill.model.sam import Sam
+    from maskmill.model.networks.sam import Sam
+    from maskmill.model.training.initialisation import initialise
 
     with torch.random.fork_rng():
         torch.manual_seed(7)
@@ -125,7 +125,7 @@ def local_ray():
     os.environ["RAY_AUTH_MODE"] = "disabled"
     import ray
 
-    import maskmill.pipelines.cluster  # noqa: F401  (sets what Ray reads at import)
+    import maskmill.pipelines.workers.ray_actors  # noqa: F401  (sets what Ray reads at import)
 
     ray.init(
         address="local",

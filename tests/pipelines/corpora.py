@@ -5,17 +5,17 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from maskmill.engine import rle
+from maskmill.engine.codes import single
 from maskmill.engine.records import DROP_REASONS, GeneratedMasks, MaskRecord
-from maskmill.pipelines.config import digest_of
-from maskmill.pipelines.decode import decode_image
+from maskmill.pipelines.config.run import digest_of
+from maskmill.pipelines.decoding.image import decode_image
 from maskmill.pipelines.errors import InputRejected
-from maskmill.pipelines.manifest import RunRecord, finish_corpus, software_versions
-from maskmill.pipelines.plan import Mode, Run, open_run
-from maskmill.pipelines.reader import read_input
-from maskmill.pipelines.schema import rejected_row, row_from_result, table_from_rows
-from maskmill.pipelines.shards import commit_table, shard_metadata
-from maskmill.pipelines.sources import list_inputs
+from maskmill.pipelines.format.plan import Mode, Run, open_run
+from maskmill.pipelines.format.run_record import RunRecord, finish_corpus, software_versions
+from maskmill.pipelines.format.schema import rejected_row, row_from_result, table_from_rows
+from maskmill.pipelines.format.shards import commit_table, shard_metadata
+from maskmill.pipelines.inputs.listing import list_inputs
+from maskmill.pipelines.inputs.reader import read_input
 
 SHARD_SIZE = 3
 
@@ -53,7 +53,7 @@ def record_of(mask_HW, rng) -> MaskRecord:
     height, width = mask_HW.shape
     ys, xs = np.nonzero(mask_HW)
     return MaskRecord(
-        segmentation=rle.encode(mask_HW),
+        segmentation=single.encode(mask_HW),
         area=int(mask_HW.sum()),
         bbox=(
             float(xs.min()),

@@ -11,11 +11,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from maskmill.engine import rle
+from maskmill.engine.codes import single
 from maskmill.engine.records import Rle
-from maskmill.pipelines import manifest
-from maskmill.pipelines.sealed import as_bytes, fingerprint, sealed
-from maskmill.pipelines.shards import write_parquet
+from maskmill.pipelines.format import run_record
+from maskmill.pipelines.format.shards import write_parquet
+from maskmill.pipelines.storage.json_files import as_bytes, fingerprint, sealed
 
 PLAN = "plan/part-000000.parquet"
 
@@ -34,7 +34,7 @@ def rewrite(path: Path, change, footer=None) -> None:
 
 def seal(corpus: Path) -> None:
     """Make `corpus.json`'s checksums right again: what is found after this is found in the contents alone."""
-    path = corpus / manifest.CORPUS
+    path = corpus / run_record.CORPUS
     content = json.loads(path.read_bytes())
     for entry in content["files"]:
         entry |= fingerprint(corpus / entry["path"])
@@ -178,20 +178,20 @@ def edit_box(mask, rng):
 
 def edit_code(mask, rng):
     """One pixel more, or one less."""
-    mask_HW = rle.decode(Rle(tuple(mask["segmentation"]["size"]), mask["segmentation"]["counts"])).copy()
+    mask_HW = single.decode(Rle(tuple(mask["segmentation"]["size"]), mask["segmentation"]["counts"])).copy()
     pixel = tuple(rng.randrange(side) for side in mask_HW.shape)
     mask_HW[pixel] ^= True
-    mask["segmentation"]["counts"] = rle.encode(mask_HW).counts
+    mask["segmentation"]["counts"] = single.encode(mask_HW).counts
 
 
 def edit_code_in_secret(mask, rng):
     """Another mask of the same area and box: two pixels inside the box change places."""
-    mask_HW = rle.decode(Rle(tuple(mask["segmentation"]["size"]), mask["segmentation"]["counts"])).copy()
+    mask_HW = single.decode(Rle(tuple(mask["segmentation"]["size"]), mask["segmentation"]["counts"])).copy()
     x, y, width, height = (int(value) for value in mask["bbox"])
     inner_hw = mask_HW[y + 1 : y + height - 1, x + 1 : x + width - 1]
     one, other = (rng.choice(np.argwhere(inner_hw == value).tolist()) for value in (True, False))
     inner_hw[tuple(one)], inner_hw[tuple(other)] = False, True
-    mask["segmentation"]["counts"] = rle.encode(mask_HW).counts
+    mask["segmentation"]["counts"] = single.encode(mask_HW).counts
 
 
 def edit_score(mask, rng):

@@ -18,7 +18,9 @@ from urllib.parse import parse_qs, quote, urlsplit
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from maskmill.pipelines import parquet_source, places, worker
+from maskmill.pipelines.inputs import parquet
+from maskmill.pipelines.storage import paths
+from maskmill.pipelines.workers import shard as worker
 
 CREDENTIALS = {
     "AWS_ACCESS_KEY_ID": "AKIDTESTING",
@@ -50,7 +52,7 @@ def packed(photos, folder):
 @contextmanager
 def at_the_first_image(monkeypatch, name, call):
     """Call when the first bytes of an image are about to be asked for; a table is open by then."""
-    module, attribute = (parquet_source, "_unpacked") if name.endswith(".parquet") else (worker, "read_input")
+    module, attribute = (parquet, "_unpacked") if name.endswith(".parquet") else (worker, "read_input")
     really = getattr(module, attribute)
 
     with monkeypatch.context() as patched:
@@ -290,4 +292,4 @@ def use_gs(monkeypatch, address):
 
 def forget_connections(scheme="s3"):
     """fsspec keeps a file system for each set of options; the environment is none of them."""
-    places._library_of(scheme).clear_instance_cache()
+    paths._library_of(scheme).clear_instance_cache()

@@ -5,13 +5,13 @@ import json
 import numpy as np
 import pytest
 
-from maskmill.engine import rle
+from maskmill.engine.codes import single
 from maskmill.pipelines.cli import main
 from maskmill.pipelines.errors import UsageError
 from maskmill.pipelines.evaluation.agreement import agreement
-from maskmill.pipelines.evaluation.reliability import plot_format, reliability
-from maskmill.pipelines.schema import ROW_SCHEMA
-from maskmill.pipelines.shards import shard_path
+from maskmill.pipelines.evaluation.calibration import plot_format, reliability
+from maskmill.pipelines.format.schema import ROW_SCHEMA
+from maskmill.pipelines.format.shards import shard_path
 from tests.pipelines.corpora import make_corpus, make_photos
 
 
@@ -70,10 +70,10 @@ def test_a_mask_that_is_missing_and_one_that_is_halved(corpus, tmp_path):
         if row["key"] == "5.png":  # three masks
             row["annotations"] = row["annotations"][:2]
             code = row["annotations"][1]["segmentation"]
-            mask = rle.decode(rle.Rle(tuple(code["size"]), code["counts"])).copy()
+            mask = single.decode(single.Rle(tuple(code["size"]), code["counts"])).copy()
             ys, xs = np.nonzero(mask)
             mask[ys[::2], xs[::2]] = False
-            code["counts"] = rle.encode(mask).counts
+            code["counts"] = single.encode(mask).counts
             row["annotations"][0]["predicted_iou"] += 0.25
         return row
 

@@ -12,12 +12,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from maskmill.pipelines import parquet_source
 from maskmill.pipelines.cli import main
-from maskmill.pipelines.corpus import Corpus
+from maskmill.pipelines.corpus.reader import Corpus
 from maskmill.pipelines.errors import InputRejected, UsageError
-from maskmill.pipelines.reader import read_input
-from maskmill.pipelines.sources import list_inputs
+from maskmill.pipelines.inputs import parquet
+from maskmill.pipelines.inputs.listing import list_inputs
+from maskmill.pipelines.inputs.reader import read_input
 
 ENDINGS = (".jpg", ".png")
 
@@ -278,15 +278,15 @@ def test_rows_stay_in_order_and_row_groups_are_read_once(tmp_path, monkeypatch):
     path = parquet_of(tmp_path / "t.parquet", rows=5, image=[str(number).encode() for number in range(23)])
     rows = listed(path)
     assert [row["key"].partition("#")[2] for row in rows] == [f"{number:02}" for number in range(23)]
-    read, unpacked = [], parquet_source._unpacked
+    read, unpacked = [], parquet._unpacked
     monkeypatch.setattr(
-        parquet_source,
+        parquet,
         "_unpacked",
         lambda file, group, column: read.append(group) or unpacked(file, group, column),
     )
     assert [read_input(row["uri"]) for row in rows] == [str(number).encode() for number in range(23)]
     assert read == [0, 1, 2, 3, 4]
-    assert len(parquet_source._groups._columns) <= parquet_source.GROUPS_KEPT
+    assert len(parquet._groups._columns) <= parquet.GROUPS_KEPT
 
 
 @pytest.mark.parametrize("image", [None, {"bytes": None, "path": "elsewhere.jpg"}])
@@ -342,7 +342,7 @@ def test_a_table_that_is_another_one_now_is_not_the_fault_of_the_rows(tmp_path, 
 
 def test_a_row_group_over_the_limit(tmp_path, monkeypatch):
     """By what it says of itself, before any work; and by what a dictionary makes of it, row for row."""
-    monkeypatch.setattr(parquet_source, "MAX_GROUP_BYTES", 1 << 16)
+    monkeypatch.setattr(parquet, "MAX_GROUP_BYTES", 1 << 16)
     with pytest.raises(UsageError, match=r"row group 0 has \d+ bytes of images.*fewer rows in a group"):
         listed(parquet_of(tmp_path / "t.parquet", image=[os.urandom(1 << 16)]))
     rows = listed(parquet_of(tmp_path / "bomb.parquet", image=[bytes(1 << 12)] * 64))

@@ -8,7 +8,7 @@ import time
 import pytest
 
 from maskmill.pipelines.cli import main
-from maskmill.pipelines.corpus import Corpus
+from maskmill.pipelines.corpus.reader import Corpus
 from tests.pipelines.heads import started
 
 pytestmark = pytest.mark.slow

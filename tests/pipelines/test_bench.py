@@ -7,7 +7,7 @@ import cv2
 import numpy as np
 import pytest
 
-from maskmill.pipelines.bench import parse_size
+from maskmill.pipelines.bench.bench import parse_size
 from maskmill.pipelines.cli import main
 
 QUICK = ["--config", "nano", "--set", "generator.points_per_side=4", "--repeat", "1", "--threads", "1"]

@@ -5,13 +5,14 @@ from collections import Counter
 
 import pytest
 
-from maskmill.pipelines import patience, worker
-from maskmill.pipelines.breaker import check_unwritten, too_many_refused
 from maskmill.pipelines.cli import main
-from maskmill.pipelines.config import BreakerConfig
+from maskmill.pipelines.config.run import BreakerConfig
 from maskmill.pipelines.errors import IncompleteRun
-from maskmill.pipelines.shards import committed_shards
-from maskmill.pipelines.tasks import ShardFailure, Tally
+from maskmill.pipelines.format.shards import committed_shards
+from maskmill.pipelines.generation.circuit_breaker import check_unwritten, too_many_refused
+from maskmill.pipelines.storage import retries
+from maskmill.pipelines.workers import shard as worker
+from maskmill.pipelines.workers.tasks import ShardFailure, Tally
 from tests.pipelines.commands import words
 
 
@@ -93,7 +94,7 @@ def test_a_storage_that_takes_nothing_ends_the_run_before_all_is_computed(
         raise OSError("the disk is full")
 
     tried = []
-    monkeypatch.setattr(patience, "FIRST_PAUSE_SECONDS", 0.001)
+    monkeypatch.setattr(retries, "FIRST_PAUSE_SECONDS", 0.001)
     monkeypatch.setattr(worker, "commit_table", fail)
     assert main(words(photos, tmp_path / "corpus", tiny_settings, "--workers", "0")) == 4
     said = capsys.readouterr().err

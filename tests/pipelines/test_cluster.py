@@ -11,16 +11,16 @@ from dataclasses import replace
 import pyarrow.parquet as pq
 import pytest
 
-from maskmill.pipelines.config import load_config
+from maskmill.pipelines.config.run import load_config
 from maskmill.pipelines.errors import ConfigError, IncompleteRun, UsageError
-from maskmill.pipelines.interrupts import orderly
-from maskmill.pipelines.manifest import write_run
-from maskmill.pipelines.placement import Node, Placement, check_sees_its_gpus, place
-from maskmill.pipelines.plan import PlannedImage
-from maskmill.pipelines.retry import shard_sha256
-from maskmill.pipelines.schema import image_id
-from maskmill.pipelines.shards import committed_shards, shard_path
-from maskmill.pipelines.tasks import Job, ShardReceipt, ShardTask
+from maskmill.pipelines.format.plan import PlannedImage
+from maskmill.pipelines.format.run_record import write_run
+from maskmill.pipelines.format.schema import image_id
+from maskmill.pipelines.format.shards import committed_shards, shard_path
+from maskmill.pipelines.signals import orderly
+from maskmill.pipelines.workers.placement import Node, Placement, check_sees_its_gpus, place
+from maskmill.pipelines.workers.tasks import Job, ShardReceipt, ShardTask
+from maskmill.pipelines.writing.rejects import shard_sha256
 from tests.pipelines.corpora import make_record
 
 
@@ -89,19 +89,19 @@ def test_where_no_node_tells_how_large_it_is_the_command_has_to(overrides, nodes
 
 
 def test_a_ray_of_our_own_has_the_cpus_that_one_worker_asks_for(monkeypatch):
-    from maskmill.pipelines import cluster
+    from maskmill.pipelines.workers import ray_actors
 
     asked = {}
-    monkeypatch.setattr(cluster.ray, "init", lambda **options: asked.update(options))
-    monkeypatch.setattr(cluster, "usable_cpus", lambda: 2)
-    cluster._start(load_config(None, ["threads_per_worker=8"]))
+    monkeypatch.setattr(ray_actors.ray, "init", lambda **options: asked.update(options))
+    monkeypatch.setattr(ray_actors, "usable_cpus", lambda: 2)
+    ray_actors._start(load_config(None, ["threads_per_worker=8"]))
     assert asked["num_cpus"] == 8
-    cluster._start(load_config(None, ["threads_per_worker=1"]))
+    ray_actors._start(load_config(None, ["threads_per_worker=1"]))
     assert asked["num_cpus"] == 2
 
 
 def test_rays_client_is_refused():
-    from maskmill.pipelines.cluster import join
+    from maskmill.pipelines.workers.ray_actors import join
 
     with pytest.raises(
         UsageError, match=r"^--ray ray://127\.0\.0\.1:1: expected auto or HOST:PORT.*ray job submit"
@@ -111,7 +111,7 @@ def test_rays_client_is_refused():
 
 @pytest.mark.parametrize("address", ["127.0.0.1:1", "127.0.0.1:port", "no.such.host.invalid:6379"])
 def test_an_address_where_no_cluster_answers_is_wrong_use(address):
-    from maskmill.pipelines.cluster import join
+    from maskmill.pipelines.workers.ray_actors import join
 
     with pytest.raises(UsageError, match=f"^--ray {address}: expected a running Ray cluster's address"):
         join(address)
@@ -121,31 +121,31 @@ def test_an_address_where_no_cluster_answers_is_wrong_use(address):
     ("given", "named"), [(None, "RAY_ADDRESS 127.0.0.1:1"), ("127.0.0.1:2", "--ray 127.0.0.1:2")]
 )
 def test_an_address_that_does_not_answer_is_named_by_where_it_was_given(monkeypatch, given, named):
-    from maskmill.pipelines import cluster
+    from maskmill.pipelines.workers import ray_actors
 
-    monkeypatch.setattr(cluster.ray, "is_initialized", lambda: False)
-    monkeypatch.setattr(cluster.ray, "shutdown", lambda: None)
+    monkeypatch.setattr(ray_actors.ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray_actors.ray, "shutdown", lambda: None)
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
-    with pytest.raises(UsageError, match=f"^{named}: "), cluster.connect(load_config(None, []), given):
+    with pytest.raises(UsageError, match=f"^{named}: "), ray_actors.connect(load_config(None, []), given):
         pass
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_while_ray_starts_is_an_interruption_and_its_handler_comes_back(monkeypatch, number):
-    from maskmill.pipelines import cluster
+    from maskmill.pipelines.workers import ray_actors
 
     def init(**_options):  # Ray's own handler of SIGTERM is in place before it is ready
         signal.signal(signal.SIGTERM, lambda number, _frame: sys.exit(number))
         signal.raise_signal(number)
 
     ended = []
-    monkeypatch.setattr(cluster.ray, "is_initialized", lambda: False)
-    monkeypatch.setattr(cluster.ray, "init", init)
-    monkeypatch.setattr(cluster.ray, "shutdown", lambda: ended.append(signal.getsignal(signal.SIGTERM)))
+    monkeypatch.setattr(ray_actors.ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray_actors.ray, "init", init)
+    monkeypatch.setattr(ray_actors.ray, "shutdown", lambda: ended.append(signal.getsignal(signal.SIGTERM)))
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     with orderly():
         mine = signal.getsignal(signal.SIGTERM)
-        with pytest.raises(KeyboardInterrupt), cluster.connect(load_config(None, []), None):
+        with pytest.raises(KeyboardInterrupt), ray_actors.connect(load_config(None, []), None):
             pass
     assert ended == [mine], "a second signal, while Ray is being ended, is maskmill's"
 
@@ -175,8 +175,8 @@ def tasks_of(photos, shards):
 
 
 def dispatch(job, tasks, worker=None, workers=2):
-    from maskmill.pipelines.cluster import RayCrew, ShardWorker
-    from maskmill.pipelines.dispatch import Dispatcher
+    from maskmill.pipelines.workers.dispatcher import Dispatcher
+    from maskmill.pipelines.workers.ray_actors import RayCrew, ShardWorker
 
     crew = RayCrew(job, Placement(workers, 1, 0.0), worker or ShardWorker)
     dispatcher = Dispatcher(job, range(len(tasks)), tasks.__getitem__, crew, workers)
@@ -188,7 +188,7 @@ def quick_worker():
 
     Made in a function, like the workers that misbehave, so that it travels to its process by value.
     """
-    from maskmill.pipelines.cluster import ShardWorker
+    from maskmill.pipelines.workers.ray_actors import ShardWorker
 
     class FindsNothing:
         def generate_batch(self, images):
@@ -223,7 +223,7 @@ def test_a_process_that_sees_its_own_gpus_is_well(given, visible):
 
 
 def test_a_worker_that_sees_a_gpu_it_was_not_given_ends_the_run(job, photos):
-    from maskmill.pipelines.cluster import ShardWorker
+    from maskmill.pipelines.workers.ray_actors import ShardWorker
 
     class Greedy(ShardWorker):
         def __init__(self, job, gpus):
@@ -240,12 +240,12 @@ def test_workers_are_pinned_to_logical_gpus(share, expected):
     """In a process of its own: Ray tells them apart, and each sees its own alone."""
     script = f"""
 import json, ray
-from maskmill.pipelines.cluster import RayCrew
-from maskmill.pipelines.config import load_config
-from maskmill.pipelines.placement import Placement, check_sees_its_gpus
-from maskmill.pipelines.tasks import Job
+from maskmill.pipelines.workers.ray_actors import RayCrew
+from maskmill.pipelines.config.run import load_config
+from maskmill.pipelines.workers.placement import Placement, check_sees_its_gpus
+from maskmill.pipelines.workers.tasks import Job
 ray.init(address="local", num_cpus=4, num_gpus=2, include_dashboard=False, log_to_driver=False)
-from maskmill.pipelines.cluster import ShardWorker
+from maskmill.pipelines.workers.ray_actors import ShardWorker
 import os
 class Told(ShardWorker):
     def stats(self):
@@ -262,7 +262,7 @@ print(json.dumps(sorted(sum((crew.answer(crew.call(worker, "stats")) for worker 
 
 
 def test_a_bug_ends_the_run_with_the_workers_traceback(job, photos):
-    from maskmill.pipelines.cluster import ShardWorker
+    from maskmill.pipelines.workers.ray_actors import ShardWorker
 
     class Buggy(ShardWorker):
         def load(self):
@@ -274,7 +274,7 @@ def test_a_bug_ends_the_run_with_the_workers_traceback(job, photos):
 
 
 def test_wrong_use_found_by_a_worker_stays_wrong_use(job, photos):
-    from maskmill.pipelines.cluster import ShardWorker
+    from maskmill.pipelines.workers.ray_actors import ShardWorker
 
     class Misled(ShardWorker):
         def load(self):
@@ -285,7 +285,7 @@ def test_wrong_use_found_by_a_worker_stays_wrong_use(job, photos):
 
 
 def test_workers_that_die_while_starting_end_the_run_as_incomplete(job, photos):
-    from maskmill.pipelines.cluster import ShardWorker
+    from maskmill.pipelines.workers.ray_actors import ShardWorker
 
     class Stillborn(ShardWorker):
         def load(self):
@@ -296,7 +296,7 @@ def test_workers_that_die_while_starting_end_the_run_as_incomplete(job, photos):
 
 
 def test_workers_without_memory_for_the_weights_end_the_run_as_incomplete(job, photos):
-    from maskmill.pipelines.cluster import ShardWorker
+    from maskmill.pipelines.workers.ray_actors import ShardWorker
 
     class Cramped(ShardWorker):
         def load(self):
@@ -307,7 +307,7 @@ def test_workers_without_memory_for_the_weights_end_the_run_as_incomplete(job, p
 
 
 def test_a_cpu_worker_sees_no_gpu(job, photos):
-    from maskmill.pipelines.cluster import ShardWorker
+    from maskmill.pipelines.workers.ray_actors import ShardWorker
 
     class Seeing(ShardWorker):
         def load(self):
@@ -319,8 +319,8 @@ def test_a_cpu_worker_sees_no_gpu(job, photos):
 
 
 def test_a_worker_keeps_to_its_threads_and_to_its_part_of_the_memory(job, photos):
-    from maskmill.pipelines import resources
-    from maskmill.pipelines.cluster import ShardWorker
+    from maskmill.pipelines.workers import memory
+    from maskmill.pipelines.workers.ray_actors import ShardWorker
 
     class Counting(ShardWorker):
         def load(self):
@@ -338,7 +338,7 @@ def test_a_worker_keeps_to_its_threads_and_to_its_part_of_the_memory(job, photos
 
     class Cramped(ShardWorker):
         def load(self):
-            resources.memory_of_machine = lambda: (2**30, 2**30)
+            memory.memory_of_machine = lambda: (2**30, 2**30)
             super().load()
 
     with pytest.raises(UsageError, match=r"3 worker\(s\) on this machine: .* there is 0\.33 GiB for each"):
@@ -414,8 +414,8 @@ def test_refused_images_are_run_again_on_ray_too(job, photos, tmp_path):
 
 def interrupted(job, tasks, worker, begun):
     """Run until an interruption that comes when the file `begun` is there; the seconds from then on."""
-    from maskmill.pipelines.cluster import RayCrew
-    from maskmill.pipelines.dispatch import Dispatcher
+    from maskmill.pipelines.workers.dispatcher import Dispatcher
+    from maskmill.pipelines.workers.ray_actors import RayCrew
 
     crew = RayCrew(job, Placement(1, 1, 0.0), worker)
     sent = []

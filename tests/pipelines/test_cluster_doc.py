@@ -74,14 +74,14 @@ def test_each_link_and_each_file_is_there():
 @pytest.mark.parametrize(
     ("message", "module"),
     [
-        ("expected a running Ray cluster's address", "pipelines/cluster.py"),
-        ("something answers there", "pipelines/cluster.py"),
-        ("no node has room for a worker of", "pipelines/cluster.py"),
-        ("expected cpu or auto, got cuda, and torch finds no GPU", "pipelines/worker.py"),
-        ("is not this run's corpus there", "pipelines/worker.py"),
-        ("expected the run's weights of", "pipelines/worker.py"),
-        ("no weights for", "model/checkpoint.py"),
-        ("another run is at work on it", "pipelines/lease.py"),
+        ("expected a running Ray cluster's address", "pipelines/workers/ray_actors.py"),
+        ("something answers there", "pipelines/workers/ray_actors.py"),
+        ("no node has room for a worker of", "pipelines/workers/ray_actors.py"),
+        ("expected cpu or auto, got cuda, and torch finds no GPU", "pipelines/workers/shard.py"),
+        ("is not this run's corpus there", "pipelines/workers/shard.py"),
+        ("expected the run's weights of", "pipelines/workers/shard.py"),
+        ("no weights for", "model/checkpoints/loading.py"),
+        ("another run is at work on it", "pipelines/storage/lease.py"),
     ],
 )
 def test_a_message_that_is_explained_is_one_that_is_given(message, module):

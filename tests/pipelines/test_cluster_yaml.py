@@ -3,7 +3,6 @@
 import re
 import shlex
 import subprocess
-import tomllib
 from pathlib import Path
 
 import botocore.session
@@ -13,7 +12,8 @@ from botocore.validate import ParamValidator
 from ray.autoscaler._private.util import prepare_config, validate_config
 from ray.scripts.scripts import start
 
-from maskmill.model.zoo import CHECKPOINTS
+import maskmill
+from maskmill.model.checkpoints.zoo import CHECKPOINTS
 from tests.pipelines.command_lines import check_maskmill, commands_in
 
 ROOT = Path(__file__).parents[2]
@@ -153,7 +153,7 @@ def test_a_job_that_is_stopped_has_more_than_the_grace_to_end_in_good_order(conf
 
 
 def test_the_wheel_that_is_mounted_is_of_this_version(config, path):
-    version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    version = maskmill.__version__
     assert config["file_mounts"] == {"~/maskmill": f"dist/{version}"}
     made = f"pip wheel --no-deps --wheel-dir dist/{version} . && cp constraints.txt dist/{version}/"
     for where in (path, ROOT / "docs" / "cluster.md", ROOT / "examples" / "Dockerfile"):

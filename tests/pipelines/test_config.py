@@ -8,10 +8,10 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from maskmill.model.config import MODELS
-from maskmill.pipelines.config import ModelConfig, RunConfig, decides_rows, digest, digest_of, load_config
+from maskmill.pipelines.config.loading import find_config, to_yaml
+from maskmill.pipelines.config.run import ModelConfig, RunConfig, decides_rows, digest, digest_of, load_config
 from maskmill.pipelines.errors import ConfigError
-from maskmill.pipelines.sealed import canonical, sha256_hex
-from maskmill.pipelines.settings import find_config, to_yaml
+from maskmill.pipelines.storage.json_files import canonical, sha256_hex
 
 SHIPPED = ("nano", "mobile_sam", "sam_vit_h", "sa1b")
 

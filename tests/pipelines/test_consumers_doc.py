@@ -13,7 +13,7 @@ import torch
 from pycocotools.coco import COCO
 
 from maskmill.pipelines.cli import main
-from maskmill.pipelines.corpus import Corpus
+from maskmill.pipelines.corpus.reader import Corpus
 from tests.pipelines.corpora import make_corpus, make_photos
 
 TEXT = (Path(__file__).parents[2] / "docs" / "consumers.md").read_text(encoding="utf-8")

@@ -10,9 +10,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from maskmill.pipelines.corpus import Corpus
+from maskmill.pipelines.corpus.reader import Corpus
 from maskmill.pipelines.errors import CorpusError
-from maskmill.pipelines.schema import ROW_SCHEMA
+from maskmill.pipelines.format.schema import ROW_SCHEMA
 from tests.pipelines.corpora import draw_masks, fill_shard, make_corpus, make_photos, open_corpus
 
 
@@ -152,7 +152,7 @@ def test_a_shard_with_other_columns(tmp_path):
 def test_reading_is_light(corpus):
     """Rows and masks without torch, Ray, pandas, OpenCV or Pillow, in a fresh process."""
     script = (
-        "import sys; from maskmill.pipelines.corpus import Corpus\n"
+        "import sys; from maskmill.pipelines.corpus.reader import Corpus\n"
         "corpus = Corpus(sys.argv[1]); [corpus.masks(row) for row in corpus.rows('ok')]\n"
         "print(sorted({'torch', 'ray', 'pandas', 'cv2', 'PIL', 'pydantic'} & set(sys.modules)))"
     )

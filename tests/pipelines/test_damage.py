@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from maskmill.pipelines import manifest, recorded
 from maskmill.pipelines.cli import main
 from maskmill.pipelines.errors import CorpusError
-from maskmill.pipelines.shards import shard_path
-from maskmill.pipelines.verify import UNFINISHED, verify
+from maskmill.pipelines.format import manifest, run_record
+from maskmill.pipelines.format.shards import shard_path
+from maskmill.pipelines.verification.corpus import UNFINISHED, verify
 from tests.pipelines.corpora import fill_shard, make_corpus, make_photos, open_corpus
 from tests.pipelines.damage import KINDS, PLAN, edit_score, masks, rewrite
 
@@ -53,7 +53,7 @@ def close(run) -> None:
     """What a run does with a corpus that is open: the shards that are left, then `corpus.json`."""
     for shard in run.todo():
         fill_shard(run, shard)
-    manifest.finish_corpus(run.out, run.plan.shards)
+    run_record.finish_corpus(run.out, run.plan.shards)
 
 
 def damaged(
@@ -158,15 +158,15 @@ def test_damage_done_after_the_corpus_was_opened_again_does_not_close_either(mor
 def test_a_shard_that_will_be_changed_is_held_against_its_record_first(corpus):
     """Its other rows are copied: were it struck from the record unseen, damage would be copied with them."""
     summary = (corpus / "corpus.json").read_bytes()
-    recorded.reopen(corpus, [1])
-    kept = recorded.recorded(corpus)
+    manifest.reopen(corpus, [1])
+    kept = manifest.recorded(corpus)
     assert set(kept) == {entry["path"] for entry in json.loads(summary)["files"]} - {SHARD_1}
     (corpus / "corpus.before.json").unlink()
 
     (corpus / "corpus.json").write_bytes(summary)
     rewrite(corpus / SHARD_1, lambda rows: rows[0]["annotations"][0].update(predicted_iou=0.5))
     with pytest.raises(CorpusError, match=f"{SHARD_1} is damaged"):
-        recorded.reopen(corpus, [1])
+        manifest.reopen(corpus, [1])
     assert (corpus / "corpus.json").read_bytes() == summary
     assert not (corpus / "corpus.before.json").exists()
 
@@ -175,7 +175,7 @@ def test_finishing_over_a_closed_corpus_is_refused_where_a_file_differs(corpus):
     before = (corpus / "corpus.json").read_bytes()
     damage_score(corpus, random.Random(3))
     with pytest.raises(CorpusError, match="is damaged"):
-        manifest.finish_corpus(corpus, range(4))
+        run_record.finish_corpus(corpus, range(4))
     assert (corpus / "corpus.json").read_bytes() == before
 
 

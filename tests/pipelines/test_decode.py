@@ -17,10 +17,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from maskmill.pipelines.decode import decode_image
+from maskmill.pipelines.decoding.image import decode_image
 from maskmill.pipelines.errors import InputRejected
-from maskmill.pipelines.places import uri_of
-from maskmill.pipelines.reader import read_input
+from maskmill.pipelines.inputs.reader import read_input
+from maskmill.pipelines.storage.paths import uri_of
 
 LIMIT = 10**6
 
@@ -212,7 +212,7 @@ def test_absurd_headers_allocate_nothing(data):
     """Decoded in a process that may take 2 GiB in all, under a limit far above Pillow's own."""
     script = (
         "import resource, sys; resource.setrlimit(resource.RLIMIT_AS, (2 << 30, 2 << 30))\n"
-        "from maskmill.pipelines.decode import decode_image\n"
+        "from maskmill.pipelines.decoding.image import decode_image\n"
         "from maskmill.pipelines.errors import InputRejected\n"
         "try: decode_image(sys.stdin.buffer.read(), 500_000_000)\n"
         "except InputRejected as error: print(error.error_class)"
@@ -414,7 +414,7 @@ def test_orientation(tag, kind):
 @pytest.mark.parametrize("tag", STORED)
 def test_orientation_of_photographs_in_bands(tag, monkeypatch):
     """A JPEG of blocks, decoded in bands of five rows."""
-    monkeypatch.setattr("maskmill.pipelines.decode._BAND_PIXELS", 5 * 48)
+    monkeypatch.setattr("maskmill.pipelines.decoding.image._BAND_PIXELS", 5 * 48)
     exif = Image.Exif()
     exif[0x0112] = tag
     stored = np.kron(np.array(STORED[tag], np.uint8) * 40, np.ones((16, 16), np.uint8))

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from maskmill.pipelines.decode import decode_image
+from maskmill.pipelines.decoding.deflate import check_inflate
+from maskmill.pipelines.decoding.image import decode_image
 from maskmill.pipelines.errors import InputRejected
-from maskmill.pipelines.inflate import check_inflate
 from tests.pipelines.image_files import (
     encoded,
     gif,
@@ -130,7 +130,7 @@ BOMBS = bombs()
 SCRIPT = """
 import json, pathlib, resource, sys, time
 resource.setrlimit(resource.RLIMIT_AS, (int(sys.argv[2]), int(sys.argv[2])))
-from maskmill.pipelines.decode import decode_image
+from maskmill.pipelines.decoding.image import decode_image
 from maskmill.pipelines.errors import InputRejected
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 for path in sorted(pathlib.Path(sys.argv[1]).iterdir()):

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from maskmill.pipelines.decode import decode_image
+from maskmill.pipelines.decoding.image import decode_image
 from maskmill.pipelines.errors import InputRejected
 from tests.pipelines.image_files import (
     PNG_SIGNATURE,

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import tifffile
 
-from maskmill.pipelines.decode import decode_image
+from maskmill.pipelines.decoding.image import decode_image
+from maskmill.pipelines.decoding.tiff import orientation
 from maskmill.pipelines.errors import InputRejected
-from maskmill.pipelines.tiff import orientation
 from tests.pipelines.image_files import smooth, tiff
 
 LIMIT = 10**6

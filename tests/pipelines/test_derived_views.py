@@ -17,14 +17,14 @@ from PIL import Image
 
 from maskmill.engine import GeneratorConfig, MaskGenerator
 from maskmill.model import load_sam
-from maskmill.pipelines import manifest
-from maskmill.pipelines.config import RunConfig
-from maskmill.pipelines.corpus import Corpus
-from maskmill.pipelines.decode import DecodedImage
-from maskmill.pipelines.plan import PlannedImage, write_part
-from maskmill.pipelines.schema import PLAN_SCHEMA, image_id, row_from_result, table_from_rows
-from maskmill.pipelines.shards import commit_table, shard_metadata
-from maskmill.pipelines.views import View, ViewWarning
+from maskmill.pipelines.config.run import RunConfig
+from maskmill.pipelines.corpus.reader import Corpus
+from maskmill.pipelines.corpus.views import View, ViewWarning
+from maskmill.pipelines.decoding.image import DecodedImage
+from maskmill.pipelines.format import run_record
+from maskmill.pipelines.format.plan import PlannedImage, write_part
+from maskmill.pipelines.format.schema import PLAN_SCHEMA, image_id, row_from_result, table_from_rows
+from maskmill.pipelines.format.shards import commit_table, shard_metadata
 from tests.pipelines.corpora import make_record
 
 LENIENT = {"points_per_side": 4, "pred_iou_thresh": 0.2, "stability_score_thresh": 0.3}
@@ -54,7 +54,7 @@ def corpus_of(folder, name, options):
     generated = MaskGenerator(nano(), run.generator).generate_batch([pixels_HW3])[0]
     out = folder / str(abs(hash((name, options))))
     record = make_record(config=run.model_dump(mode="json"))
-    manifest.write_run(out, record)
+    run_record.write_run(out, record)
     planned = PlannedImage(image_id(name), name, f"/photos/{name}", 0, 0)
     plan = [{"image_id": planned.image_id, "key": name, "uri": planned.uri, "shard": 0}]
     write_part(out, pa.Table.from_pylist(plan, schema=PLAN_SCHEMA), 0, 0, record.digest)

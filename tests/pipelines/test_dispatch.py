@@ -4,14 +4,14 @@ from collections import Counter
 
 import pytest
 
-from maskmill.pipelines import dispatch as dispatch_module
-from maskmill.pipelines.config import load_config
-from maskmill.pipelines.dispatch import Dispatcher, WorkerLost
+from maskmill.pipelines.config.run import load_config
 from maskmill.pipelines.errors import BreakerTripped, IncompleteRun
-from maskmill.pipelines.plan import PlannedImage
-from maskmill.pipelines.schema import image_id
-from maskmill.pipelines.tasks import Job, ShardFailure, ShardReceipt, ShardTask, Tally, WorkerPlace
-from maskmill.pipelines.watcher import Loss, Watcher
+from maskmill.pipelines.format.plan import PlannedImage
+from maskmill.pipelines.format.schema import image_id
+from maskmill.pipelines.workers import dispatcher as dispatch_module
+from maskmill.pipelines.workers.dispatcher import Dispatcher, WorkerLost
+from maskmill.pipelines.workers.events import Loss, Watcher
+from maskmill.pipelines.workers.tasks import Job, ShardFailure, ShardReceipt, ShardTask, Tally, WorkerPlace
 
 
 class Crew:

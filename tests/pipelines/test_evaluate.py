@@ -10,10 +10,10 @@ from pycocotools import mask as mask_utils
 
 from maskmill.model import load_sam
 from maskmill.pipelines.cli import main
-from maskmill.pipelines.evaluation.clicks import centre, correction
-from maskmill.pipelines.evaluation.evaluate import evaluate, score_image
-from maskmill.pipelines.evaluation.recall import automatic_scores
-from maskmill.pipelines.labelled.read import read_labelled
+from maskmill.pipelines.evaluation.automatic import automatic_scores
+from maskmill.pipelines.evaluation.click_points import centre, correction
+from maskmill.pipelines.evaluation.interactive import evaluate, score_image
+from maskmill.pipelines.labelled.load import read_labelled
 
 
 def square(left, top, side, size=200):

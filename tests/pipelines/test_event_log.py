@@ -11,14 +11,15 @@ import time
 import pyarrow.parquet as pq
 import pytest
 
-from maskmill.pipelines import patience, worker
 from maskmill.pipelines.cli import main
-from maskmill.pipelines.corpus import Corpus
+from maskmill.pipelines.corpus.reader import Corpus
 from maskmill.pipelines.errors import BreakerTripped, CorpusError, IncompleteRun
-from maskmill.pipelines.event_log import EventLog
-from maskmill.pipelines.shards import committed_shards, shard_path
-from maskmill.pipelines.tasks import ShardFailure, WorkerPlace
-from maskmill.pipelines.watcher import Loss
+from maskmill.pipelines.format.shards import committed_shards, shard_path
+from maskmill.pipelines.generation.event_log import EventLog
+from maskmill.pipelines.storage import retries
+from maskmill.pipelines.workers import shard
+from maskmill.pipelines.workers.events import Loss
+from maskmill.pipelines.workers.tasks import ShardFailure, WorkerPlace
 from tests.pipelines.commands import start, words
 
 
@@ -100,11 +101,11 @@ def test_however_a_run_ends_the_last_line_says_so(raised, expected):
 def test_what_a_module_warns_of_is_an_event_and_stays_on_standard_error():
     code = """
 import logging, sys
-from maskmill.pipelines.event_log import EventLog
+from maskmill.pipelines.generation.event_log import EventLog
 with EventLog(sys.stdout).of_a_run():
-    logging.getLogger("maskmill.pipelines.lease").warning("%s: cannot be renewed", "lease.json")
-    logging.getLogger("maskmill.pipelines.patience").info("trying again")
-logging.getLogger("pipelines").warning("after")
+    logging.getLogger("maskmill.pipelines.storage.lease").warning("%s: cannot be renewed", "lease.json")
+    logging.getLogger("maskmill.pipelines.storage.retries").info("trying again")
+logging.getLogger("maskmill").warning("after")
 """
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env, check=True)
@@ -176,8 +177,8 @@ def test_storage_that_fails_is_told_retry_by_retry_and_so_is_the_breaker(
     def fail(*_arguments):
         raise OSError("the disk is full")
 
-    monkeypatch.setattr(patience, "FIRST_PAUSE_SECONDS", 0.001)
-    monkeypatch.setattr(worker, "commit_table", fail)
+    monkeypatch.setattr(retries, "FIRST_PAUSE_SECONDS", 0.001)
+    monkeypatch.setattr(shard, "commit_table", fail)
     file = tmp_path / "events.jsonl"
     typed = words(photos, tmp_path / "corpus", tiny_settings, "--workers", "0", "--log-json", str(file))
     assert main(typed) == 4
@@ -188,7 +189,7 @@ def test_storage_that_fails_is_told_retry_by_retry_and_so_is_the_breaker(
         "finished",
     ]
     for event in of(events, "storage_retried"):
-        assert (event["read"], event["write"]) == (0, patience.COMMIT_ATTEMPTS - 1)
+        assert (event["read"], event["write"]) == (0, retries.COMMIT_ATTEMPTS - 1)
     assert {event["reason"] for event in of(events, "shard_failed")} == {"OSError: the disk is full"}
     assert "the corpus's storage failed for the last 3 shards" in of(events, "breaker_tripped")[0]["reason"]
     assert (events[-1]["outcome"], events[-1]["shards_failed"]) == ("stopped", 3)

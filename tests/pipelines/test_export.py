@@ -16,16 +16,16 @@ from pycocotools import mask as coco_masks
 from pycocotools.coco import COCO
 
 from maskmill.pipelines.cli import main
-from maskmill.pipelines.corpus import Corpus
-from maskmill.pipelines.decode import decode_image
-from maskmill.pipelines.export import Options, export
-from maskmill.pipelines.manifest import finish_corpus
-from maskmill.pipelines.pictures import label_png
-from maskmill.pipelines.plan import open_run
-from maskmill.pipelines.sa1b_import import import_sa1b
-from maskmill.pipelines.sources import list_inputs
-from maskmill.pipelines.verify import verify
-from maskmill.pipelines.views import View
+from maskmill.pipelines.corpus.reader import Corpus
+from maskmill.pipelines.corpus.views import View
+from maskmill.pipelines.decoding.image import decode_image
+from maskmill.pipelines.exchange.encode import label_png
+from maskmill.pipelines.exchange.export import Options, export
+from maskmill.pipelines.exchange.sa1b_import import import_sa1b
+from maskmill.pipelines.format.plan import open_run
+from maskmill.pipelines.format.run_record import finish_corpus
+from maskmill.pipelines.inputs.listing import list_inputs
+from maskmill.pipelines.verification.corpus import verify
 from tests.pipelines import stores
 from tests.pipelines.commands import start
 from tests.pipelines.corpora import fill_shard, make_corpus, make_photos, make_record, open_corpus
@@ -268,7 +268,7 @@ def test_a_coco_export_stopped_before_its_last_step_says_what_it_then_does(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr("maskmill.pipelines.export.coco.write_whole", killed)
+        patched.setattr("maskmill.pipelines.exchange.export.coco.write_whole", killed)
         assert run(corpus, tmp_path / "out", "coco") == 130
     assert (tmp_path / "out" / "parts").is_dir()
     capsys.readouterr()
@@ -418,7 +418,7 @@ def test_an_export_that_stopped_goes_on(imported, tmp_path, monkeypatch, form):
                 raise KeyboardInterrupt
             return label_png(*of_image)
 
-        patch.setattr("maskmill.pipelines.export.label_png", interrupted)
+        patch.setattr("maskmill.pipelines.exchange.export.label_png", interrupted)
         with pytest.raises(KeyboardInterrupt):
             export(imported, tmp_path / "stopped", options)
     stopped = set(files_of(tmp_path / "stopped"))
@@ -469,8 +469,8 @@ def test_an_interruption_says_how_to_go_on(monkeypatch, tmp_path, capsys, words)
     def interrupted(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("maskmill.pipelines.export.export", interrupted)
-    monkeypatch.setattr("maskmill.pipelines.sa1b_import.import_sa1b", interrupted)
+    monkeypatch.setattr("maskmill.pipelines.exchange.export.export", interrupted)
+    monkeypatch.setattr("maskmill.pipelines.exchange.sa1b_import.import_sa1b", interrupted)
     assert main([*words, "--out", "x"]) == 130
     assert f"stay{'s' if words[0] == 'export' else ''}, go on with: maskmill {' '.join(words)} --out x" in (
         capsys.readouterr().err

@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 
 from maskmill.pipelines.cli import main
-from maskmill.pipelines.coco import annotation_json, image_json
 from maskmill.pipelines.commands.exchange import export_corpus, import_corpus
-from maskmill.pipelines.export import IMAGES_PER_TAR
-from maskmill.pipelines.pictures import JPEG_QUALITY
-from maskmill.pipelines.sa1b import MAX_JSON_BYTES, entry_json
+from maskmill.pipelines.exchange.coco import annotation_json, image_json
+from maskmill.pipelines.exchange.encode import JPEG_QUALITY
+from maskmill.pipelines.exchange.export import IMAGES_PER_TAR
+from maskmill.pipelines.exchange.sa1b import MAX_JSON_BYTES, entry_json
 from tests.pipelines.command_lines import check_maskmill, commands_in
 from tests.pipelines.corpora import make_corpus, make_photos
 

@@ -11,23 +11,16 @@ import pytest
 from pycocotools import mask as coco
 
 from maskmill.engine.records import DROP_REASONS
-from maskmill.pipelines import (
-    containers,
-    decode,
-    jpeg,
-    manifest,
-    parquet_source,
-    reader,
-    sa1b,
-    sa1b_import,
-    tiff,
-)
-from maskmill.pipelines.corpus import Corpus
-from maskmill.pipelines.plan import PlannedImage, read_plan, write_part
-from maskmill.pipelines.schema import PLAN_SCHEMA, ROW_SCHEMA, image_id
-from maskmill.pipelines.shards import commit_table, shard_metadata
-from maskmill.pipelines.verify import verify
-from maskmill.pipelines.verify_rows import row_problems
+from maskmill.pipelines.corpus.reader import Corpus
+from maskmill.pipelines.decoding import containers, image, jpeg, tiff
+from maskmill.pipelines.exchange import sa1b, sa1b_import
+from maskmill.pipelines.format import run_record
+from maskmill.pipelines.format.plan import PlannedImage, read_plan, write_part
+from maskmill.pipelines.format.schema import PLAN_SCHEMA, ROW_SCHEMA, image_id
+from maskmill.pipelines.format.shards import commit_table, shard_metadata
+from maskmill.pipelines.inputs import parquet, reader
+from maskmill.pipelines.verification.corpus import verify
+from maskmill.pipelines.verification.rows import row_problems
 from tests.pipelines.corpora import make_record
 
 TEXT = (Path(__file__).parents[2] / "docs" / "format.md").read_text(encoding="utf-8")
@@ -59,12 +52,12 @@ def test_a_corpus_of_the_example(example, tmp_path):
     """One image in a real corpus, written by the parts that write corpora, verified and read back."""
     example["annotations"][0]["id"] = 1
     record = make_record()
-    manifest.write_run(tmp_path, record)
+    run_record.write_run(tmp_path, record)
     plan = pa.Table.from_pylist([{**example, "shard": 0}], schema=PLAN_SCHEMA)
     write_part(tmp_path, plan, 0, 0, record.digest)
     table = pa.Table.from_pylist([example], schema=ROW_SCHEMA)
     assert commit_table(tmp_path, 0, table, shard_metadata(record.digest, 0, {"encode": 0.5}))
-    manifest.finish_corpus(tmp_path, read_plan(tmp_path).shards)
+    run_record.finish_corpus(tmp_path, read_plan(tmp_path).shards)
     assert verify(tmp_path).problems == []
     assert list(Corpus(tmp_path)) == [example]
     assert pq.read_table(tmp_path / "shards").to_pylist() == [example]  # by any reader, the folder as it is
@@ -82,7 +75,7 @@ def test_the_tables_name_every_column_and_field(example):
 
 
 def test_the_rejections_are_those_that_the_code_makes():
-    modules = (containers, decode, jpeg, parquet_source, reader, sa1b, sa1b_import, tiff)
+    modules = (containers, image, jpeg, parquet, reader, sa1b, sa1b_import, tiff)
     source = "".join(Path(module.__file__).read_text(encoding="utf-8") for module in modules)
     made = set(re.findall(r'InputRejected\(\s*"\w+", "(\w+)"', source)) | {"WorkerDied"}
     documented = set(re.findall(r"^\| `(?:read|decode|generate)`.*?\| `(\w+)` \|", TEXT, re.MULTILINE))

@@ -19,20 +19,20 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from maskmill.engine import rle
+from maskmill.engine.codes import single
 from maskmill.engine.records import DROP_REASONS, GeneratedMasks, MaskRecord, Rle
 from maskmill.pipelines.cli import main
-from maskmill.pipelines.decode import decode_image
+from maskmill.pipelines.decoding.image import decode_image
 from maskmill.pipelines.errors import CorpusError, InputRejected, UsageError
-from maskmill.pipelines.gallery import write_gallery
-from maskmill.pipelines.gallery_files import mask_colour, sampled
-from maskmill.pipelines.manifest import finish_corpus
-from maskmill.pipelines.plan import open_run
-from maskmill.pipelines.reader import read_input
-from maskmill.pipelines.schema import ROW_SCHEMA, rejected_row, row_from_result, table_from_rows
-from maskmill.pipelines.shards import commit_table, shard_metadata, shard_path
-from maskmill.pipelines.sources import list_inputs
-from maskmill.pipelines.view import GalleryServer
+from maskmill.pipelines.format.plan import open_run
+from maskmill.pipelines.format.run_record import finish_corpus
+from maskmill.pipelines.format.schema import ROW_SCHEMA, rejected_row, row_from_result, table_from_rows
+from maskmill.pipelines.format.shards import commit_table, shard_metadata, shard_path
+from maskmill.pipelines.gallery.files import mask_colour, sampled
+from maskmill.pipelines.gallery.page import write_gallery
+from maskmill.pipelines.gallery.server import GalleryServer
+from maskmill.pipelines.inputs.listing import list_inputs
+from maskmill.pipelines.inputs.reader import read_input
 from tests.pipelines.browser import opened_browser
 from tests.pipelines.corpora import make_corpus, make_photos, make_record, open_corpus
 
@@ -85,7 +85,7 @@ def drawn(width: int, height: int, box: tuple[int, int, int, int]) -> MaskRecord
     mask_HW = np.zeros((height, width), bool)
     mask_HW[y : y + h, x : x + w] = True
     return MaskRecord(
-        segmentation=rle.encode(mask_HW),
+        segmentation=single.encode(mask_HW),
         area=w * h,
         bbox=(float(x), float(y), float(w), float(h)),
         predicted_iou=0.75 + 0.125 * (w * h < 100),
@@ -278,12 +278,12 @@ def test_masks_on_the_grid_of_the_picture_largest_first(page):
     small, big = side_file(page, "masks-000000.js"), side_file(page, "masks-000001.js")
     assert [mask[1:4] for mask in small["masks"]] == [[0.75, 0.969, 240], [0.875, 0.969, 36]]
     assert small["masks"][1][4] == [[7.0, 7.0]]
-    mask_HW = rle.decode(Rle((30, 40), small["masks"][1][5]))
+    mask_HW = single.decode(Rle((30, 40), small["masks"][1][5]))
     assert mask_HW[4:10, 4:10].all()
     assert mask_HW.sum() == 36
     assert (big["width"], big["height"], big["pixels"]) == (1024, 683, 1_500_000)
     assert big["scale"] == pytest.approx(BIG_SCALE, abs=1e-6)
-    half_HW, dot_HW = (rle.decode(Rle((683, 1024), mask[5])) for mask in big["masks"])
+    half_HW, dot_HW = (single.decode(Rle((683, 1024), mask[5])) for mask in big["masks"])
     assert half_HW[:, :512].all()
     assert not half_HW[:, 512:].any()
     ys, xs = np.nonzero(dot_HW)  # a single pixel of the photograph is not lost
@@ -296,8 +296,8 @@ def test_a_smaller_grid_has_what_lies_under_the_middles_of_its_cells():
         mask_HW = np.kron(rng.random((height, width)) < 0.5, np.ones((1, 1), bool))
         ys, xs = ((np.arange(n) + 0.5) * of / n for n, of in ((rows, height), (columns, width)))
         wanted_HW = mask_HW[np.floor(ys).astype(int)][:, np.floor(xs).astype(int)]
-        found = sampled(rle.decode_runs(rle.encode(mask_HW)), (rows, columns))
-        assert np.array_equal(rle.decode(rle.encode_runs(found)), wanted_HW)
+        found = sampled(single.decode_runs(single.encode(mask_HW)), (rows, columns))
+        assert np.array_equal(single.decode(single.encode_runs(found)), wanted_HW)
 
 
 def test_embedded_photographs_need_no_files(tmp_path):
@@ -327,7 +327,7 @@ def test_colours_are_stable_and_apart():
 
 def test_reading_a_corpus_for_a_page_loads_neither_torch_nor_ray():
     code = (
-        "import sys, maskmill.pipelines.gallery, maskmill.pipelines.view; "
+        "import sys, maskmill.pipelines.gallery.page, maskmill.pipelines.gallery.server; "
         "assert not {'torch', 'ray'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -13,12 +13,14 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from maskmill.pipelines import generate, patience, plan, storage
 from maskmill.pipelines.cli import main
-from maskmill.pipelines.corpus import Corpus
-from maskmill.pipelines.lease import held
-from maskmill.pipelines.plan import read_plan
-from maskmill.pipelines.shards import committed_shards, shard_path
+from maskmill.pipelines.corpus.reader import Corpus
+from maskmill.pipelines.format import plan
+from maskmill.pipelines.format.plan import read_plan
+from maskmill.pipelines.format.shards import committed_shards, shard_path
+from maskmill.pipelines.generation import generate
+from maskmill.pipelines.storage import atomic, retries
+from maskmill.pipelines.storage.lease import held
 from tests.pipelines.commands import start, wait_for_a_shard, words
 
 
@@ -70,7 +72,7 @@ def test_storage_that_fails_is_one_line_that_names_the_folder(
     def fail(*_arguments):
         raise OSError(number, os.strerror(number))
 
-    monkeypatch.setattr(patience, "FIRST_PAUSE_SECONDS", 0.001)
+    monkeypatch.setattr(retries, "FIRST_PAUSE_SECONDS", 0.001)
     monkeypatch.setattr(Path if call == "replace" else os, call, fail)
     out = tmp_path / "corpus"
     typed = words(photos / "coffee", out, [*tiny_settings, "shard_size=3"], "--workers", "0")
@@ -170,7 +172,7 @@ def test_a_plan_that_the_storage_does_not_give_is_tried_again_and_then_ends_the_
                 raise OSError(errno.EIO, "Input/output error")
         return read(file, group, columns, **options)
 
-    monkeypatch.setattr(patience, "FIRST_PAUSE_SECONDS", 0.001)
+    monkeypatch.setattr(retries, "FIRST_PAUSE_SECONDS", 0.001)
     out = tmp_path / "corpus"
     typed = words(photos / "coffee", out, tiny_settings, "--workers", "0")
     with monkeypatch.context() as broken:
@@ -202,7 +204,7 @@ def begun(photos, tiny_settings, tmp_path):
 )
 @pytest.mark.parametrize(
     ("owner", "name"),
-    [(Path, "read_bytes"), (storage, "link"), (pq.ParquetFile, "read_row_group"), (plan, "committed_shards")],
+    [(Path, "read_bytes"), (atomic, "link"), (pq.ParquetFile, "read_row_group"), (plan, "committed_shards")],
     ids=["run.json", "lease", "plan", "shards"],
 )
 def test_a_storage_that_fails_while_a_corpus_is_opened_again(
@@ -217,7 +219,7 @@ def test_a_storage_that_fails_while_a_corpus_is_opened_again(
             raise OSError(number, os.strerror(number))
         return really(*arguments, **options)
 
-    monkeypatch.setattr(patience, "FIRST_PAUSE_SECONDS", 0.001)
+    monkeypatch.setattr(retries, "FIRST_PAUSE_SECONDS", 0.001)
     with monkeypatch.context() as broken:
         broken.setattr(owner, name, fail)
         assert main(begun) == code
@@ -235,7 +237,7 @@ def test_a_place_that_fails_before_anything_is_there_is_not_waited_for(
         raise OSError(errno.EIO, "Input/output error")
 
     calls = []
-    monkeypatch.setattr(storage, "link", fail)
+    monkeypatch.setattr(atomic, "link", fail)
     assert main(words(photos / "coffee", tmp_path / "corpus", tiny_settings, "--workers", "0")) == 2
     assert len(calls) == 1
 
@@ -389,5 +391,5 @@ def test_kill_9_of_the_process_group_then_the_same_command(photos, slow, tmp_pat
     assert again.returncode == 0, errors
     assert f"{len(before)} of 12 shards are there" in said
     assert state_of(out).items() >= before.items()
-    assert not [path for path in (out / "shards").iterdir() if storage.is_temporary(path.name)]
+    assert not [path for path in (out / "shards").iterdir() if atomic.is_temporary(path.name)]
     assert main(["verify", str(out)]) == 0

@@ -8,18 +8,18 @@ import threading
 
 import pytest
 
-from maskmill.pipelines import patience, storage
 from maskmill.pipelines.cli import main
-from maskmill.pipelines.config import load_config
-from maskmill.pipelines.corpus import Corpus
+from maskmill.pipelines.config.run import load_config
+from maskmill.pipelines.corpus.reader import Corpus
 from maskmill.pipelines.errors import CorpusUnavailable, InputRejected, UsageError
-from maskmill.pipelines.manifest import finish_corpus, read_run
-from maskmill.pipelines.places import place, uri_of
-from maskmill.pipelines.reader import read_input
-from maskmill.pipelines.shards import committed_shards
-from maskmill.pipelines.sources import list_inputs
-from maskmill.pipelines.tasks import Job
-from maskmill.pipelines.worker import check_sees_corpus
+from maskmill.pipelines.format.run_record import finish_corpus, read_run
+from maskmill.pipelines.format.shards import committed_shards
+from maskmill.pipelines.inputs.listing import list_inputs
+from maskmill.pipelines.inputs.reader import read_input
+from maskmill.pipelines.storage import atomic, retries
+from maskmill.pipelines.storage.paths import place, uri_of
+from maskmill.pipelines.workers.shard import check_sees_corpus
+from maskmill.pipelines.workers.tasks import Job
 from tests.pipelines import stores
 from tests.pipelines.corpora import make_corpus, make_photos
 from tests.pipelines.stores import WHOLE, words
@@ -130,7 +130,7 @@ def test_a_refusal_in_mid_run_is_no_damage(
 ):
     """A permission that was lost, a token that has run out."""
     monkeypatch.setenv("MASKMILL_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(patience, "FIRST_PAUSE_SECONDS", 0.01)
+    monkeypatch.setattr(retries, "FIRST_PAUSE_SECONDS", 0.01)
     upload(gs, f"refused{code}/{name}", stores.packed(photos, tmp_path)[name])
     typed = words(f"gs://photos/refused{code}/{name}", tmp_path / "corpus", tiny_settings)
     refuse = lambda _number, _method, path: code if "alt=media" in path else None  # noqa: E731
@@ -151,7 +151,7 @@ def test_what_vanishes_in_mid_run_with_all_that_is_in_it_is_the_stores_fault(
 ):
     """A bucket, a tar file or a table."""
     monkeypatch.setenv("MASKMILL_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(patience, "FIRST_PAUSE_SECONDS", 0.01)
+    monkeypatch.setattr(retries, "FIRST_PAUSE_SECONDS", 0.01)
     bucket = gs.create_bucket(f"brief-{name[2:]}")
     content = stores.packed(photos, tmp_path)[name]
 
@@ -175,10 +175,10 @@ def test_what_vanishes_in_mid_run_with_all_that_is_in_it_is_the_stores_fault(
 # Committing
 
 
-@pytest.mark.parametrize("part_bytes", [storage.PART_BYTES, 1 << 20], ids=["one request", "parts"])
+@pytest.mark.parametrize("part_bytes", [atomic.PART_BYTES, 1 << 20], ids=["one request", "parts"])
 def test_the_first_writer_wins(gs, monkeypatch, part_bytes):
     """Both find the name free before either has put anything: only the condition can tell them apart."""
-    monkeypatch.setattr(storage, "PART_BYTES", part_bytes)
+    monkeypatch.setattr(atomic, "PART_BYTES", part_bytes)
     path, barrier, won = place(f"gs://corpora/race/{part_bytes}"), threading.Barrier(2), []
 
     def write(content):
@@ -186,7 +186,7 @@ def test_the_first_writer_wins(gs, monkeypatch, part_bytes):
             barrier.wait(60)
             file.write(content)
 
-        if storage.link(path, slowly):
+        if atomic.link(path, slowly):
             won.append(content)
 
     contents = (bytes(3 << 20), b"\r\n" * (3 << 19))
@@ -197,12 +197,12 @@ def test_the_first_writer_wins(gs, monkeypatch, part_bytes):
         thread.join()
     assert len(won) == 1
     assert gs.bucket("corpora").blob(f"race/{part_bytes}").download_as_bytes() == won[0]
-    assert storage.link(path, lambda file: file.write(b"three")) is False
+    assert atomic.link(path, lambda file: file.write(b"three")) is False
 
 
 def test_a_file_is_one_request(gs, asked, monkeypatch):
-    monkeypatch.setattr(storage, "PART_BYTES", 1 << 20)
-    assert storage.link(place("gs://corpora/one"), lambda file: file.write(bytes((1 << 20) - 1)))
+    monkeypatch.setattr(atomic, "PART_BYTES", 1 << 20)
+    assert atomic.link(place("gs://corpora/one"), lambda file: file.write(bytes((1 << 20) - 1)))
     (put,) = (one for one in asked if not one.startswith("GET"))
     assert put.startswith("POST /upload/")
     assert "uploadType=multipart" in put
@@ -217,9 +217,9 @@ def test_an_upload_in_parts_that_fails_is_thrown_away(gs, server, monkeypatch):
         return "403" if method in ("POST", "PUT") and "upload_id" in path else None
 
     monkeypatch.setattr(server, "fault", fault)
-    monkeypatch.setattr(storage, "PART_BYTES", 1 << 20)
+    monkeypatch.setattr(atomic, "PART_BYTES", 1 << 20)
     with pytest.raises(OSError, match="Forbidden"):
-        storage.link(place("gs://corpora/failed"), lambda file: file.write(bytes(3 << 20)))
+        atomic.link(place("gs://corpora/failed"), lambda file: file.write(bytes(3 << 20)))
     assert asked[-1].startswith("DELETE")
     assert "upload_id" in asked[-1]
     assert names(gs, "failed") == []
@@ -230,7 +230,7 @@ def test_a_writer_that_raises_leaves_no_object(gs):
         file.write(b"half")
         raise RuntimeError("bug")
 
-    for make in (storage.link, storage.replace):
+    for make in (atomic.link, atomic.replace):
         with pytest.raises(RuntimeError, match="bug"):
             make(place("gs://corpora/half/file"), write)
     assert names(gs, "half/") == []
@@ -241,7 +241,7 @@ def test_a_corpus_that_its_store_does_not_give_is_neither_damaged_nor_another_on
     gs, server, tmp_path, tiny_settings, monkeypatch, code
 ):
     """Neither `run.json` nor a shard, when a worker or a driver reads it."""
-    monkeypatch.setattr(patience, "FIRST_PAUSE_SECONDS", 0.01)
+    monkeypatch.setattr(retries, "FIRST_PAUSE_SECONDS", 0.01)
     made = make_corpus(make_photos(tmp_path / "photos"), tmp_path / "corpus")
     for path in made.rglob("*.*"):
         name = f"given/{path.relative_to(made).as_posix()}"

@@ -7,13 +7,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from maskmill.pipelines import patience
 from maskmill.pipelines.cli import main
-from maskmill.pipelines.corpus import Corpus
+from maskmill.pipelines.corpus.reader import Corpus
 from maskmill.pipelines.errors import InputRejected, UsageError
-from maskmill.pipelines.reader import read_input
-from maskmill.pipelines.shards import committed_shards
-from maskmill.pipelines.sources import list_inputs
+from maskmill.pipelines.format.shards import committed_shards
+from maskmill.pipelines.inputs.listing import list_inputs
+from maskmill.pipelines.inputs.reader import read_input
+from maskmill.pipelines.storage import retries
 from tests.pipelines import stores
 from tests.pipelines.hub import DATASET, hub
 from tests.pipelines.stores import words
@@ -31,7 +31,7 @@ def server(photos, tmp_path, monkeypatch):
     pq.write_table(pa.table({"image": [{"bytes": row, "path": None} for row in rows]}), table)
     files |= {"data/train.parquet": table.getvalue(), "README.md": b"x", ".gitattributes": b"x"}
     monkeypatch.setenv("MASKMILL_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(patience, "FIRST_PAUSE_SECONDS", 0.01)
+    monkeypatch.setattr(retries, "FIRST_PAUSE_SECONDS", 0.01)
     files |= {"odd/a b#1%.png": b"odd", "odd/empty.png": b"", "trip/list.txt": b"1.png\n"}
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     with hub(files) as server:

@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from maskmill.pipelines.cli import main
-from maskmill.pipelines.corpus import Corpus
+from maskmill.pipelines.corpus.reader import Corpus
 from maskmill.pipelines.errors import InputRejected, visible
 from tests.pipelines.corpora import make_corpus
 from tests.pipelines.image_files import encoded, smooth

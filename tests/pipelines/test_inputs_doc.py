@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from maskmill.pipelines import jpeg
-from maskmill.pipelines.containers import FORMATS
-from maskmill.pipelines.decode import decode_image
+from maskmill.pipelines.decoding import jpeg
+from maskmill.pipelines.decoding.containers import FORMATS
+from maskmill.pipelines.decoding.image import decode_image
 from maskmill.pipelines.errors import InputRejected
 from tests.pipelines.image_files import encoded, smooth
 

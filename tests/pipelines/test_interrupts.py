@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from maskmill.pipelines import storage
 from maskmill.pipelines.cli import main
-from maskmill.pipelines.interrupts import Interrupts, held_back, orderly
-from maskmill.pipelines.shards import committed_shards
+from maskmill.pipelines.format.shards import committed_shards
+from maskmill.pipelines.signals import Interrupts, held_back, orderly
+from maskmill.pipelines.storage import atomic
 from tests.pipelines import commands
 from tests.pipelines.commands import start, wait_for_a_shard
 
@@ -58,7 +58,7 @@ def test_without_a_command_around_it_nothing_is_noted():
 def test_the_second_signal_ends_the_process_at_once(block):
     code = f"""
 import contextlib, signal
-from maskmill.pipelines.interrupts import held_back, orderly
+from maskmill.pipelines.signals import held_back, orderly
 with orderly(lambda: "; go on"):
     with {block}:
         signal.raise_signal(signal.SIGINT)
@@ -77,8 +77,8 @@ def test_the_second_signal_shows_the_cursor_that_a_progress_bar_has_hidden():
     code = """
 import signal
 from rich.console import Console
-from maskmill.pipelines.interrupts import held_back, orderly
-from maskmill.pipelines.report import LiveLine
+from maskmill.pipelines.signals import held_back, orderly
+from maskmill.pipelines.writing.progress import LiveLine
 with orderly(), LiveLine(9, Console(stderr=True)), held_back():
     for _ in range(2):
         signal.raise_signal(signal.SIGINT)
@@ -112,7 +112,7 @@ def processes_with(mark):
 def assert_nothing_but_whole_files(out):
     assert not (out / "lease.json").exists()
     assert not (out / "corpus.json").exists()
-    assert not [path for path in out.rglob("*") if storage.is_temporary(path.name)]
+    assert not [path for path in out.rglob("*") if atomic.is_temporary(path.name)]
 
 
 def test_without_ray_it_is_refused_beside_another_and_sigint_prints_what_resumes(

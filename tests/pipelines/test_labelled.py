@@ -11,9 +11,9 @@ from PIL import Image
 from pycocotools import mask as mask_utils
 
 from maskmill.pipelines.cli import main
-from maskmill.pipelines.corpus import Corpus
+from maskmill.pipelines.corpus.reader import Corpus
 from maskmill.pipelines.errors import ConfigError, CorpusError
-from maskmill.pipelines.labelled.read import read_labelled
+from maskmill.pipelines.labelled.load import read_labelled
 from tests.pipelines.corpora import make_corpus, make_photos
 
 pytestmark = pytest.mark.usefixtures("one_thread")

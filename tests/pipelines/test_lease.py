@@ -15,11 +15,11 @@ from pathlib import Path
 
 import pytest
 
-from maskmill.pipelines import lease, storage
-from maskmill.pipelines.corpus import Corpus
+from maskmill.pipelines.corpus.reader import Corpus
 from maskmill.pipelines.errors import IncompleteRun, UsageError
-from maskmill.pipelines.lease import LEASE, SECONDS, held
-from maskmill.pipelines.verify import verify
+from maskmill.pipelines.storage import atomic, lease
+from maskmill.pipelines.storage.lease import LEASE, SECONDS, held
+from maskmill.pipelines.verification.corpus import verify
 from tests.pipelines.corpora import make_corpus, make_photos, open_corpus
 
 
@@ -147,7 +147,7 @@ def test_a_starter_whose_temporary_file_is_swept_away_is_told_who_was_faster(out
         monkeypatch.setattr(lease, "_write", write)
         write_lease(out, expires=moment(-1))
         threading.Timer(0.2, write_lease, (out,)).start()
-        assert storage.sweep(out) == 1
+        assert atomic.sweep(out) == 1
 
     monkeypatch.setattr(lease, "_write", swept)
     with pytest.raises(IncompleteRun, match="at work on it: elsewhere, process 7"), held(out, print):
@@ -160,7 +160,7 @@ def test_a_store_that_two_ask_at_once_names_the_one_that_was_faster(out, sleeper
         monkeypatch.undo()
         raise OSError(errno.EBUSY, "another writer is at it")
 
-    monkeypatch.setattr(storage, "link", busy)
+    monkeypatch.setattr(atomic, "link", busy)
     with pytest.raises(IncompleteRun, match=f"process {sleeper.pid}"), held(out, print):
         pass
 
@@ -291,7 +291,7 @@ RACER = """
 import sys, time
 from pathlib import Path
 from maskmill.pipelines.errors import IncompleteRun
-from maskmill.pipelines.lease import held
+from maskmill.pipelines.storage.lease import held
 out, begin = Path(sys.argv[1]), float(sys.argv[2])
 time.sleep(max(0, begin - time.time()))
 try:

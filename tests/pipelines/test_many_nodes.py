@@ -11,8 +11,8 @@ import pytest
 from ray.cluster_utils import Cluster
 
 from maskmill.pipelines.cli import main
-from maskmill.pipelines.corpus import Corpus
-from maskmill.pipelines.shards import committed_shards, shard_path
+from maskmill.pipelines.corpus.reader import Corpus
+from maskmill.pipelines.format.shards import committed_shards, shard_path
 
 pytestmark = pytest.mark.slow
 

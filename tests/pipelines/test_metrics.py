@@ -14,10 +14,10 @@ from pathlib import Path
 
 import pytest
 
-from maskmill.pipelines.corpus import Corpus
-from maskmill.pipelines.metrics import EXPORTED, METRICS, RUN_CHARACTERS, Metrics
-from maskmill.pipelines.tasks import ShardFailure, ShardReceipt, Tally, WorkerPlace
-from maskmill.pipelines.watcher import Loss
+from maskmill.pipelines.corpus.reader import Corpus
+from maskmill.pipelines.workers.events import Loss
+from maskmill.pipelines.workers.metrics import EXPORTED, METRICS, RUN_CHARACTERS, Metrics
+from maskmill.pipelines.workers.tasks import ShardFailure, ShardReceipt, Tally, WorkerPlace
 from tests.pipelines.commands import start, words
 
 DASHBOARD = Path(__file__).parents[2] / "examples" / "grafana" / "maskmill.json"
@@ -88,7 +88,7 @@ def test_deaths_by_phase_and_the_load(written):
 
 
 def test_what_goes_on_side_by_side_is_busy_once_and_a_pause_is_not():
-    from maskmill.pipelines.cluster import _Busy
+    from maskmill.pipelines.workers.ray_actors import _Busy
 
     told, both = [], threading.Barrier(2)
 
@@ -162,10 +162,10 @@ def test_the_dashboard_can_be_imported_anywhere(dashboard):
 
 RUN = """
 import json, sys, time, urllib.request
-import maskmill.pipelines.cluster
+import maskmill.pipelines.workers.ray_actors
 import ray
-from maskmill.pipelines.config import load_config
-from maskmill.pipelines.generate import generate
+from maskmill.pipelines.config.run import load_config
+from maskmill.pipelines.generation.generate import generate
 from pathlib import Path
 
 photos, out, port, *settings = sys.argv[1:]

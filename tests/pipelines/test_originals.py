@@ -8,10 +8,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from maskmill.pipelines.corpus import Corpus
+from maskmill.pipelines.corpus.images import original
+from maskmill.pipelines.corpus.reader import Corpus
 from maskmill.pipelines.errors import CorpusError, CorpusUnavailable
-from maskmill.pipelines.originals import original
-from maskmill.pipelines.sources import list_inputs
+from maskmill.pipelines.inputs.listing import list_inputs
 from tests.pipelines.corpora import make_corpus, make_photos
 
 DATA = b"any bytes do"

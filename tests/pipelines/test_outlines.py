@@ -8,9 +8,9 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from pycocotools import mask as coco
 
-from maskmill.engine import rle
-from maskmill.pipelines.outlines import polygons
-from maskmill.pipelines.views import cutout
+from maskmill.engine.codes import single
+from maskmill.pipelines.corpus.views import cutout
+from maskmill.pipelines.exchange.polygons import polygons
 
 masks = (
     st.tuples(st.integers(1, 17), st.integers(1, 17)).flatmap(lambda size: arrays(np.bool_, size))
@@ -25,7 +25,7 @@ def drawn(found, size):
 
 def outlines(mask_HW):
     """The polygons of a mask, by way of its code."""
-    code = rle.encode(mask_HW)
+    code = single.encode(mask_HW)
     annotation = {"segmentation": {"size": list(code.size), "counts": code.counts}}
     row = {"key": "a", "height": code.size[0], "width": code.size[1], "annotations": [annotation]}
     return polygons(cutout(row, 0))

@@ -17,11 +17,11 @@ import torch
 from pycocotools import mask as mask_utils
 
 from maskmill.model import Sam, load_sam
-from maskmill.model.checkpoint import save_sam
+from maskmill.model.checkpoints.loading import save_sam
 from maskmill.model.config import SamConfig
-from maskmill.model.initialise import initialise
-from maskmill.pipelines.evaluation.evaluate import evaluate
-from maskmill.pipelines.labelled.read import LabelledImage, read_labelled
+from maskmill.model.training.initialisation import initialise
+from maskmill.pipelines.evaluation.interactive import evaluate
+from maskmill.pipelines.labelled.load import LabelledImage, read_labelled
 from maskmill.pipelines.training.config import StageConfig, TrainConfig
 from maskmill.pipelines.training.train import train
 

@@ -11,13 +11,14 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from maskmill.pipelines import manifest, storage
-from maskmill.pipelines import plan as plan_module
 from maskmill.pipelines.errors import CorpusError, UsageError
-from maskmill.pipelines.plan import make_plan, open_run, part_path, read_plan, refuse_collisions
-from maskmill.pipelines.schema import PLAN_SCHEMA, image_id
-from maskmill.pipelines.sources import INPUT_SCHEMA
-from maskmill.pipelines.verify import verify
+from maskmill.pipelines.format import plan as plan_module
+from maskmill.pipelines.format import run_record
+from maskmill.pipelines.format.plan import make_plan, open_run, part_path, read_plan, refuse_collisions
+from maskmill.pipelines.format.schema import PLAN_SCHEMA, image_id
+from maskmill.pipelines.inputs.listing import INPUT_SCHEMA
+from maskmill.pipelines.storage import atomic
+from maskmill.pipelines.verification.corpus import verify
 from tests.pipelines.corpora import SHARD_SIZE, fill_shard, make_corpus, make_photos, make_record, open_corpus
 
 
@@ -220,7 +221,7 @@ KILLED = textwrap.dedent(
     """
     import os, signal, sys
     from pathlib import Path
-    from maskmill.pipelines.manifest import finish_corpus
+    from maskmill.pipelines.format.run_record import finish_corpus
     from tests.pipelines.corpora import fill_shard, open_corpus
 
     photos, mode, moments = Path(sys.argv[1]), sys.argv[2], sys.argv[3:]
@@ -270,7 +271,7 @@ def test_killed_at_any_moment_the_same_command_finishes(tmp_path, mode, moments)
         run = open_corpus(photos, out, mode)
         for shard in run.todo():
             fill_shard(run, shard)
-        manifest.finish_corpus(out, run.plan.shards)
+        run_record.finish_corpus(out, run.plan.shards)
         assert verify(out).ok
         assert content(out) == expected
         assert all(expected[name] == data for name, data in kept.items() if name.startswith("shards/shard"))
@@ -289,7 +290,7 @@ def test_a_shard_of_another_run_does_not_close_the_corpus(differs, tmp_path):
         (mine / name).unlink()
     (other / "shards/shard-000001.parquet").rename(mine / "shards/shard-000001.parquet")
     with pytest.raises(CorpusError, match=r"shard-000001\.parquet: made by another run; remove it"):
-        manifest.finish_corpus(mine, range(2))
+        run_record.finish_corpus(mine, range(2))
     assert not (mine / "corpus.json").exists()
 
 
@@ -320,7 +321,7 @@ def test_extending(tmp_path):
         assert pa.concat_tables(again.plan.tables()).equals(planned)
     for shard in run.todo():
         fill_shard(run, shard)
-    manifest.finish_corpus(out, run.plan.shards)
+    run_record.finish_corpus(out, run.plan.shards)
     assert verify(out).ok
     after = content(out)
     assert all(after[name] == before[name] for name in before if name != "corpus.json")
@@ -389,7 +390,7 @@ def test_run_json(tmp_path):
     assert said["config"]["generator"] == {"points_per_side": 32}
     assert said["software"]["pyarrow"]
     assert "bbox" in said["conventions"]
-    assert manifest.read_run(tmp_path) == make_record()
+    assert run_record.read_run(tmp_path) == make_record()
 
 
 def test_the_run_digest_says_what_decides_the_rows():
@@ -427,25 +428,25 @@ def test_corpus_json(tmp_path):
 def test_finishing_twice_gives_the_same_bytes(tmp_path):
     out = make_corpus(make_photos(tmp_path / "photos"), tmp_path / "corpus")
     before = content(out)
-    manifest.finish_corpus(out, range(3))
+    run_record.finish_corpus(out, range(3))
     assert content(out) == before
 
 
 def test_a_corpus_is_not_finished_while_a_shard_is_missing_or_unreadable(tmp_path):
     out = make_corpus(make_photos(tmp_path / "photos"), tmp_path / "corpus")
-    storage.remove(out / "corpus.json", out / "shards" / "shard-000001.parquet")
+    atomic.remove(out / "corpus.json", out / "shards" / "shard-000001.parquet")
     with pytest.raises(CorpusError, match="1 of 3 shards are missing, the first is 1"):
-        manifest.finish_corpus(out, range(3))
+        run_record.finish_corpus(out, range(3))
     (out / "shards" / "shard-000001.parquet").write_bytes(b"PAR1")
     with pytest.raises(CorpusError, match=r"shard-000001.parquet: cannot be read"):
-        manifest.finish_corpus(out, range(3))
+        run_record.finish_corpus(out, range(3))
     assert not (out / "corpus.json").exists()
 
 
 def test_a_shard_that_was_removed_by_hand_is_done_again(tmp_path):
     photos = make_photos(tmp_path / "photos")
     out = make_corpus(photos, tmp_path / "corpus")
-    storage.remove(out / "shards" / "shard-000001.parquet")
+    atomic.remove(out / "shards" / "shard-000001.parquet")
     run = open_corpus(photos, out)
     assert run.todo() == [1]
     assert not (out / "corpus.json").exists()

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from maskmill.model.checkpoint import save_sam
-from maskmill.pipelines.bench import random_sam
+from maskmill.model.checkpoints.loading import save_sam
+from maskmill.pipelines.bench.bench import random_sam
 from maskmill.pipelines.cli import main
-from maskmill.pipelines.config import load_config
-from maskmill.pipelines.corpus import Corpus
+from maskmill.pipelines.config.run import load_config
+from maskmill.pipelines.corpus.reader import Corpus
 
 pytestmark = pytest.mark.slow
 

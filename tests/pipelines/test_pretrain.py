@@ -8,10 +8,10 @@ import torch
 from PIL import Image
 
 from maskmill.model.config import MODELS, SamConfig
-from maskmill.model.image_encoder import ImageEncoderViT
-from maskmill.model.initialise import initialise
-from maskmill.model.mae import MaskedAutoencoder, attend_globally, patches
-from maskmill.model.sam import Sam
+from maskmill.model.networks.image_encoder import ImageEncoderViT
+from maskmill.model.networks.sam import Sam
+from maskmill.model.training.initialisation import initialise
+from maskmill.model.training.masked_autoencoder import MaskedAutoencoder, attend_globally, patches
 from maskmill.pipelines.cli import main
 from maskmill.pipelines.errors import ConfigError, UsageError
 from maskmill.pipelines.training.config import StageConfig, TrainConfig

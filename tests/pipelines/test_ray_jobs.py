@@ -12,10 +12,10 @@ import uuid
 import pytest
 
 from maskmill.pipelines.cli import main
-from maskmill.pipelines.config import load_config
-from maskmill.pipelines.corpus import Corpus
-from maskmill.pipelines.settings import to_yaml
-from maskmill.pipelines.shards import committed_shards, shard_path
+from maskmill.pipelines.config.loading import to_yaml
+from maskmill.pipelines.config.run import load_config
+from maskmill.pipelines.corpus.reader import Corpus
+from maskmill.pipelines.format.shards import committed_shards, shard_path
 from tests.pipelines.heads import SECONDS, name_of, started
 
 pytestmark = pytest.mark.slow

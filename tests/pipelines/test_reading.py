@@ -17,15 +17,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
-from maskmill.pipelines import order, shards
-from maskmill.pipelines.corpus import Corpus
+from maskmill.pipelines.corpus import order
+from maskmill.pipelines.corpus.order import Order
+from maskmill.pipelines.corpus.reader import Corpus
+from maskmill.pipelines.corpus.views import View, ViewWarning
 from maskmill.pipelines.errors import CorpusError
-from maskmill.pipelines.manifest import finish_corpus
-from maskmill.pipelines.order import Order
-from maskmill.pipelines.plan import open_run
-from maskmill.pipelines.schema import image_id
-from maskmill.pipelines.sources import list_inputs
-from maskmill.pipelines.views import View, ViewWarning
+from maskmill.pipelines.format import shards
+from maskmill.pipelines.format.plan import open_run
+from maskmill.pipelines.format.run_record import finish_corpus
+from maskmill.pipelines.format.schema import image_id
+from maskmill.pipelines.inputs.listing import list_inputs
 from tests.pipelines.corpora import fill_shard, make_corpus, make_photos, make_record, open_corpus
 
 PHOTOS = 17
@@ -332,8 +333,8 @@ def test_reading_by_id_and_shuffled_is_light(folder):
     (pandas, where it is installed, is loaded by pyarrow once the plan's ids become numpy's.)
     """
     script = (
-        "import sys; from maskmill.pipelines.corpus import Corpus\n"
-        "from maskmill.pipelines.views import View, label_map\n"
+        "import sys; from maskmill.pipelines.corpus.reader import Corpus\n"
+        "from maskmill.pipelines.corpus.views import View, label_map\n"
         "corpus = Corpus(sys.argv[1]); row = corpus.row('2.png', view=View(mask_nms=0.9)); corpus[1]\n"
         "label_map(row, row['annotations']); list(corpus.rows(seed=1, columns=['width']))\n"
         "heavy = {'torch', 'ray', 'cv2', 'PIL', 'pydantic'}\n"

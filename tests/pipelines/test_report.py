@@ -6,8 +6,8 @@ import sys
 
 from rich.console import Console
 
-from maskmill.pipelines.report import LiveLine, evaluation_table
-from maskmill.pipelines.tasks import Tally
+from maskmill.pipelines.workers.tasks import Tally
+from maskmill.pipelines.writing.progress import LiveLine, evaluation_table
 
 
 class FullDisk(io.StringIO):
@@ -18,7 +18,7 @@ class FullDisk(io.StringIO):
 
 
 def test_a_log_that_is_full_costs_no_work(monkeypatch):
-    monkeypatch.setattr("maskmill.pipelines.report.PLAIN_LINE_SECONDS", 0)
+    monkeypatch.setattr("maskmill.pipelines.writing.progress.PLAIN_LINE_SECONDS", 0)
     told = io.StringIO()
     for stream in (told, FullDisk()):
         monkeypatch.setattr(sys, "stderr", stream)

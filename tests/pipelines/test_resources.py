@@ -6,10 +6,10 @@ import sys
 
 import pytest
 
-from maskmill.pipelines import resources
 from maskmill.pipelines.cli import main
-from maskmill.pipelines.config import load_config
+from maskmill.pipelines.config.run import load_config
 from maskmill.pipelines.errors import UsageError
+from maskmill.pipelines.workers import memory
 from tests.pipelines.commands import words
 
 GIB = 2**30
@@ -55,7 +55,7 @@ def test_what_the_machine_has_is_read_from_the_kernels_files(tmp_path, files, ex
     for name, text in files.items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(text)
-    assert resources.memory_of_machine(tmp_path) == expected
+    assert memory.memory_of_machine(tmp_path) == expected
 
 
 @pytest.mark.parametrize(
@@ -71,21 +71,21 @@ def test_what_the_machine_has_is_read_from_the_kernels_files(tmp_path, files, ex
     ],
 )
 def test_a_containers_quota_counts_as_its_cpus(tmp_path, monkeypatch, files, expected):
-    monkeypatch.setattr(resources.os, "sched_getaffinity", lambda _process: set(range(8)), raising=False)
+    monkeypatch.setattr(memory.os, "sched_getaffinity", lambda _process: set(range(8)), raising=False)
     for name, text in files.items():
         path = tmp_path / "sys/fs/cgroup" / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
-    assert resources.usable_cpus(tmp_path) == expected
+    assert memory.usable_cpus(tmp_path) == expected
 
 
 def test_this_machine_has_memory():
-    has, free = resources.memory_of_machine()
+    has, free = memory.memory_of_machine()
     assert 0 < free <= has
 
 
 def test_a_machine_too_small_for_the_model_is_wrong_use(photos, tiny_settings, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(resources, "memory_of_machine", lambda: (GIB // 2, GIB // 2))
+    monkeypatch.setattr(memory, "memory_of_machine", lambda: (GIB // 2, GIB // 2))
     arguments = words(photos, tmp_path / "corpus", tiny_settings, "--workers", "0")
     assert main(arguments) == 2
     (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("maskmill: ")]
@@ -103,7 +103,7 @@ def test_a_machine_too_small_for_the_model_is_wrong_use(photos, tiny_settings, t
 def test_memory_that_others_hold_leaves_the_run_incomplete(
     photos, tiny_settings, tmp_path, monkeypatch, capsys
 ):
-    monkeypatch.setattr(resources, "memory_of_machine", lambda: (64 * GIB, GIB // 4))
+    monkeypatch.setattr(memory, "memory_of_machine", lambda: (64 * GIB, GIB // 4))
     assert main(words(photos, tmp_path / "corpus", tiny_settings, "--workers", "0")) == 4
     assert "no shard was begun: " in (said := capsys.readouterr().err)
     assert "0.25 GiB is free now; end what takes the rest" in said
@@ -111,44 +111,44 @@ def test_memory_that_others_hold_leaves_the_run_incomplete(
 
 def test_neighbours_share_the_machine(monkeypatch):
     config = load_config(None, ["model.name=vit_h"])
-    total = sum(resources.needed_on_host(config, 1, on_gpu=False).values())
-    monkeypatch.setattr(resources, "memory_of_machine", lambda: (4 * total, 4 * total))
-    resources.check_memory(config, "cpu", threads=1, neighbours=4)
+    total = sum(memory.needed_on_host(config, 1, on_gpu=False).values())
+    monkeypatch.setattr(memory, "memory_of_machine", lambda: (4 * total, 4 * total))
+    memory.check_memory(config, "cpu", threads=1, neighbours=4)
     with pytest.raises(UsageError, match=r"5 worker\(s\) on this machine"):
-        resources.check_memory(config, "cpu", threads=1, neighbours=5)
+        memory.check_memory(config, "cpu", threads=1, neighbours=5)
 
 
 def test_a_share_of_a_gpu_holds_the_model_and_the_budget(monkeypatch):
     import torch
 
     config = load_config(None, ["model.name=vit_h", "model.precision=bf16"])
-    needed = resources.needed_on_gpu(config)
+    needed = memory.needed_on_gpu(config)
     assert needed["weights"] == pytest.approx(2 * 641e6, rel=0.01)  # the published number of parameters
     assert needed["generator.device_budget_bytes"] == config.generator.device_budget_bytes
     total = sum(needed.values())
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (2 * total, 2 * total))
-    resources.check_memory(config, "cuda", threads=1, gpu_share=0.5)
+    memory.check_memory(config, "cuda", threads=1, gpu_share=0.5)
     with pytest.raises(UsageError, match=r"a worker on 0\.25 of its GPU: .*device_budget_bytes 8\.00\)"):
-        resources.check_memory(config, "cuda", threads=1, gpu_share=0.25)
+        memory.check_memory(config, "cuda", threads=1, gpu_share=0.25)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (total - 1, 2 * total))
     with pytest.raises(MemoryError, match="is free now"):
-        resources.check_memory(config, "cuda", threads=1)
+        memory.check_memory(config, "cuda", threads=1)
 
 
 PEAK = """
 import re, sys
 from pathlib import Path
 import numpy as np
-from maskmill.pipelines.config import load_config
-from maskmill.pipelines.tasks import Job
-from maskmill.pipelines.worker import make_generator
+from maskmill.pipelines.config.run import load_config
+from maskmill.pipelines.workers.tasks import Job
+from maskmill.pipelines.workers.shard import make_generator
 settings = sys.argv[1:]
 config = load_config(None, settings)
 import torch
 torch.set_num_threads(2)
 generator = make_generator(Job(Path("nowhere"), config, ""))
 generator.generate_batch([np.random.default_rng(0).integers(0, 255, (300, 450, 3), np.uint8)])
-from maskmill.pipelines.resources import needed_on_host
+from maskmill.pipelines.workers.memory import needed_on_host
 peak = int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) * 1024
 print(peak, sum(needed_on_host(config, 2, on_gpu=False).values()))
 """

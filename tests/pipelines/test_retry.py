@@ -12,14 +12,18 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from maskmill.pipelines import generate, patience, recorded, retry, storage, worker
 from maskmill.pipelines.cli import main
-from maskmill.pipelines.config import load_config
-from maskmill.pipelines.plan import read_plan
-from maskmill.pipelines.retry import shard_sha256
-from maskmill.pipelines.shards import SHARDS, shard_path
-from maskmill.pipelines.tasks import Job, ShardTask
-from maskmill.pipelines.worker import run_shard
+from maskmill.pipelines.config.run import load_config
+from maskmill.pipelines.format import manifest
+from maskmill.pipelines.format.plan import read_plan
+from maskmill.pipelines.format.shards import SHARDS, shard_path
+from maskmill.pipelines.generation import generate
+from maskmill.pipelines.storage import atomic, retries
+from maskmill.pipelines.workers import shard as worker
+from maskmill.pipelines.workers.shard import run_shard
+from maskmill.pipelines.workers.tasks import Job, ShardTask
+from maskmill.pipelines.writing import rejects
+from maskmill.pipelines.writing.rejects import shard_sha256
 
 
 def run(collection, out, settings, *more):
@@ -117,7 +121,7 @@ def test_killed_at_any_point_it_is_finished_by_the_same_command_or_without_the_o
 
     with monkeypatch.context() as broken:
         if killed == "before corpus.json":
-            broken.setattr(generate.manifest, "finish_corpus", die)
+            broken.setattr(generate.run_record, "finish_corpus", die)
         else:
             replace_rows, calls = worker.replace_rows, []
 
@@ -158,16 +162,16 @@ def test_kill_9_at_any_file_that_takes_anothers_place(mended, made, tiny_setting
 
 def test_a_storage_that_fails_leaves_the_old_shard_whole(mended, made, tiny_settings, monkeypatch, capsys):
     before = shard_path(mended, 0).read_bytes()
-    replace = storage.replace
+    replace = atomic.replace
 
     def fail_in_shards(path, write, *check):
         if path.parent.name == SHARDS:
             raise OSError("the disk is full")
         replace(path, write, *check)
 
-    monkeypatch.setattr(patience, "FIRST_PAUSE_SECONDS", 0.001)
+    monkeypatch.setattr(retries, "FIRST_PAUSE_SECONDS", 0.001)
     with monkeypatch.context() as broken:
-        broken.setattr(storage, "replace", fail_in_shards)
+        broken.setattr(atomic, "replace", fail_in_shards)
         assert run(made / "photos", mended, tiny_settings, "--retry-rejects", "NotAnImage") == 4
     assert "2 of 2 shards are left undone" in capsys.readouterr().err
     assert shard_path(mended, 0).read_bytes() == before
@@ -188,7 +192,7 @@ def test_a_shard_that_the_storage_does_not_give_is_tried_again_and_then_left_und
                 raise OSError(errno.EIO, "Input/output error")
         return read(file, columns, **options)
 
-    monkeypatch.setattr(patience, "FIRST_PAUSE_SECONDS", 0.001)
+    monkeypatch.setattr(retries, "FIRST_PAUSE_SECONDS", 0.001)
     with monkeypatch.context() as broken:
         broken.setattr(pq.ParquetFile, "read", fail)
         assert run(made / "photos", mended, tiny_settings, "--retry-rejects", "NotAnImage") == code
@@ -208,7 +212,7 @@ def test_rows_that_the_storage_does_not_give_while_the_refused_ones_are_looked_f
             raise OSError(errno.EIO, "Input/output error")
         return read(file, columns, **options)
 
-    monkeypatch.setattr(patience, "FIRST_PAUSE_SECONDS", 0.001)
+    monkeypatch.setattr(retries, "FIRST_PAUSE_SECONDS", 0.001)
     monkeypatch.setattr(pq.ParquetFile, "read", fail)
     assert run(made / "photos", mended, tiny_settings, "--retry-rejects", "NotAnImage") == 0
     assert classes(mended)[1] is None
@@ -234,20 +238,20 @@ def test_a_worker_that_comes_late_leaves_a_shard_alone_that_another_has_replaced
     mended, tiny_settings, monkeypatch
 ):
     """The other one is faster while this one writes; the corpus is about to be closed, and is not yet."""
-    recorded.reopen(mended, {1})
+    manifest.reopen(mended, {1})
     images = read_plan(mended).images(1)[:2]
     job = Job(mended, load_config(None, tiny_settings), "f" * 64)
     task = ShardTask(1, tuple(images), replaces=shard_sha256(mended, 1))
-    write, path = retry.write_parquet, shard_path(mended, 1)
+    write, path = rejects.write_parquet, shard_path(mended, 1)
 
     def overtaken(file, *content):
         write(file, *content)
-        monkeypatch.setattr(retry, "write_parquet", write)
+        monkeypatch.setattr(rejects, "write_parquet", write)
         assert run_shard(task, Unused(), job).committed
         replaced.append((path.read_bytes(), path.stat().st_mtime_ns))
 
     replaced = []
-    monkeypatch.setattr(retry, "write_parquet", overtaken)
+    monkeypatch.setattr(rejects, "write_parquet", overtaken)
     assert not run_shard(task, Unused(), job).committed
     assert replaced == [(path.read_bytes(), path.stat().st_mtime_ns)]
-    assert not [found for found in mended.rglob("*") if storage.is_temporary(found.name)]
+    assert not [found for found in mended.rglob("*") if atomic.is_temporary(found.name)]

@@ -12,14 +12,14 @@ import threading
 import fsspec.registry  # noqa: F401  (shadowed in its package by a name of its own)
 import pytest
 
-from maskmill.pipelines import patience, places, storage
 from maskmill.pipelines.cli import main
-from maskmill.pipelines.corpus import Corpus
+from maskmill.pipelines.corpus.reader import Corpus
 from maskmill.pipelines.errors import UsageError
-from maskmill.pipelines.places import as_os_errors, path_of, place, redacted, uri_of
-from maskmill.pipelines.reader import read_input
-from maskmill.pipelines.shards import committed_shards
-from maskmill.pipelines.sources import list_inputs
+from maskmill.pipelines.format.shards import committed_shards
+from maskmill.pipelines.inputs.listing import list_inputs
+from maskmill.pipelines.inputs.reader import read_input
+from maskmill.pipelines.storage import atomic, paths, retries
+from maskmill.pipelines.storage.paths import as_os_errors, path_of, place, redacted, uri_of
 from tests.pipelines import stores
 from tests.pipelines.stores import WHOLE, words
 
@@ -36,7 +36,7 @@ def server():
 def s3(server, monkeypatch):
     """The environment of the server; the answer is a plain client of it."""
     stores.use(monkeypatch, server)
-    monkeypatch.setattr(patience, "FIRST_PAUSE_SECONDS", 0.01)
+    monkeypatch.setattr(retries, "FIRST_PAUSE_SECONDS", 0.01)
     return stores.client_of(server)
 
 
@@ -79,7 +79,7 @@ def test_addresses_that_are_refused(typed, says):
 
 @pytest.mark.parametrize(("scheme", "library"), [("s3", "s3fs"), ("gs", "gcsfs"), ("hf", "huggingface_hub")])
 def test_a_library_that_is_not_installed(monkeypatch, scheme, library):
-    places._library_of.cache_clear()
+    paths._library_of.cache_clear()
     monkeypatch.setitem(sys.modules, library, None)
     monkeypatch.delitem(sys.modules["fsspec.registry"]._registry, scheme, raising=False)
     with pytest.raises(UsageError, match=rf"pip install 'maskmill\[{scheme}\]'"):
@@ -170,7 +170,7 @@ def test_the_first_writer_wins(s3):
             barrier.wait(10)
             file.write(content)
 
-        if storage.link(place("s3://corpora/race/shard"), slowly):
+        if atomic.link(place("s3://corpora/race/shard"), slowly):
             won.append(content)
 
     threads = [threading.Thread(target=write, args=(content,)) for content in (b"one", b"two")]
@@ -180,7 +180,7 @@ def test_the_first_writer_wins(s3):
         thread.join()
     assert len(won) == 1
     assert s3.get_object(Bucket="corpora", Key="race/shard")["Body"].read() == won[0]
-    assert storage.link(place("s3://corpora/race/shard"), lambda file: file.write(b"three")) is False
+    assert atomic.link(place("s3://corpora/race/shard"), lambda file: file.write(b"three")) is False
 
 
 def test_a_writer_that_raises_leaves_no_object(s3):
@@ -188,7 +188,7 @@ def test_a_writer_that_raises_leaves_no_object(s3):
         file.write(b"half")
         raise RuntimeError("bug")
 
-    for make in (storage.link, storage.replace):
+    for make in (atomic.link, atomic.replace):
         with pytest.raises(RuntimeError, match="bug"):
             make(place("s3://corpora/half/file"), write)
     assert names(s3, "half/") == []
@@ -196,7 +196,7 @@ def test_a_writer_that_raises_leaves_no_object(s3):
 
 def test_what_only_gives_is_no_place_for_a_corpus():
     with pytest.raises(OSError, match="hf:// is for inputs"):
-        storage.link(place("hf://datasets/someone/corpus/run.json"), lambda file: file.write(b"x"))
+        atomic.link(place("hf://datasets/someone/corpus/run.json"), lambda file: file.write(b"x"))
 
 
 @pytest.mark.parametrize("typed", ["s3://nobucket/corpus", "s3://corpora/refused"])
@@ -228,10 +228,10 @@ def test_an_object_that_changes_between_the_last_look_and_the_replacing_stays(s3
         s3.put_object(Bucket="corpora", Key="replaced", Body=b"another's")
 
     with pytest.raises(Overtaken):
-        storage.replace(path, lambda file: file.write(b"mine"), check)
+        atomic.replace(path, lambda file: file.write(b"mine"), check)
     assert looks == [b"old", b"another's"]
     assert path.read_bytes() == b"another's"
-    storage.replace(path, lambda file: file.write(b"mine"), lambda: None)
+    atomic.replace(path, lambda file: file.write(b"mine"), lambda: None)
     assert path.read_bytes() == b"mine"
 
 
@@ -245,15 +245,15 @@ class WithoutConditions(stores.Proxy):
         return super().pass_on(method, path, headers, body)
 
 
-@pytest.mark.parametrize("part_bytes", [storage.PART_BYTES, 5 << 20], ids=["one request", "parts"])
+@pytest.mark.parametrize("part_bytes", [atomic.PART_BYTES, 5 << 20], ids=["one request", "parts"])
 def test_a_store_without_conditions(s3, server, monkeypatch, part_bytes):
     """The file is put plainly, once it was refused; what is there already stays, as far as can be told."""
-    monkeypatch.setattr(storage, "PART_BYTES", part_bytes)
+    monkeypatch.setattr(atomic, "PART_BYTES", part_bytes)
     path, content = place(f"s3://corpora/plain/{part_bytes}"), bytes(11 << 20)
     with WithoutConditions(server, lambda *_request: None) as proxy:
         stores.use(monkeypatch, proxy.address)
-        assert storage.link(path, lambda file: file.write(content)) is True
-        assert storage.link(path, lambda file: file.write(b"another")) is False
+        assert atomic.link(path, lambda file: file.write(content)) is True
+        assert atomic.link(path, lambda file: file.write(b"another")) is False
         assert len(proxy.faults) == 1
     assert s3.get_object(Bucket="corpora", Key=f"plain/{part_bytes}")["Body"].read() == content
     assert uploads(s3) == []
@@ -264,7 +264,7 @@ def test_a_store_without_conditions_replaces_what_was_checked_plainly(s3, server
     s3.put_object(Bucket="corpora", Key="plainly", Body=b"old")
     with WithoutConditions(server, lambda *_request: None) as proxy:
         stores.use(monkeypatch, proxy.address)
-        storage.replace(path, lambda file: file.write(b"new"), lambda: looks.append(1))
+        atomic.replace(path, lambda file: file.write(b"new"), lambda: looks.append(1))
         assert proxy.faults
     assert looks == [1]
     assert s3.get_object(Bucket="corpora", Key="plainly")["Body"].read() == b"new"
@@ -301,16 +301,16 @@ def uploads(client):
 def test_a_file_is_one_request(s3, server, monkeypatch):
     """Of which a process that is killed leaves nothing."""
     asked = []
-    monkeypatch.setattr(storage, "PART_BYTES", 1 << 20)
+    monkeypatch.setattr(atomic, "PART_BYTES", 1 << 20)
     with stores.Proxy(server, lambda _number, method, path: asked.append(f"{method} {path}")) as proxy:
         stores.use(monkeypatch, proxy.address)
-        assert storage.link(place("s3://corpora/one"), lambda file: file.write(bytes(1 << 20)))
+        assert atomic.link(place("s3://corpora/one"), lambda file: file.write(bytes(1 << 20)))
     assert [one for one in asked if not one.startswith(("HEAD", "GET"))] == ["PUT /corpora/one"]
 
 
 def in_parts(server, monkeypatch, name, fault=lambda *_request: None, before=lambda: None):
     """Link a file that goes in three parts; `before` is called when its content is there."""
-    monkeypatch.setattr(storage, "PART_BYTES", 5 << 20)
+    monkeypatch.setattr(atomic, "PART_BYTES", 5 << 20)
 
     def write(file):
         file.write(bytes(11 << 20))
@@ -318,7 +318,7 @@ def in_parts(server, monkeypatch, name, fault=lambda *_request: None, before=lam
 
     with stores.Proxy(server, fault) as proxy:
         stores.use(monkeypatch, proxy.address)
-        return storage.link(place(f"s3://corpora/parts/{name}"), write)
+        return atomic.link(place(f"s3://corpora/parts/{name}"), write)
 
 
 def test_a_larger_file_goes_in_parts(s3, server, monkeypatch):
@@ -555,7 +555,7 @@ def test_two_that_ask_for_one_name_at_once_are_told_to_ask_again(
     with stores.Proxy(server, once_each("409", "PUT", "conflict/lease.json")) as proxy:
         stores.use(monkeypatch, proxy.address)
         with pytest.raises(OSError, match="another writer is at it") as caught:
-            storage.link(place(f"{out}/lease.json"), lambda file: file.write(b"x"))
+            atomic.link(place(f"{out}/lease.json"), lambda file: file.write(b"x"))
         assert caught.value.errno == errno.EBUSY
         proxy.fault = once_each("409", "PUT", "conflict/lease.json")
         assert main(words(collection, out, tiny_settings)) == 0

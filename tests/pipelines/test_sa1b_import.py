@@ -9,16 +9,16 @@ import tarfile
 import numpy as np
 import pytest
 
-from maskmill.pipelines import sa1b
 from maskmill.pipelines.cli import main
-from maskmill.pipelines.config import digest_of
-from maskmill.pipelines.conventions import IMPORTED, released_id
-from maskmill.pipelines.corpus import Corpus
+from maskmill.pipelines.config.run import digest_of
+from maskmill.pipelines.corpus.reader import Corpus
 from maskmill.pipelines.errors import UsageError
-from maskmill.pipelines.manifest import RunRecord
-from maskmill.pipelines.sa1b import read_entry
-from maskmill.pipelines.sa1b_import import import_sa1b
-from maskmill.pipelines.verify import verify
+from maskmill.pipelines.exchange import sa1b
+from maskmill.pipelines.exchange.sa1b import read_entry
+from maskmill.pipelines.exchange.sa1b_import import import_sa1b
+from maskmill.pipelines.format.ids import IMPORTED, released_id
+from maskmill.pipelines.format.run_record import RunRecord
+from maskmill.pipelines.verification.corpus import verify
 from tests.pipelines.commands import start, wait_for_a_shard
 from tests.pipelines.releases import entry_of, jpeg_of, pack, release
 
@@ -190,7 +190,7 @@ def test_the_others_of_a_spoilt_release_are_there(spoilt):
 
 def test_json_that_is_too_large(tmp_path, monkeypatch):
     folder = release(tmp_path / "sa", [1])
-    monkeypatch.setattr("maskmill.pipelines.sa1b_import.MAX_JSON_BYTES", 100)
+    monkeypatch.setattr("maskmill.pipelines.exchange.sa1b_import.MAX_JSON_BYTES", 100)
     import_sa1b([str(folder)], tmp_path / "out")
     (row,) = Corpus(tmp_path / "out")
     assert (row["error"]["class"], row["status"]) == ("TooLarge", "rejected")

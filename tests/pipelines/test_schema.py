@@ -7,11 +7,11 @@ import pyarrow as pa
 import pytest
 
 from maskmill.engine.records import DROP_REASONS
-from maskmill.pipelines import schema
-from maskmill.pipelines.decode import DecodedImage
+from maskmill.pipelines.decoding.image import DecodedImage
 from maskmill.pipelines.errors import InputRejected
-from maskmill.pipelines.plan import PlannedImage
-from maskmill.pipelines.schema import (
+from maskmill.pipelines.format import schema
+from maskmill.pipelines.format.plan import PlannedImage
+from maskmill.pipelines.format.schema import (
     ROW_SCHEMA,
     ImageRow,
     annotation_id,

@@ -11,11 +11,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from maskmill.pipelines import shards, storage
 from maskmill.pipelines.errors import CorpusError, CorpusUnavailable
-from maskmill.pipelines.plan import PlannedImage
-from maskmill.pipelines.schema import ROW_SCHEMA, row_from_result, table_from_rows
-from maskmill.pipelines.shards import (
+from maskmill.pipelines.format import shards
+from maskmill.pipelines.format.plan import PlannedImage
+from maskmill.pipelines.format.schema import ROW_SCHEMA, row_from_result, table_from_rows
+from maskmill.pipelines.format.shards import (
     commit_table,
     committed_shards,
     open_parquet,
@@ -24,6 +24,7 @@ from maskmill.pipelines.shards import (
     shard_path,
     unreadable,
 )
+from maskmill.pipelines.storage import atomic
 from tests.pipelines.corpora import draw_masks, results
 from tests.pipelines.test_schema import decoded
 
@@ -49,7 +50,7 @@ def files(out):
 
 def test_a_folder_that_is_not_there(tmp_path):
     assert committed_shards(tmp_path) == set()
-    assert storage.sweep(tmp_path / "missing") == 0
+    assert atomic.sweep(tmp_path / "missing") == 0
 
 
 def test_another_schema_is_refused(tmp_path):
@@ -69,7 +70,7 @@ def test_what_is_replaced_is_looked_at_when_all_is_on_the_disk(tmp_path, monkeyp
         raise LookupError("another one")
 
     with pytest.raises(LookupError):
-        storage.replace(path, lambda file: file.write(b"new"), check)
+        atomic.replace(path, lambda file: file.write(b"new"), check)
     assert done == ["flushed", b"old"]
     assert [(one.name, one.read_bytes()) for one in tmp_path.iterdir()] == [("file", b"old")]
 
@@ -90,7 +91,7 @@ def test_a_writer_that_raises_leaves_nothing(tmp_path):
         file.write(b"half")
         raise RuntimeError("bug")
 
-    for make in (storage.link, storage.replace):
+    for make in (atomic.link, atomic.replace):
         with pytest.raises(RuntimeError, match="bug"):
             make(tmp_path / "folder" / "file", write)
     assert files(tmp_path) == []
@@ -108,7 +109,7 @@ def test_the_first_commit_wins(tmp_path):
 def test_the_second_notices_even_at_the_last_moment(tmp_path):
     """The other worker's file appears while this one writes."""
     path = tmp_path / "file"
-    assert storage.link(path, lambda file: (file.write(b"second"), path.write_bytes(b"first"))) is False
+    assert atomic.link(path, lambda file: (file.write(b"second"), path.write_bytes(b"first"))) is False
     assert path.read_bytes() == b"first"
     assert files(tmp_path) == ["file"]
 
@@ -119,7 +120,7 @@ def test_many_workers_one_shard(tmp_path):
     def commit(number):
         content = str(number).encode() * 1000
         barrier.wait()
-        if storage.link(tmp_path / "file", lambda file: file.write(content)):
+        if atomic.link(tmp_path / "file", lambda file: file.write(content)):
             won.append(content)
 
     threads = [threading.Thread(target=commit, args=(number,)) for number in range(8)]
@@ -137,14 +138,14 @@ def test_sweeping_takes_only_what_is_ours(tmp_path):
     theirs = [".maskmill-notes", "shard-000003.parquet.tmp", ".tmp", "shard-000003.parquet"]
     for name in [ours, *theirs]:
         (tmp_path / name).touch()
-    assert storage.sweep(tmp_path) == 1
+    assert atomic.sweep(tmp_path) == 1
     assert files(tmp_path) == sorted(theirs)
 
 
 def test_a_temporary_file_that_was_swept_away_is_a_failure_not_a_commit(tmp_path):
     """As when a run is started again while a lost worker still writes."""
     with pytest.raises(FileNotFoundError):
-        storage.link(tmp_path / "file", lambda _: storage.sweep(tmp_path))
+        atomic.link(tmp_path / "file", lambda _: atomic.sweep(tmp_path))
     assert files(tmp_path) == []
 
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from maskmill.pipelines.errors import UsageError
-from maskmill.pipelines.places import path_of, uri_of
-from maskmill.pipelines.sources import list_inputs
+from maskmill.pipelines.inputs.listing import list_inputs
+from maskmill.pipelines.storage.paths import path_of, uri_of
 
 ENDINGS = (".jpg", ".png")
 

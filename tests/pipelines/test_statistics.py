@@ -11,16 +11,16 @@ import pytest
 from pycocotools import mask as coco
 from scipy.spatial import ConvexHull
 
-from maskmill.engine import rle
-from maskmill.engine.runs import Runs
+from maskmill.engine.codes import single
+from maskmill.engine.codes.runs import Runs
 from maskmill.pipelines.cli import main
-from maskmill.pipelines.coco_statistics import coco_statistics
-from maskmill.pipelines.concavity import concavities
-from maskmill.pipelines.corpus import Corpus
+from maskmill.pipelines.corpus.reader import Corpus
 from maskmill.pipelines.errors import CorpusError
-from maskmill.pipelines.histogram import Histogram, Tallied
-from maskmill.pipelines.shards import shard_path
-from maskmill.pipelines.statistics import corpus_statistics
+from maskmill.pipelines.format.shards import shard_path
+from maskmill.pipelines.report.coco_statistics import coco_statistics
+from maskmill.pipelines.report.concavity import concavities
+from maskmill.pipelines.report.histogram import Histogram, Tallied
+from maskmill.pipelines.report.statistics import corpus_statistics
 from tests.pipelines.corpora import make_corpus, make_photos
 
 SHARES = (0.05, 0.25, 0.5, 0.75, 0.95)
@@ -34,20 +34,20 @@ def corpus(tmp_path_factory):
 
 def concavity(mask_HW):
     (found,) = concavities(
-        pa.array([rle.encode(mask_HW).counts]), *np.array([[side] for side in mask_HW.shape])
+        pa.array([single.encode(mask_HW).counts]), *np.array([[side] for side in mask_HW.shape])
     )
     return found
 
 
 @pytest.mark.parametrize("code", ["", "4", "zzzz", "P", "o" * 12 + "0", "é"])
 def test_a_malformed_code_is_an_error_and_not_a_crash(code):
-    good = rle.encode(np.eye(3, dtype=bool)).counts
+    good = single.encode(np.eye(3, dtype=bool)).counts
     with pytest.raises(ValueError, match="run"):
         concavities(pa.array([good, code, good]), np.full(3, 3), np.full(3, 3))
 
 
 def test_a_part_of_a_column_is_measured_as_that_part():
-    codes = pa.array([rle.encode(np.eye(side, dtype=bool)).counts for side in (2, 3, 4, 5)])
+    codes = pa.array([single.encode(np.eye(side, dtype=bool)).counts for side in (2, 3, 4, 5)])
     sides = np.arange(2, 6)
     assert np.array_equal(
         concavities(codes.slice(1, 2), sides[1:3], sides[1:3]), concavities(codes, sides, sides)[1:3]
@@ -103,7 +103,7 @@ def test_runs_of_a_code_are_the_runs_of_its_pixels():
     rng = np.random.default_rng(4)
     for share in (0, 0.02, 0.5, 0.98, 1):
         mask_HW = rng.random((13, 9)) < share
-        found, wanted = rle.decode_runs(rle.encode(mask_HW)), Runs.of(mask_HW)
+        found, wanted = single.decode_runs(single.encode(mask_HW)), Runs.of(mask_HW)
         assert np.array_equal(found.start_R, wanted.start_R)
         assert np.array_equal(found.stop_R, wanted.stop_R)
         assert found.size == (13, 9)
@@ -164,7 +164,7 @@ def test_one_pass_finds_what_all_values_say(corpus, workers):
 def test_a_damaged_mask_is_named_by_its_shard(tmp_path):
     import pyarrow.parquet as pq
 
-    from maskmill.pipelines.schema import ROW_SCHEMA
+    from maskmill.pipelines.format.schema import ROW_SCHEMA
 
     out = make_corpus(make_photos(tmp_path / "photos"), tmp_path / "corpus")
     path = shard_path(out, 0)
@@ -230,7 +230,7 @@ def test_cocos_three_forms_of_a_mask_count_alike(tmp_path):
     forms = [
         SQUARE["segmentation"],
         {"size": [10, 20], "counts": compressed["counts"].decode()},
-        {"size": [10, 20], "counts": rle.run_lengths(rle.encode(mask_HW > 0)).tolist()},
+        {"size": [10, 20], "counts": single.run_lengths(single.encode(mask_HW > 0)).tolist()},
     ]
     annotations = [SQUARE | {"id": number, "segmentation": form} for number, form in enumerate(forms)]
     images = [{"id": 7, "width": 20, "height": 10}, {"id": 8, "width": 5, "height": 5}]

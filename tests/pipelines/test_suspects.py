@@ -1,8 +1,8 @@
 """Who killed the worker: the trial, step by step, without any worker."""
 
-from maskmill.pipelines.plan import PlannedImage
-from maskmill.pipelines.suspects import LOST_NODES, ROUNDS, SOLITARY_DEATHS, Suspect
-from maskmill.pipelines.tasks import ShardTask
+from maskmill.pipelines.format.plan import PlannedImage
+from maskmill.pipelines.workers.quarantine import LOST_NODES, ROUNDS, SOLITARY_DEATHS, Suspect
+from maskmill.pipelines.workers.tasks import ShardTask
 
 A, B, C = (PlannedImage(number, f"{number}.png", f"/{number}.png", 0, number) for number in (10, 11, 12))
 TASK = ShardTask(0, (A, B, C))

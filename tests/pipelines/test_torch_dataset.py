@@ -14,14 +14,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.data import DataLoader, DistributedSampler
 
-from maskmill.pipelines import order, shards, torch_dataset
-from maskmill.pipelines.corpus import Corpus
+from maskmill.pipelines.corpus import order
+from maskmill.pipelines.corpus.reader import Corpus
+from maskmill.pipelines.corpus.views import View
 from maskmill.pipelines.errors import CorpusError
-from maskmill.pipelines.plan import open_run
-from maskmill.pipelines.schema import ROW_SCHEMA
-from maskmill.pipelines.sources import list_inputs
-from maskmill.pipelines.torch_dataset import CorpusImages, CorpusStream, for_detection
-from maskmill.pipelines.views import View
+from maskmill.pipelines.format import shards
+from maskmill.pipelines.format.plan import open_run
+from maskmill.pipelines.format.schema import ROW_SCHEMA
+from maskmill.pipelines.inputs.listing import list_inputs
+from maskmill.pipelines.torch_dataset import stream as torch_dataset
+from maskmill.pipelines.torch_dataset.stream import CorpusImages, CorpusStream, for_detection
 from tests.pipelines.corpora import fill_shard, make_corpus, make_photos, make_record
 
 PHOTOS = 17
@@ -102,7 +104,7 @@ def test_positions_of_another_order(corpus):
         View(max_area=300, mask_nms=0.3),
     ],
 )
-@pytest.mark.filterwarnings("ignore::maskmill.pipelines.views.ViewWarning")
+@pytest.mark.filterwarnings("ignore::maskmill.pipelines.corpus.views.ViewWarning")
 def test_samples_are_the_rows(corpus, view):
     rows = list(corpus.rows("ok", view=view))
     for kind in (CorpusStream, CorpusImages):
@@ -127,7 +129,7 @@ def test_samples_are_the_rows(corpus, view):
 
 @pytest.mark.parametrize("view", [None, View(min_area=200), View(mask_nms=0.1)])
 @pytest.mark.parametrize("options", [{}, {"seed": 3}, {"status": None}, {"seed": 0, "rank": 1, "world": 3}])
-@pytest.mark.filterwarnings("ignore::maskmill.pipelines.views.ViewWarning")
+@pytest.mark.filterwarnings("ignore::maskmill.pipelines.corpus.views.ViewWarning")
 def test_batches_are_the_samples(corpus, options, view, monkeypatch):
     """At every size, windows that end in the middle of a batch included."""
     monkeypatch.setattr(order, "WINDOW_GROUPS", 4)

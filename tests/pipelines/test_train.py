@@ -7,7 +7,6 @@ import sys
 from collections import defaultdict
 from dataclasses import replace
 from itertools import cycle, product
-from pathlib import Path
 from unittest.mock import Mock
 
 import cv2
@@ -19,20 +18,21 @@ import torch
 from pycocotools import mask as mask_utils
 from safetensors.torch import save_file
 
-from maskmill.model import checkpoint, load_sam
-from maskmill.model.interaction import Round
-from maskmill.model.losses import mask_iou
-from maskmill.model.prompts import Draws
+from maskmill.model import load_sam
+from maskmill.model.checkpoints import loading
+from maskmill.model.training.interaction import Round
+from maskmill.model.training.losses import mask_iou
+from maskmill.model.training.simulated_prompts import Draws
 from maskmill.pipelines.cli import main
+from maskmill.pipelines.config.loading import load_settings
 from maskmill.pipelines.errors import ConfigError, IncompleteRun
-from maskmill.pipelines.labelled.read import LabelledImage, read_labelled
-from maskmill.pipelines.settings import load_settings
-from maskmill.pipelines.training import data as training_data
+from maskmill.pipelines.labelled.load import LabelledImage, read_labelled
+from maskmill.pipelines.training import batches as training_data
 from maskmill.pipelines.training import train as training
+from maskmill.pipelines.training.batches import TeacherFeatures, TrainingBatches, read_ahead
 from maskmill.pipelines.training.config import StageConfig, TrainConfig
-from maskmill.pipelines.training.data import TeacherFeatures, TrainingBatches, read_ahead
 from maskmill.pipelines.training.objective import Objective, best_meant
-from maskmill.pipelines.training.pictures import prompts_and_masks
+from maskmill.pipelines.training.recorder import prompts_and_masks
 from maskmill.pipelines.training.train import batches, images_digest, to_learn_from, train
 from maskmill.pipelines.training.trainer import Trainer
 
@@ -584,7 +584,7 @@ def test_training_lowers_the_loss_and_keeps_every_prompt_kind(shapes, tmp_path, 
 
 
 def test_training_may_start_from_weights(shapes, tmp_path):
-    bundled = Path(checkpoint.__file__).with_name("weights") / "nano.safetensors"
+    bundled = loading.WEIGHTS / "nano.safetensors"
     begun = Trainer.start(configuration(shapes, tmp_path, initial=bundled))
     expected = load_sam("nano").state_dict()
     assert all(torch.equal(value, expected[name]) for name, value in begun.sam.state_dict().items())

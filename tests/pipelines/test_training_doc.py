@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from maskmill.pipelines.settings import load_settings
+from maskmill.pipelines.config.loading import load_settings
 from maskmill.pipelines.training.config import TrainConfig
 from maskmill.pipelines.training.pretrain import PretrainConfig
 from tests.pipelines.command_lines import commands_in, parse

@@ -16,11 +16,11 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
 
-from maskmill.model.attention import in_parts
-from maskmill.model.checkpoint import load_sam
+from maskmill.model.checkpoints.loading import load_sam
+from maskmill.model.networks.attention import in_parts
+from maskmill.pipelines.config.loading import load_settings, to_yaml
 from maskmill.pipelines.errors import ConfigError
-from maskmill.pipelines.labelled.read import read_labelled
-from maskmill.pipelines.settings import load_settings, to_yaml
+from maskmill.pipelines.labelled.load import read_labelled
 from maskmill.pipelines.training.config import StageConfig, TrainConfig
 from maskmill.pipelines.training.optimizers import Muon, layer_scale, make_optimizers, orthogonal
 from maskmill.pipelines.training.train import batches, images_digest, to_learn_from, train
@@ -250,7 +250,7 @@ def test_in_bf16_attention_and_muon_are_the_ones_for_it(shapes, tiny_weights, tm
         attended.append(q.dtype)
         return in_parts(q, k, v)
 
-    monkeypatch.setattr("model.attention.in_parts", watched)
+    monkeypatch.setattr("maskmill.model.networks.attention.in_parts", watched)
     monkeypatch.setattr(
         "maskmill.pipelines.training.optimizers.orthogonal", lambda x: made_orthogonal.append(x.dtype) or x
     )

@@ -7,12 +7,12 @@ import sys
 import pytest
 
 from maskmill.pipelines.cli import main
-from maskmill.pipelines.corpus import Corpus
-from maskmill.pipelines.plan import read_plan
+from maskmill.pipelines.corpus.reader import Corpus
+from maskmill.pipelines.format.plan import read_plan
 
 WITHOUT_LEASE = """
 import contextlib, sys
-from pipelines import generate
+from maskmill.pipelines.generation import generate
 from maskmill.pipelines.cli import main
 class Unheld:
     is_lost = False

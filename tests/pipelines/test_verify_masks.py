@@ -8,10 +8,10 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from pycocotools import mask as coco
 
-from maskmill.pipelines import verify_masks
-from maskmill.pipelines.schema import ANNOTATION, annotation_id
-from maskmill.pipelines.verify_masks import codes_agree, doubtful_rows
-from maskmill.pipelines.verify_rows import mask_problems
+from maskmill.pipelines.format.schema import ANNOTATION, annotation_id
+from maskmill.pipelines.verification import masks as verify_masks
+from maskmill.pipelines.verification.masks import codes_agree, doubtful_rows
+from maskmill.pipelines.verification.rows import mask_problems
 
 drawn = (
     st.tuples(st.integers(1, 23), st.integers(1, 23))

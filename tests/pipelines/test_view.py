@@ -8,7 +8,7 @@ import urllib.request
 import pytest
 
 from maskmill.pipelines.errors import CorpusError, UsageError
-from maskmill.pipelines.view import GalleryServer
+from maskmill.pipelines.gallery.server import GalleryServer
 from tests.pipelines.commands import start
 from tests.pipelines.corpora import make_corpus, make_photos
 
@@ -93,7 +93,7 @@ def test_a_port_that_browsers_leave_out(corpus, monkeypatch):
     """Which is 80; another one stands for it, since not everybody may listen there."""
     with GalleryServer(corpus) as other:
         port = other.server_port
-    monkeypatch.setattr("maskmill.pipelines.view.HTTP", port)
+    monkeypatch.setattr("maskmill.pipelines.gallery.server.HTTP", port)
     with GalleryServer(corpus, port) as server:
         assert server.hosts == {"127.0.0.1", "localhost", f"127.0.0.1:{port}", f"localhost:{port}"}
 

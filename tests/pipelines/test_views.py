@@ -5,9 +5,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from maskmill.engine import rle
+from maskmill.engine.codes import single
+from maskmill.pipelines.corpus.views import View, cutout, label_map, mask_nms
 from maskmill.pipelines.errors import CorpusError
-from maskmill.pipelines.views import View, cutout, label_map, mask_nms
 
 
 def row_of(masks, scores=None, stabilities=None):
@@ -18,7 +18,7 @@ def row_of(masks, scores=None, stabilities=None):
     annotations = [
         {
             "id": index + 1,
-            "segmentation": {"size": [height, width], "counts": rle.encode(mask).counts},
+            "segmentation": {"size": [height, width], "counts": single.encode(mask).counts},
             "area": int(mask.sum()),
             "predicted_iou": float(np.float32(score)),
             "stability_score": float(np.float32(stability)),

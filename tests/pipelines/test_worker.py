@@ -15,20 +15,21 @@ import pytest
 import torch
 
 from maskmill.engine.records import DROP_REASONS, GeneratedMasks
-from maskmill.pipelines import patience, worker
-from maskmill.pipelines.config import load_config
+from maskmill.pipelines.config.run import load_config
 from maskmill.pipelines.errors import ConfigError, UsageError
-from maskmill.pipelines.patience import retrying
-from maskmill.pipelines.plan import PlannedImage
-from maskmill.pipelines.schema import image_id
-from maskmill.pipelines.shards import shard_path
-from maskmill.pipelines.tasks import Job, ShardFailure, ShardReceipt, ShardTask, Tally
-from maskmill.pipelines.worker import make_generator, resolve_device, run_shard
+from maskmill.pipelines.format.plan import PlannedImage
+from maskmill.pipelines.format.schema import image_id
+from maskmill.pipelines.format.shards import shard_path
+from maskmill.pipelines.storage import retries
+from maskmill.pipelines.storage.retries import retrying
+from maskmill.pipelines.workers import shard as worker
+from maskmill.pipelines.workers.shard import make_generator, resolve_device, run_shard
+from maskmill.pipelines.workers.tasks import Job, ShardFailure, ShardReceipt, ShardTask, Tally
 
 
 @pytest.fixture(autouse=True)
 def short_pauses(monkeypatch):
-    monkeypatch.setattr(patience, "FIRST_PAUSE_SECONDS", 0.001)
+    monkeypatch.setattr(retries, "FIRST_PAUSE_SECONDS", 0.001)
 
 
 @pytest.fixture
@@ -173,7 +174,7 @@ def test_retrying_tries_four_times(failures, answers):
     else:
         with pytest.raises(OSError, match="again"):
             retrying(flaky)
-    assert len(calls) == min(failures + 1, patience.ATTEMPTS)
+    assert len(calls) == min(failures + 1, retries.ATTEMPTS)
 
 
 def test_pauses_double_and_are_drawn_anew_each_time(monkeypatch):
@@ -181,8 +182,8 @@ def test_pauses_double_and_are_drawn_anew_each_time(monkeypatch):
         raise OSError("again")
 
     pauses = []
-    monkeypatch.setattr(patience, "FIRST_PAUSE_SECONDS", 1.0)
-    monkeypatch.setattr(patience.time, "sleep", pauses.append)
+    monkeypatch.setattr(retries, "FIRST_PAUSE_SECONDS", 1.0)
+    monkeypatch.setattr(retries.time, "sleep", pauses.append)
     for _ in range(2):
         with pytest.raises(OSError, match="again"):
             retrying(fail)
@@ -198,13 +199,13 @@ def test_a_finished_shard_is_committed_with_more_patience_than_an_image_is_read(
 
     def flaky(*arguments):
         calls.append(1)
-        if len(calls) < patience.COMMIT_ATTEMPTS:
+        if len(calls) < retries.COMMIT_ATTEMPTS:
             raise OSError("the storage is away")
         return commit(*arguments)
 
     monkeypatch.setattr(worker, "commit_table", flaky)
     assert run_shard(ShardTask(0, planned([photos / "coffee" / "0.png"])), Counting(), job).committed
-    assert len(calls) == patience.COMMIT_ATTEMPTS > patience.ATTEMPTS
+    assert len(calls) == retries.COMMIT_ATTEMPTS > retries.ATTEMPTS
 
 
 def test_retrying_leaves_other_errors_alone():

@@ -18,10 +18,10 @@ import time
 from typing import Any
 
 POINTS = {
-    "plan": ("maskmill.pipelines.plan", "make_plan"),
-    "decode": ("maskmill.pipelines.worker", "decode_image"),
+    "plan": ("maskmill.pipelines.format.plan", "make_plan"),
+    "decode": ("maskmill.pipelines.workers.shard", "decode_image"),
     "inference": ("maskmill.engine.generator", "MaskGenerator.generate_batch"),
-    "clock": ("maskmill.pipelines.worker", "decode_image"),
+    "clock": ("maskmill.pipelines.workers.shard", "decode_image"),
     # Of every process that loads the storage module: before a file is flushed, before and after it is named.
     "write": ("os", "fsync"),
     "before link": ("os", "link"),
@@ -93,5 +93,5 @@ class WrapOnImport(importlib.abc.MetaPathFinder):
 if "MASKMILL_CHAOS" in os.environ:
     chaos = json.loads(os.environ["MASKMILL_CHAOS"])
     where = POINTS[chaos["point"]][0]
-    trigger = where if "." in where else "maskmill.pipelines.storage"
+    trigger = where if "." in where else "maskmill.pipelines.storage.atomic"
     sys.meta_path.insert(0, WrapOnImport(trigger, chaos))

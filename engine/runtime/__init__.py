@@ -1,0 +1,1 @@
+"""Batches that fit the memory, what crosses between host and device, and the account of every candidate."""

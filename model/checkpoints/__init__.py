@@ -1,0 +1,1 @@
+"""Weights: the public checkpoints, files of tensors, and how they become a network."""

@@ -1,0 +1,1 @@
+"""What the network learns from: losses, simulated clicks and boxes, interaction, masked autoencoding."""

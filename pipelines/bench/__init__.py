@@ -1,0 +1,1 @@
+"""How fast this machine makes masks, beside the released generator."""

@@ -1,0 +1,132 @@
+"""Making a corpus, holding it to what it says, and how far it is: `generate`, `verify`, `status`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ..errors import UsageError, VerificationFailed, visible
+from ..storage.paths import place
+from .options import Config, CorpusArgument, Set, mode_of
+
+
+def generate(
+    context: typer.Context,
+    inputs: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="INPUT…", help="Folders, globs, file lists (.txt), image, tar or Parquet."),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(metavar="CORPUS", help="The corpus's folder.", parser=place)
+    ] = None,
+    config: Config = None,
+    set_: Set = None,
+    workers: Annotated[
+        str | None,
+        typer.Option(
+            metavar="N|MIN:MAX",
+            help="Worker processes; 0: this process, without Ray. Begin when MIN are ready.",
+        ),
+    ] = None,
+    gpus_per_worker: Annotated[
+        str | None, typer.Option(metavar="F", help="GPUs of a worker: 0, a share of one, or some.")
+    ] = None,
+    cpus_per_worker: Annotated[
+        str | None, typer.Option(metavar="N", help="CPUs, and threads, of a worker.")
+    ] = None,
+    ray: Annotated[
+        str | None,
+        typer.Option(metavar="ADDRESS", help="A running Ray cluster (or auto), not one of our own."),
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Remove the corpus and start anew.")] = False,
+    extend: Annotated[
+        bool, typer.Option("--extend", help="Add inputs that the corpus does not have.")
+    ] = False,
+    retry_rejects: Annotated[
+        list[str] | None,
+        typer.Option(metavar="CLASS", help="Run the images again that were refused as this. Repeatable."),
+    ] = None,
+    log_json: Annotated[
+        str | None,
+        typer.Option(metavar="FILE", help="Add a line of JSON for each event; - is standard output."),
+    ] = None,
+    print_config: Annotated[
+        bool, typer.Option("--print-config", help="Print what would run, as YAML.")
+    ] = False,
+) -> None:
+    """Make a corpus of masks from photographs, or go on where the last run stopped."""
+    from ..config.loading import to_yaml
+    from ..config.run import load_config
+
+    overrides = [] if workers is None else _workers(workers)
+    overrides += [] if gpus_per_worker is None else [f"cluster.gpus_per_worker={gpus_per_worker}"]
+    overrides += [] if cpus_per_worker is None else [f"threads_per_worker={cpus_per_worker}"]
+    settings = load_config(config, [*(set_ or ()), *overrides])
+    if print_config:
+        typer.echo(to_yaml(settings), nl=False)
+        return
+    if not inputs:
+        from ..inputs.listing import EXPECTED
+
+        raise UsageError(f"expected at least one INPUT: {EXPECTED}")
+    if out is None:
+        raise UsageError("expected --out CORPUS, the folder to write")
+    if ray is not None and settings.workers == 0:
+        raise UsageError("expected --ray or --workers 0 (no Ray), not both")
+    mode, retry = mode_of(overwrite, extend), retry_rejects or ()
+    if retry and overwrite:
+        raise UsageError("expected --overwrite or --retry-rejects, not both")
+    from ..generation.event_log import opened
+    from ..generation.generate import generate as run
+
+    cleared = context.obj.without_overwrite
+    with opened(log_json) as events:
+        run(inputs, out, settings, mode=mode, ray=ray, retry=retry, cleared=cleared, events=events)
+
+
+def verify(
+    corpus: CorpusArgument,
+    workers: Annotated[
+        int | None, typer.Option(metavar="N", min=1, help="Shards checked at a time; default: all cores.")
+    ] = None,
+) -> None:
+    """Recompute everything a corpus says; exit code 3 and a list where anything is off."""
+    from ..verification.corpus import verify as check
+
+    report = check(corpus, workers)
+    for problem in report.problems:
+        typer.echo(visible(problem))
+    if report.problems:
+        raise VerificationFailed(f"{corpus}: {len(report.problems)} problem(s) found")
+    typer.echo(f"{corpus}: verified, {', '.join(f'{count} {name}' for name, count in report.counts.items())}")
+
+
+def status(
+    corpus: CorpusArgument,
+    as_json: Annotated[bool, typer.Option("--json", help="One line of JSON in place of the table.")] = False,
+) -> None:
+    """How far a run is: shards, rate, time left, refusals; read from the corpus alone, at any time."""
+    from ..generation.status import status_of
+
+    found = status_of(corpus)
+    if as_json:
+        typer.echo(json.dumps(found.as_json()))
+        return
+    from rich.console import Console
+
+    from ..writing.progress import status_table
+
+    Console(markup=False, soft_wrap=True).print(status_table(found))
+
+
+def _workers(text: str) -> list[str]:
+    """`N` or `MIN:MAX` as values of the configuration."""
+    if text.isdecimal():
+        return [f"workers={text}"]
+    least, _, most = text.partition(":")
+    if not (least.isdecimal() and most.isdecimal() and 1 <= int(least) <= int(most)):
+        raise UsageError(f"--workers: expected N, or MIN:MAX with 1 ≤ MIN ≤ MAX, got {text}")
+    return [f"cluster.min_workers={least}", f"workers={most}"]

@@ -1,0 +1,40 @@
+"""Deflate streams unpacked for their checksum alone, in pieces that are dropped at once."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterable, Iterator
+
+from ..errors import InputRejected
+
+_STEP = 1 << 18
+
+
+def check_inflate(parts: Iterable[bytes | memoryview], least: int, most: int, what: str) -> None:
+    """That a zlib stream ends, with its checksum, after `least` to `most` bytes; raises InputRejected.
+
+    Beside the parts themselves it takes less than a megabyte, whatever they hold and would unpack to; the
+    work grows with both, and ends at `most`.
+    """
+    stream, size = zlib.decompressobj(), 0
+    try:
+        for length in _unpacked(stream, parts):
+            size += length
+            if size > most:
+                raise InputRejected("decode", "Corrupt", f"{what} unpacks to more than its {most} bytes")
+    except zlib.error as error:
+        raise InputRejected("decode", "Corrupt", f"{what}: {error}") from None
+    if not stream.eof or size < least:
+        raise InputRejected("decode", "Truncated", f"{what} ends after {size} of {least} bytes")
+
+
+def _unpacked(stream: zlib._Decompress, parts: Iterable[bytes | memoryview]) -> Iterator[int]:
+    """How long each piece is that comes out. zlib copies what it has not read yet, so it is given little."""
+    for part in parts:
+        for at in range(0, len(part), _STEP):
+            left = part[at : at + _STEP]
+            while left and not stream.eof:
+                yield len(stream.decompress(left, _STEP))
+                left = stream.unconsumed_tail
+    while not stream.eof and (more := len(stream.decompress(b"", _STEP))):
+        yield more

@@ -1,0 +1,320 @@
+"""SA-1B's files become a corpus: the same plan, shards and closing as a run has, and no network.
+
+    list the JSON and JPEG files → pair them → take the lease → plan → for each shard that is not there yet:
+    read, hold JSON, JPEG and masks against each other, commit → corpus.json
+
+Nothing is changed on the way: ids, boxes and scores are the source's (`conventions.IMPORTED`), and the bytes
+of the JPEG files are kept in the rows, unless the user would rather leave them where they are. What is wrong
+with one image makes it a rejected row; what is wrong with the collection, two images of one id or a file
+without its partner, is told before anything is written.
+
+The masks of a shard are looked at all at once, by what `maskmill verify` uses, and only those in doubt one by
+one. Nothing is unpacked from a tar file: members are read by range, and their paths are only names.
+"""
+
+from __future__ import annotations
+
+import time
+from bisect import bisect_left
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from rich.console import Console
+
+from ...engine.records import MaskRecord, Rle
+from ..config.run import digest_of
+from ..decoding.jpeg import read_jpeg
+from ..decoding.tiff import orientation
+from ..errors import IncompleteRun, InputRejected, UsageError, visible
+from ..format import run_record
+from ..format.ids import SA1B, SOURCE
+from ..format.plan import PLAN, Mode, PlannedImage, Run, open_run, read_plan, refuse_foreign
+from ..format.schema import ImageRow, rejected_row, table_from_rows
+from ..format.shards import commit_table, committed_shards, shard_metadata
+from ..inputs.listing import list_inputs
+from ..inputs.reader import read_input
+from ..prefetch import in_order
+from ..storage import atomic
+from ..storage.json_files import sha256_hex
+from ..storage.lease import Lease, held
+from ..storage.paths import redacted
+from ..storage.retries import COMMIT_ATTEMPTS, opening, retrying
+from ..verification.masks import doubtful_rows
+from ..verification.rows import mask_problems
+from ..workers.tasks import Tally
+from ..writing.progress import LiveLine, summary_table
+from .sa1b import MAX_JSON_BYTES, Entry, bad_annotations, numbers, read_entry
+
+SHARD_SIZE = 64
+_NAME = r"(?:^|[/#])sa_(?P<number>0|[1-9][0-9]{0,18})\.(?:jpg|json)$"
+_LARGEST = str(2**63 - 1)
+_READERS = 4  # threads; reading waits for disks and stores, and hashing lets go of the interpreter
+
+
+def import_sa1b(
+    inputs: Sequence[str],
+    out: Path,
+    *,
+    embed: bool = True,
+    mode: Mode = "resume",
+    cleared: Callable[[], None] = lambda: None,
+    shard_size: int = SHARD_SIZE,
+) -> Tally:
+    """Make the corpus `out` of SA-1B's files, or what is missing of it; return what this call did.
+
+    `inputs` are folders, globs and tar files, as `sources.list_inputs` takes them; files of other names than
+    `sa_NUMBER.jpg` and `.json` are passed over. With `embed` the JPEG files are kept in the rows. `mode` and
+    `cleared` are those of `plan.open_run`. Raises
+    UsageError and CorpusError before any work, IncompleteRun where storage fails.
+    """
+    console = Console(stderr=True, soft_wrap=True, markup=False, highlight=False)
+    out = out.absolute()
+    pairs = _paired(inputs, console.print)
+    record = _record(embed, shard_size)
+    is_there = opening(lambda: refuse_foreign(out), out, is_there=True)
+    with held(out, console.print, is_there=is_there) as lease:
+        if mode == "extend" and is_there:
+            opening(lambda: _refuse_left_over(out, pairs["key"]), out, is_there=True)
+        run = opening(
+            partial(open_run, out, pairs.select(["key", "uri"]), record, shard_size, mode, cleared),
+            out,
+            is_there=is_there,
+        )
+        todo = run.todo()
+        if not todo and (out / run_record.CORPUS).exists():
+            console.print(f"{out}: complete, nothing to do")
+            return Tally()
+        started = time.monotonic()
+        done = _Import(run, pairs, embed, lease)
+        done.do(todo)
+        with atomic.failing_as(IncompleteRun, out):
+            totals = retrying(lambda: run_record.finish_corpus(out, run.plan.shards))["totals"]
+        console.print(summary_table(done.tally, time.monotonic() - started, totals))
+        for name, example in done.tally.examples.items():
+            console.print(visible(f"rejected: {name}: {done.tally.rejects[name]}, such as {example}"))
+        if done.rounded:
+            console.print(
+                f"{done.rounded} numbers are no 32-bit floats, as SA-1B's are, and were rounded to the next"
+            )
+        return done.tally
+
+
+def _record(embed: bool, shard_size: int) -> run_record.RunRecord:
+    config = {SOURCE: SA1B, "embed_images": embed, "shard_size": shard_size}
+    return run_record.RunRecord(
+        config=config,
+        config_digest=digest_of(config),
+        model_name="unknown",
+        weights_sha256="",
+        software=run_record.software_versions(),
+    )
+
+
+def _paired(inputs: Sequence[str], note: Callable[[str], None]) -> pa.Table:
+    """Every image once: its key, the uri of its JPEG file, and that of its JSON file (`json`).
+
+    Raises UsageError where a file has no partner beside it, and where there are none at all.
+    """
+    listed = list_inputs(inputs, [".jpg", ".json"], note=note)
+    named = pc.extract_regex(listed["key"], _NAME)
+    digits = pc.utf8_lpad(pc.struct_field(named, "number"), width=len(_LARGEST), padding="0")
+    is_ours = pc.fill_null(pc.less_equal(digits, _LARGEST), False)
+    ours = listed.filter(is_ours)
+    if not ours.num_rows:
+        raise UsageError(
+            f"no image found in {redacted(str(inputs[0]))}; looked for sa_NUMBER.jpg and sa_NUMBER.json"
+        )
+    if others := listed.num_rows - ours.num_rows:
+        note(f"{others} files passed over, whose names are not sa_NUMBER.jpg or sa_NUMBER.json")
+    # By key, `x.jpg` and `x.json` are neighbours: no other name begins with `x.j`.
+    stems = pc.replace_substring_regex(ours["key"], r"\.jpg$|\.json$", "")
+    starts = np.ones(len(stems), np.bool_)
+    starts[1:] = pc.not_equal(stems.slice(1), stems.slice(0, len(stems) - 1)).to_numpy()
+    (first,) = np.nonzero(starts)
+    size = np.diff(first, append=len(stems))
+    (alone,) = np.nonzero(size == 1)
+    if len(alone):
+        more = f", nor have {len(alone) - 1} others" if len(alone) > 1 else ""
+        key, uri = (str(ours[name][int(first[alone[0]])]) for name in ("key", "uri"))
+        partner = f"{stems[int(first[alone[0]])]}.{'json' if key.endswith('.jpg') else 'jpg'}"
+        raise UsageError(f"{redacted(uri)}: there is no {partner} for it{more}; SA-1B's files come in pairs")
+    pictures, texts = ours.take(pa.array(first)), ours.take(pa.array(first + 1))
+    return pictures.append_column("json", texts["uri"])
+
+
+def _refuse_left_over(out: Path, keys: pa.ChunkedArray) -> None:
+    """Raise UsageError where a planned image is not imported yet, and its files are not among these."""
+    if not any((out / PLAN).glob("part-*")):
+        return  # killed before it was planned: nothing is left over
+    plan = read_plan(out)
+    for shard in sorted(set(plan.shards) - committed_shards(out)):
+        planned = pa.array([image.key for image in plan.images(shard)])
+        if len(left := planned.filter(pc.invert(pc.is_in(planned, value_set=keys)))):
+            raise UsageError(
+                f"{out}: {redacted(left[0].as_py())} is planned and not imported yet; first finish that "
+                "import with its own inputs, then add these with --extend"
+            )
+
+
+class _Import:
+    """Shards on their way in.
+
+    Attributes:
+        tally: what was done so far.
+        rounded: numbers that were no 32-bit floats.
+
+    """
+
+    def __init__(self, run: Run, pairs: pa.Table, embed: bool, lease: Lease) -> None:
+        self._run = run
+        self._keys, self._json_uris = pairs["key"], pairs["json"]
+        self._embed = embed
+        self._lease = lease
+        self.tally = Tally()
+        self.rounded = 0
+
+    def do(self, todo: Sequence[int]) -> None:
+        """Commit these shards, one after another."""
+        plan, out = self._run.plan, self._run.out
+        with LiveLine(plan.size(todo)) as line, ThreadPoolExecutor(_READERS, "import") as pool:
+            for shard in todo:
+                started = time.monotonic()
+                rows = self._checked(list(self._read(pool, plan.images(shard))))
+                seconds = {"read": time.monotonic() - started}
+                self._lease.check()
+                commit = partial(
+                    commit_table,
+                    out,
+                    shard,
+                    table_from_rows(rows),
+                    shard_metadata(self._run.record.digest, shard, seconds),
+                )
+                with atomic.failing_as(IncompleteRun, out):
+                    retrying(commit, COMMIT_ATTEMPTS)
+                for row in rows:
+                    self.tally.add_row(row)
+                line.show(self.tally, 1)
+
+    def _read(self, pool: ThreadPoolExecutor, images: Sequence[PlannedImage]) -> Iterator[ImageRow]:
+        for future in in_order(pool, self._row, images, _READERS):
+            row, rounded = future.result()
+            self.rounded += rounded
+            yield row
+
+    def _row(self, planned: PlannedImage) -> tuple[ImageRow, int]:
+        """The row of an image, its masks not looked at yet; and how many of its numbers were rounded."""
+        data = None
+        try:
+            data = _bytes_of(planned.uri)
+            entry = read_entry(_bytes_of(self._json_uri(planned.key), MAX_JSON_BYTES))
+            turned = _check_image(planned, entry, data)
+        except InputRejected as error:
+            return rejected_row(planned, error, data), 0
+        given = np.fromiter(numbers(entry), np.float64)
+        with np.errstate(over="ignore"):  # what is too large is infinite, and refused with the masks
+            rounded = int((given.astype(np.float32) != given).sum())
+        masks = _masks(entry)
+        row = ImageRow(
+            row=planned.row,
+            image_id=planned.image_id,
+            key=planned.key,
+            uri=planned.uri,
+            status="ok" if masks else "empty",
+            width=entry.image.width,
+            height=entry.image.height,
+            orientation=turned,
+            image_sha256=sha256_hex(data),
+            candidates=len(masks),
+            image=data if self._embed else None,
+            masks=masks,
+            annotation_ids=[one.id for one in entry.annotations],
+        )
+        return row, rounded
+
+    def _json_uri(self, key: str) -> str:
+        place = bisect_left(range(len(self._keys)), key, key=lambda row: self._keys[row].as_py())
+        return str(self._json_uris[place])
+
+    def _checked(self, rows: Sequence[ImageRow]) -> list[ImageRow]:
+        """The rows, those rejected whose masks are not what is said of them."""
+        annotations = table_from_rows([replace(row, image=None) for row in rows])["annotations"]
+        column = annotations.combine_chunks()
+        plan_rows_R = np.array([row.row for row in rows], np.int64)
+        heights_R, widths_R = (
+            np.array([getattr(row, side) or 0 for row in rows], np.int64) for side in ("height", "width")
+        )
+        doubt_R = doubtful_rows(column, plan_rows_R, heights_R, widths_R, imported=True)
+        checked = []
+        for row, doubt, masks in zip(rows, doubt_R, column, strict=True):
+            doubted = masks.as_py() if doubt else ()
+            problem = next(mask_problems(doubted, row.row, row.height, row.width, imported=True), None)
+            checked.append(row if problem is None else _rejected(row, problem))
+        return checked
+
+
+def _bytes_of(uri: str, *limit: int) -> bytes:
+    """A source file's bytes. Raises InputRejected where it is at fault, IncompleteRun where storage is."""
+    try:
+        return retrying(lambda: read_input(uri, *limit))
+    except OSError as error:
+        reason = redacted(error.strerror or str(error) or type(error).__name__)
+        raise IncompleteRun(
+            f"{redacted(uri)}: cannot be read: {reason}; run the same command again to go on"
+        ) from None
+
+
+def _check_image(planned: PlannedImage, entry: Entry, data: bytes) -> int:
+    """Hold the JSON and the JPEG against each other; returns the EXIF orientation, which turns nothing.
+
+    The JPEG's structure is walked, from its header to its end; its pixels are not decoded. Raises
+    InputRejected.
+    """
+    image, name = entry.image, f"sa_{planned.image_id}.jpg"
+    if (image.image_id, image.file_name) != (planned.image_id, name):
+        raise bad_annotations(f"it is of image {image.image_id}, {image.file_name}, and not of {name}")
+    if not data.startswith(b"\xff\xd8\xff"):
+        raise InputRejected("decode", "NotAnImage", "no JPEG file, as SA-1B's are")
+    jpeg = read_jpeg(data)
+    if (jpeg.width, jpeg.height) != (image.width, image.height):
+        raise bad_annotations(
+            f"it is for {image.width}×{image.height} pixels, the image has {jpeg.width}×{jpeg.height}"
+        )
+    turned = orientation(jpeg.exif)
+    if turned in range(2, 9):
+        raise InputRejected(
+            "decode", "Unsupported", f"EXIF turns it (orientation {turned}); SA-1B's images are upright"
+        )
+    return turned
+
+
+def _masks(entry: Entry) -> list[MaskRecord]:
+    return [
+        MaskRecord(
+            segmentation=Rle(one.segmentation.size, one.segmentation.counts),
+            area=one.area,
+            bbox=one.bbox,
+            predicted_iou=one.predicted_iou,
+            stability_score=one.stability_score,
+            crop_box=one.crop_box,
+            point_coords=tuple(one.point_coords),
+        )
+        for one in entry.annotations
+    ]
+
+
+def _rejected(row: ImageRow, problem: str) -> ImageRow:
+    return ImageRow(
+        row=row.row,
+        image_id=row.image_id,
+        key=row.key,
+        uri=row.uri,
+        status="rejected",
+        image_sha256=row.image_sha256,
+        error=bad_annotations(problem),
+    )

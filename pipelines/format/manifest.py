@@ -1,0 +1,114 @@
+"""What a closed corpus has recorded of its files stays recorded: no rerun gives damage a new checksum.
+
+A closed corpus that is opened again, to grow or to make a lost shard anew, is not complete, and `corpus.json`
+goes. The checksums that it held stay, as `corpus.before.json`, until the corpus is closed again; and it is
+not closed while one of those files differs from them. Reading every file before it is opened again would tell
+earlier, and cost as much as closing it, which reads every file anyway.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from ..errors import CorpusError
+from ..storage import atomic
+from ..storage.json_files import as_bytes, fingerprint, read_json, sealed, write_json
+from .schema import FORMAT_NAME, FORMAT_VERSION
+from .shards import SHARDS, committed_shards, shard_of
+
+CORPUS = "corpus.json"
+BEFORE = "corpus.before.json"
+_LISTED = re.compile(r"run\.json|plan/part-[0-9]{6}\.parquet|shards/shard-[0-9]{6,}\.parquet")
+
+
+def recorded(out: Path) -> dict[str, dict[str, Any]]:
+    """Path → entry of each file in `corpus.json`, or, while the corpus is open again, in what is kept of it.
+
+    Empty where there is neither. Raises CorpusError where it is damaged.
+    """
+    path = next((out / name for name in (CORPUS, BEFORE) if (out / name).exists()), None)
+    if path is None:
+        return {}
+    problem, content = None, read_json(path)
+    files, said = listed(content), content.get("files", [])
+    try:
+        if path.read_bytes() != as_bytes(sealed(content)):
+            problem = "its sha256 is not its own, or it is not as it was written"
+        elif not isinstance(said, list) or len(files) != len(said):
+            problem = "its list of files"
+    except (ValueError, RecursionError) as error:  # a number that JSON reads as infinite
+        problem = str(error)
+    if problem:
+        raise CorpusError(
+            f"{path}: damaged: {problem}: restore it from a copy, or start anew with --overwrite"
+        )
+    return files
+
+
+def listed(content: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Path → entry of each file that a `corpus.json` lists; names that no corpus has are left out."""
+    files = content.get("files")
+    entries = [entry for entry in files if isinstance(entry, dict)] if isinstance(files, list) else []
+    return {
+        entry["path"]: entry
+        for entry in entries
+        if isinstance(entry.get("path"), str) and _LISTED.fullmatch(entry["path"])
+    }
+
+
+def reopen(out: Path, changing: Collection[int] = ()) -> None:
+    """Take `corpus.json` away, if it is there, and keep what it recorded in `corpus.before.json`.
+
+    Struck from the record are shards that are not there, since they are made anew, and those that are
+    `changing`: as rows of theirs will be copied, they are held against the record first. Raises CorpusError
+    where one of them differs, or the record is damaged.
+    """
+    files, there = recorded(out), committed_shards(out)
+    shards = {name: shard for name in files if (shard := _shard_of(name)) is not None}
+    read = [name for name, shard in shards.items() if shard in there and shard in changing]
+    refuse_changed(out, {name: files[name] for name in read}, _entries(out, read))
+    stay = {None, *there.difference(changing)}
+    kept = [entry for name, entry in files.items() if shards.get(name) in stay]
+    if kept and (len(kept) < len(files) or (out / CORPUS).exists()):
+        record = {"format": FORMAT_NAME, "format_version": FORMAT_VERSION, "files": kept}
+        atomic.replace(out / BEFORE, lambda file: write_json(file, sealed(record)))
+    atomic.remove(out / CORPUS)
+
+
+def refuse_changed_plan(out: Path) -> None:
+    """Raise CorpusError where `run.json` or a part of the plan is not what was recorded of it.
+
+    The shards are held against their record when the corpus is closed: every byte is read then anyway.
+    """
+    if (out / CORPUS).exists():
+        atomic.remove(out / BEFORE)  # a process was killed between the two
+    files = {name: entry for name, entry in recorded(out).items() if _shard_of(name) is None}
+    refuse_changed(out, files, _entries(out, files))
+
+
+def refuse_changed(
+    out: Path, before: Mapping[str, Mapping[str, Any]], now: Mapping[str, Mapping[str, Any]]
+) -> None:
+    """Raise CorpusError, saying what to do, where a recorded file (path → entry) is missing or other now."""
+    changed = [name for name, entry in before.items() if entry != now.get(name)]
+    if not changed:
+        return
+    what = "damaged" if changed[0] in now else "missing"
+    more = f" (and {len(changed) - 1} more files)" if len(changed) > 1 else ""
+    cure = "restore it from a copy" if _shard_of(changed[0]) is None else "remove it and run this again"
+    raise CorpusError(
+        f"{out}: {changed[0]} is {what}{more}: it is not what was recorded when the corpus was closed: "
+        f"{cure}, or start anew with --overwrite; maskmill verify lists all that is off"
+    )
+
+
+def _entries(out: Path, names: Iterable[str]) -> dict[str, dict[str, Any]]:
+    """Path → entry, as they are now, of those files that are there."""
+    return {name: {"path": name, **fingerprint(out / name)} for name in names if (out / name).exists()}
+
+
+def _shard_of(name: str) -> int | None:
+    return shard_of(name.removeprefix(f"{SHARDS}/"))

@@ -1,0 +1,1 @@
+"""A page to look at masks, as files or served."""

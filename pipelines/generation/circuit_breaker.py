@@ -1,0 +1,52 @@
+"""The circuit breaker: a run that gets nowhere stops, and says why.
+
+A wrong mount, a missing codec or a list of the wrong files refuses image after image; a full disk takes the
+work of shard after shard. Only what this run itself did is counted, so that the same command, run again,
+looks anew instead of tripping over the rows that are there. Workers that die are counted in
+`pipelines.workers.dispatcher`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ..config.run import BreakerConfig
+from ..errors import BreakerTripped
+from ..workers.tasks import ShardFailure, Tally
+
+CLASSES_TOLD = 4
+
+
+def too_many_refused(tally: Tally, limits: BreakerConfig) -> BreakerTripped | None:
+    """The end of a run, with a diagnosis, that had too many of its images refused; None where it may go on.
+
+    `tally` is of shards that are committed, so that a run that is stopped, and stopped again when it is run
+    again, leaves more behind each time.
+    """
+    refused = tally.statuses["rejected"]
+    if tally.images < limits.min_images or refused <= limits.rejected_share * tally.images:
+        return None
+    classes = [
+        f"{count} {name}, such as {tally.examples[name]}"
+        for name, count in tally.rejects.most_common(CLASSES_TOLD)
+    ]
+    left_out = len(tally.rejects) - len(classes)
+    more = f"; and {left_out} more classes" if left_out else ""
+    first = tally.rejects.most_common(1)[0][0]
+    return BreakerTripped(
+        f"stopped: {refused} of the {tally.images} images that this run did are refused: "
+        f"{'; '.join(classes)}{more}. Mend the cause and run the same command with --retry-rejects {first}; "
+        "or, where they are rightly refused, go on with --set breaker.rejected_share=1"
+    )
+
+
+def check_unwritten(failures: Sequence[ShardFailure], workers: int, limits: BreakerConfig) -> None:
+    """Raise BreakerTripped where the corpus's storage failed for too many shards; `failures`: since one was
+    written.
+    """
+    unwritten = [failure for failure in failures if failure.output]
+    if len(unwritten) >= limits.unwritten_shards * max(1, workers):
+        raise BreakerTripped(
+            f"stopped: the corpus's storage failed for the last {len(unwritten)} shards; shard "
+            f"{unwritten[-1].shard}: {unwritten[-1].reason}: mend it, then run the same command again"
+        )

@@ -1,0 +1,151 @@
+"""How far a run is, told from its output alone: at any time, from anywhere, whether or not it lives.
+
+A shard's presence is its commit, so one listing says what is there, and when each shard came. What was
+refused is read from two small columns of each shard, or, once the corpus is closed, from its totals.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from ..errors import CorpusError, visible
+from ..format import run_record
+from ..format.plan import read_plan
+from ..format.schema import STATUSES
+from ..format.shards import SHARDS, open_parquet, reading, shard_of, shard_path
+from ..storage.json_files import read_json
+from ..storage.lease import Holder, read_lease
+from ..storage.paths import as_os_errors
+
+RATE_SECONDS = 3600.0
+"""The rate is that of the last hour, or of the run where it is younger."""
+SHARDS_AT_ONCE = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """What a corpus's files say of its run.
+
+    Attributes:
+        state: `complete`, `running` (its lease is being renewed), or `stopped`.
+        holder: who is at work on it; empty unless it is running.
+        shards, shards_planned: how many are there, and how many will be.
+        images, images_planned: the images of those shards.
+        statuses: images by status.
+        rejects: refused images by class.
+        last_commit: when the newest shard was committed, UTC, ISO 8601, by the storage's clock.
+        images_per_second: committed images over the last hour of the run; None where too few shards tell.
+        seconds_left: at that rate; None unless it is running.
+
+    """
+
+    state: str
+    holder: str
+    shards: int
+    shards_planned: int
+    images: int
+    images_planned: int
+    statuses: dict[str, int]
+    rejects: dict[str, int]
+    last_commit: str | None
+    images_per_second: float | None
+    seconds_left: float | None
+
+    def as_json(self) -> dict[str, Any]:
+        """The same as plain values."""
+        return asdict(self)
+
+
+def status_of(out: Path) -> Status:
+    """Read how far the run of the corpus `out` is. Raises CorpusError where it is no corpus, or damaged."""
+    run_record.read_run(out)
+    holder = _at_work(out)
+    plan, commits = read_plan(out), _commits(out)
+    there = [shard for shard in plan.shards if shard in commits]
+    images, planned = plan.size(there), len(plan)
+    closed = (out / run_record.CORPUS).exists()
+    statuses, rejects = _recorded(out / run_record.CORPUS) if closed else _counted(out, there)
+    rate = _rate([(commits[shard], plan.size([shard])) for shard in there], holder)
+    last = max((commits[shard] for shard in there), default=None)
+    return Status(
+        state="running" if holder else "complete" if closed else "stopped",
+        holder=visible(str(holder or "")),
+        shards=len(there),
+        shards_planned=len(plan.shards),
+        images=images,
+        images_planned=planned,
+        statuses={name: statuses[name] for name in STATUSES},
+        rejects={visible(name): count for name, count in rejects.most_common()},
+        last_commit=None if last is None else datetime.fromtimestamp(last, UTC).isoformat(timespec="seconds"),
+        images_per_second=rate,
+        seconds_left=(planned - images) / rate if holder and rate else None,
+    )
+
+
+def _at_work(out: Path) -> Holder | None:
+    """The holder of a lease that has not run out, unless it is known to be gone."""
+    with as_os_errors():
+        holder = read_lease(out)
+    return holder if holder and holder.left > 0 and not holder.is_gone else None
+
+
+def _commits(out: Path) -> dict[int, float]:
+    """Shard → when it was committed, in seconds since 1970."""
+    folder, commits = out / SHARDS, {}
+    with reading(folder):
+        for path in folder.iterdir() if folder.is_dir() else ():
+            if (shard := shard_of(path.name)) is not None:
+                commits[shard] = path.stat().st_mtime
+    return commits
+
+
+def _recorded(path: Path) -> tuple[Counter[str], Counter[str]]:
+    """Images by status, and refusals by class, as a closed corpus records them."""
+    try:
+        totals = read_json(path)["totals"]
+        return Counter({name: int(totals[name]) for name in STATUSES}), Counter(dict(totals["rejects"]))
+    except (KeyError, TypeError, ValueError) as error:
+        raise CorpusError(f"{path}: damaged: its totals: {type(error).__name__}: {error}") from None
+
+
+def _counted(out: Path, shards: Sequence[int]) -> tuple[Counter[str], Counter[str]]:
+    """Images by status, and refusals by class, from the rows."""
+    statuses: Counter[str] = Counter()
+    rejects: Counter[str] = Counter()
+
+    def read(shard: int) -> tuple[list[str], list[dict[str, str] | None]]:
+        path = shard_path(out, shard)
+        with open_parquet(path) as file, reading(path):
+            table = file.read(["status", "error.class"])
+        return table["status"].to_pylist(), table["error"].to_pylist()
+
+    with ThreadPoolExecutor(SHARDS_AT_ONCE) as pool:
+        for status, errors in pool.map(read, shards):
+            statuses.update(status)
+            rejects.update(error["class"] for error in errors if error)
+    return statuses, rejects
+
+
+def _rate(commits: Sequence[tuple[float, int]], holder: Holder | None) -> float | None:
+    """Images a second, from when each shard came and how many images it has.
+
+    Of a run that lives until now, so that one that hangs slows down; of one that has ended between its first
+    commit, whose beginning nobody knows, and its last.
+    """
+    if not commits:
+        return None
+    if holder:
+        end = time.time()
+        begin = max(datetime.fromisoformat(holder.since).timestamp(), end - RATE_SECONDS)
+    else:
+        end = max(when for when, _ in commits)
+        begin = min(when for when, _ in commits if when >= end - RATE_SECONDS)
+    images = sum(count for when, count in commits if begin < when <= end)
+    return images / (end - begin) if images and end > begin else None

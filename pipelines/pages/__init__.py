@@ -1,0 +1,1 @@
+"""What all HTML pages share: the template, the look, the drawing of masks."""

@@ -1,0 +1,1 @@
+"""The statistics of a corpus, as tables and as a page."""

@@ -1,0 +1,270 @@
+"""Who is at work on a corpus: a lease in its folder, so that two runs do not burn the same hours twice.
+
+A lease saves work, never rows: where it is lost or defeated, the first commit of a shard still wins. It runs
+out by itself, since a lock would outlive the machine that held it; its holder renews it while it lives. A
+holder on this machine that is gone is known to be gone, and its lease is taken over at once. Any other
+lease is watched: until it runs out, but for two renewals at least, since the clock that says it has may be
+wrong; and no longer than a lease lasts. A renewal that is seen meanwhile settles it. The watch goes by this
+process's own steady clock, so that no wrong clock can take a corpus from its run, nor keep it closed.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import logging
+import os
+import random
+import socket
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import BinaryIO
+
+from ..errors import IncompleteRun
+from . import atomic
+from .paths import as_os_errors
+from .retries import opening
+
+LEASE = "lease.json"
+SECONDS = 60.0
+RENEWALS = 4  # while a lease lasts
+WATCH_SECONDS = 0.5  # between two looks at another machine's lease
+TRIES = 8  # to take a lease that others take and leave meanwhile
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Holder:
+    """A process that holds a lease, as its `lease.json` says.
+
+    Attributes:
+        token: drawn for one run.
+        host: the machine's name, for people.
+        machine: the boot of its kernel and the process namespace: where `pid` means something.
+        pid: the process.
+        started: when it started, in the kernel's ticks, which tells it from a later process of that number.
+        since: when it took the lease, UTC, ISO 8601.
+        expires: when the lease runs out unless it is renewed.
+
+    """
+
+    token: str
+    host: str
+    machine: str
+    pid: int
+    started: str
+    since: str
+    expires: str
+
+    def __post_init__(self) -> None:
+        datetime.fromisoformat(self.expires).astimezone(UTC)  # ValueError, TypeError where it is no time
+
+    @property
+    def left(self) -> float:
+        """Seconds until the lease runs out; never more than one lasts, whatever the clocks say."""
+        return min(datetime.fromisoformat(self.expires).timestamp() - time.time(), SECONDS)
+
+    @property
+    def is_local(self) -> bool:
+        """Whether it ran where this process can see it."""
+        return (self.host, self.machine) == (socket.gethostname(), _machine())
+
+    @property
+    def is_gone(self) -> bool:
+        """Whether it ran here and does so no more; False where that cannot be told."""
+        if not self.is_local:
+            return False
+        now = _started(self.pid)
+        return now is None or ("" not in (now, self.started) and now != self.started)
+
+    def renewed(self) -> Holder:
+        """The holder with a lease's full time before it."""
+        return replace(self, expires=_moment(time.time() + SECONDS))
+
+    def __str__(self) -> str:
+        return (
+            f"{self.host}, process {self.pid}, since {self.since}; its lease runs out at {self.expires}, "
+            f"in {max(self.left, 0):.0f} s, unless it is renewed"
+        )
+
+
+class Lease:
+    """The lease of a corpus, held by this process and renewed by a thread."""
+
+    def __init__(self, out: Path, holder: Holder) -> None:
+        self._out = out
+        self._holder = holder
+        self._lost_to: str | None = None
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._renew, name="lease", daemon=True)
+        self._thread.start()
+
+    @property
+    def is_lost(self) -> bool:
+        """Whether another run has, or had, the corpus: nothing in it is this process's to change."""
+        return self._lost_to is not None
+
+    def check(self) -> None:
+        """Raise IncompleteRun where another run has taken the lease, since this one slept past its end."""
+        if self.is_lost:
+            raise IncompleteRun(f"{self._out}: another run has taken over, this one ends: {self._lost_to}")
+
+    def release(self) -> None:
+        """Stop renewing, and remove the lease if it is still this process's."""
+        self._ended.set()
+        self._thread.join()
+        try:
+            found = read_lease(self._out)
+            if found is not None and found.token == self._holder.token:
+                atomic.remove(self._out / LEASE)
+        except OSError as error:
+            log.warning("%s: cannot be removed, it runs out by itself: %s", self._out / LEASE, error)
+
+    def _renew(self) -> None:
+        while not self._ended.wait(SECONDS / RENEWALS):
+            try:
+                found = read_lease(self._out)
+                if found is None or found.token != self._holder.token:
+                    self._lost_to = str(found or "it has ended already, and its lease with it")
+                    return
+                _put(self._out, self._holder)
+            except (OSError, MemoryError) as error:
+                log.warning("%s: cannot be renewed, trying again: %s", self._out / LEASE, error)
+
+
+@contextmanager
+def held(out: Path, say: Callable[[str], None], *, is_there: bool = False) -> Iterator[Lease]:
+    """Hold the lease of the corpus `out` for the block.
+
+    Another machine's lease is watched (see `_watch`), of which `say` is told. Raises IncompleteRun, naming
+    the holder, where that one is at work; where `out` cannot be written, what `opening` raises.
+    """
+    me = _this_process()
+    lease = Lease(out, opening(lambda: _take(out, me, say), out, is_there=is_there))
+    try:
+        yield lease
+    finally:
+        lease.release()
+
+
+def read_lease(out: Path) -> Holder | None:
+    """Who holds the lease of a corpus; None where there is none, or none that can be understood."""
+    try:
+        with as_os_errors():
+            content = (out / LEASE).read_bytes()
+        return Holder(**json.loads(content))
+    except FileNotFoundError:
+        return None
+    except (ValueError, TypeError, OverflowError, RecursionError) as error:
+        log.warning("%s: damaged, it counts for nothing: %s", out / LEASE, error)
+        return None
+
+
+def _take(out: Path, me: Holder, say: Callable[[str], None]) -> Holder:
+    for _ in range(TRIES):
+        try:
+            if atomic.link(out / LEASE, lambda file: _write(file, me.renewed())):
+                return me
+        except FileNotFoundError:
+            if not out.is_dir():
+                raise
+            continue  # the run that took it first has swept this one's temporary file away
+        except OSError as error:
+            if error.errno != errno.EBUSY:  # as a store says of two that write one name at once
+                raise
+            time.sleep(random.uniform(0.1, 1.0))
+            continue
+        found = read_lease(out)
+        if found is not None and found.token == me.token:
+            return me  # it was put, and the answer was lost
+        if found is not None and not found.is_gone:
+            if found.is_local and found.left > 0:
+                raise _refusal(out, found)
+            _watch(out, found, say)
+        if (out / LEASE).exists():
+            with suppress(FileNotFoundError):  # swept away, as above
+                _put(out, me)
+        if (now := read_lease(out)) is not None and now.token == me.token:
+            return me  # of two that take it over at once, the later one; the other one learns of it
+    raise IncompleteRun(f"{out / LEASE}: other runs take it and leave it again and again; try again later")
+
+
+def _watch(out: Path, holder: Holder, say: Callable[[str], None]) -> None:
+    """Wait until the lease has run out or is left; IncompleteRun as soon as its holder is seen alive.
+
+    One that has run out already, by this machine's clock, is watched for as long as two renewals take.
+    """
+    say(f"{out}: waiting for the lease of another run: {holder}")
+    end = time.monotonic() + max(holder.left, 2 * SECONDS / RENEWALS)
+    while (left := end - time.monotonic()) > 0:
+        time.sleep(min(WATCH_SECONDS, left))
+        found = read_lease(out)
+        if found is None:
+            return
+        if found != holder:
+            raise _refusal(out, found)
+
+
+def _refusal(out: Path, holder: Holder) -> IncompleteRun:
+    return IncompleteRun(
+        f"{out}: another run is at work on it: {holder}: let it finish or end it, then run this again"
+    )
+
+
+def _put(out: Path, holder: Holder) -> None:
+    atomic.replace(out / LEASE, lambda file: _write(file, holder.renewed()))
+
+
+def _write(file: BinaryIO, holder: Holder) -> None:
+    file.write(json.dumps(asdict(holder), indent=1).encode() + b"\n")
+
+
+def _this_process() -> Holder:
+    return Holder(
+        token=uuid.uuid4().hex,
+        host=socket.gethostname(),
+        machine=_machine(),
+        pid=os.getpid(),
+        started=_started(os.getpid()) or "",
+        since=_moment(time.time()),
+        expires=_moment(time.time() + SECONDS),
+    )
+
+
+def _moment(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds")
+
+
+def _machine() -> str:
+    """Where a process's number means one process: Linux tells; elsewhere the host's name must do."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{boot} {Path('/proc/self/ns/pid').readlink()}"
+    except OSError:
+        return ""
+
+
+def _started(pid: int) -> str | None:
+    """When a process started, in the kernel's ticks ("" where it does not tell); None where it has ended."""
+    try:
+        state, *rest = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:  # it has ended, or it is another user's and hidden, or there is no /proc
+        return _untold(pid)
+    return None if state in "ZX" else rest[18]
+
+
+def _untold(pid: int) -> str | None:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return None
+    except (PermissionError, OverflowError):
+        pass
+    return ""

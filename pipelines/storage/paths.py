@@ -1,0 +1,221 @@
+"""Where things lie: on this machine's disks, or in an object store.
+
+What the user typed becomes a path once, here: a `pathlib.Path` for a local place, a `UPath` of the same shape
+for `s3://`, `gs://` and `hf://`, so that whatever opens, lists or joins paths need not know which it has.
+Only what must not be the same, how a file becomes visible, asks `is_remote` (see `storage`).
+
+Stores speak through many libraries, each with its own errors. `as_os_errors` makes them OSErrors, which the
+rest knows as storage that failed, and takes out whatever would let a reader of a log into the store.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import logging
+import os
+import re
+import traceback
+from collections.abc import Iterator
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, cast
+from urllib.parse import quote, unquote
+
+from ..errors import UsageError
+
+FILE = "file://"
+_SCHEME = re.compile(r"([a-z][a-z0-9+.-]+)://", re.IGNORECASE)
+_EXTRAS = {"s3": "s3", "gs": "gs", "gcs": "gs", "hf": "hf"}
+# What is listed must be what is there, not what this process saw earlier.
+_OPTIONS: dict[str, dict[str, Any]] = {
+    scheme: {"use_listings_cache": False} for scheme in ("s3", "gs", "gcs")
+}
+_LIBRARIES = {
+    "aiobotocore", "aiohttp", "botocore", "fsspec", "gcsfs", "google", "httpcore", "httpcore2", "httpx",
+    "httpx2", "huggingface_hub", "requests", "s3fs", "urllib3",
+}  # fmt: skip
+_PLAIN = (OSError, ValueError, RuntimeError)
+_USER = re.compile(r"(://)(?:[^/\s]+|[^/\s@]*:[^\s@]*)@")  # a password may have a `/`
+_SIGNED = re.compile(
+    r"([?&](?:X-(?:Amz|Goog)-[\w-]+|AWSAccessKeyId|Signature|Key-Pair-Id|Policy|access_token|token|sig)=)[^&\s'\"]+",
+    re.IGNORECASE,
+)
+
+
+def scheme_of(text: str) -> str | None:
+    """`s3` for `s3://bucket/key`; None for a path."""
+    found = _SCHEME.match(text)
+    return found[1].lower() if found else None
+
+
+def place(text: str | Path) -> Path:
+    """The path that was typed, of a local file system or of a store; nothing is asked of the store yet.
+
+    Raises UsageError as `check_address` does.
+    """
+    if not isinstance(text, str):
+        return text
+    scheme = scheme_of(text)
+    if scheme is None:
+        return Path(text)
+    if scheme == "file":
+        return Path(os.fsdecode(unquote(text[len(FILE) :], errors="surrogateescape")))
+    check_address(text)
+    from upath import UPath
+
+    return cast(Path, UPath(text, **_OPTIONS.get(scheme, {})))  # the same methods, though another class
+
+
+def check_address(text: str) -> None:
+    """Raise UsageError where an address is not of a store we know, where its library is not installed, or
+    where it holds a password or a signature: that would go into the plan, and from there into every row.
+    """
+    scheme = scheme_of(text)
+    if scheme not in _EXTRAS:
+        raise UsageError(f"{redacted(text)}: expected a local path, or s3://, gs://, hf:// or file://")
+    bucket = text[len(f"{scheme}://") :].partition("/")[0]
+    if ":" in bucket or "@" in bucket or _SIGNED.search(text):
+        raise UsageError(f"{redacted(text)}: expected no credentials here; give them in the environment")
+    try:
+        _library_of(scheme)
+    except ImportError:
+        pip = f"pip install 'maskmill[{_EXTRAS[scheme]}]'"
+        raise UsageError(f"{text}: {scheme}:// needs a library: {pip}") from None
+
+
+@lru_cache
+def _library_of(scheme: str) -> Any:
+    from fsspec import get_filesystem_class
+
+    # Else gcsfs asks Google's control plane, by gRPC and before each request, what kind of bucket it is.
+    os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
+    for logs_what_it_raises in ("gcsfs", "fsspec.prefetcher"):  # with its traceback
+        logging.getLogger(logs_what_it_raises).setLevel(logging.CRITICAL)
+    return get_filesystem_class(scheme)
+
+
+def is_remote(path: Path) -> bool:
+    """Whether the path is a store's: what is written there is one object, put in one request."""
+    return not isinstance(path, Path)
+
+
+def check_page(out: Path, corpus: Path) -> None:
+    """Raise UsageError where `out` cannot be a page about the corpus: in a store, a folder, or in it."""
+    if is_remote(out):
+        raise UsageError(f"{out}: a page is written to a local disk; choose a path there for --out")
+    if out.is_dir():
+        raise UsageError(f"{out}: expected a file for the page, this is a folder")
+    refuse_inside(out, corpus)
+
+
+def refuse_inside(out: Path, corpus: Path) -> None:
+    """Raise UsageError where `out` lies in the corpus, which nothing but a run may write to."""
+    if not (is_remote(out) or is_remote(corpus)) and out.resolve().is_relative_to(corpus.resolve()):
+        raise UsageError(f"{out}: lies in the corpus; choose a place outside for --out")
+
+
+def store_of(path: Path) -> tuple[Any, str]:
+    """The fsspec file system of a remote path, and its name there."""
+    remote = cast(Any, path)
+    return remote.fs, remote.path
+
+
+def uri_of(path: str) -> str:
+    """What a plan calls a place: an absolute path as it is, percent-encoded `file://` where it is not UTF-8.
+
+    In a store's address `%` and `#` are percent-encoded, since `#` begins a part of an archive.
+    """
+    if scheme_of(path):
+        return path.replace("%", "%25").replace("#", "%23")
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        return file_uri(path)
+    return path
+
+
+def file_uri(path: str) -> str:
+    """A local path as a percent-encoded URI, to which a `#` may be added."""
+    return FILE + quote(os.fsencode(path))
+
+
+def path_of(uri: str) -> Path:
+    """The place that `uri_of` wrote down."""
+    scheme = scheme_of(uri)
+    return place(unquote(uri) if scheme not in (None, "file") else uri)
+
+
+def redacted(text: str) -> str:
+    """The text without user names, passwords and signatures in the addresses that it quotes."""
+    return _SIGNED.sub(r"\1***", _USER.sub(r"\1***@", text))
+
+
+@contextlib.contextmanager
+def as_os_errors() -> Iterator[None]:
+    """Raise what a store's library raises in the block as an OSError of one line, without credentials; a
+    PermissionError where the store knows its caller and refuses.
+    """
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, FileNotFoundError) or not is_stores(error):
+            raise
+        number = errno.EACCES if _is_refusal(error) else errno.EIO
+        raise OSError(number, " ".join(redacted(f"{type(error).__name__}: {error}").split())) from None
+
+
+def is_stores(error: BaseException) -> bool:
+    """Whether a store's library raised this: an error of a kind of its own, or a plain one of Python's that
+    came out of its code.
+
+    gcsfs says 403 by an OSError without a number, as pyarrow does of damage, and 400 by a ValueError. Where
+    it came from is told by the traceback, which pyarrow keeps when it reads through a store's file.
+    """
+    if _is_from_library(error):
+        return True
+    if not isinstance(error, _PLAIN) or getattr(error, "errno", None) is not None:
+        return False
+    modules = (frame.f_globals.get("__name__", "") for frame, _ in traceback.walk_tb(error.__traceback__))
+    return any(module.partition(".")[0] in _LIBRARIES for module in modules)
+
+
+def _is_refusal(error: BaseException) -> bool:
+    plain = isinstance(error, OSError) and str(error).startswith("Forbidden: ")  # gcsfs, of 403
+    return plain or isinstance(error, PermissionError) or store_code(error) in ("401", "403")
+
+
+def store_code(error: BaseException) -> str:
+    """The store's own code for an error, as `NoSuchBucket` or `404`; or nothing.
+
+    s3fs makes a plain OSError of botocore's and keeps that as its cause; gcsfs and the Hub raise their own.
+    """
+    response = getattr(error.__cause__, "response", None)
+    if isinstance(response, dict):
+        return str(response.get("Error", {}).get("Code", ""))
+    answer = getattr(getattr(error, "response", None), "status_code", "")
+    # not OpenCV's codes, nor those of whoever else numbers errors
+    return str((_is_from_library(error) and getattr(error, "code", None)) or answer)
+
+
+def _is_from_library(error: BaseException) -> bool:
+    return any(kind.__module__.partition(".")[0] in _LIBRARIES for kind in type(error).__mro__)
+
+
+def is_home_there(path: Path) -> bool:
+    """Whether the bucket, or the Hub's repository and revision, that an object lies in is there now.
+
+    Raises OSError.
+    """
+    store, name = store_of(path)
+    with as_os_errors():
+        if scheme_of(str(path)) != "hf":
+            return bool(store.exists(name.partition("/")[0]))
+        hub = type(store)(
+            **store.storage_options, skip_instance_cache=True
+        )  # an older one answers from memory
+        try:
+            hub.resolve_path(name)
+        except FileNotFoundError:
+            return False
+        return True

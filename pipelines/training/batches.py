@@ -1,0 +1,327 @@
+"""What a training step is given: squares of photographs, jittered, with masks and clicks.
+
+A batch is a pure function of (seed, step), and each of its squares of (seed, step, place in the batch):
+training that resumes at step n sees what it would have seen, and of several processes each makes its own
+squares only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import TypeVar
+
+import cv2
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from ..errors import ConfigError, MaskmillError
+from ..evaluation.click_points import centre
+from ..labelled.load import LabelledImage
+
+T = TypeVar("T")
+
+PATCH = 16
+"""Pixels of a cell of the encoder's output, in every size of the model."""
+
+MAX_OBJECTS = 64
+"""Masks of an image that a click's predicted IoU is held against."""
+
+TEACHER_STRIDE = 16
+"""Pixels of a cell of a teacher's map."""
+
+PASTED = (1, 8)
+"""Fewest and most objects pasted onto a square."""
+
+PASTED_SIZE = (0.06, 0.6)
+"""Smallest and largest longer side of a pasted object, in sides of the square."""
+
+PASTED_AREA = (0.002, 0.3)
+"""Smallest and largest share of its photograph that an object to be pasted covers."""
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """B squares with P masks each. `points_BP2` are (x, y) in pixels of the square, inside their mask."""
+
+    pixels_BCHW: Tensor  # uint8 RGB; padding is marked in valid_BHW
+    valid_BHW: Tensor  # bool
+    masks_BPHW: Tensor  # uint8, at full resolution
+    points_BP2: Tensor  # float32
+    centred_BP: Tensor  # bool: the point was put in the middle of its mask
+    objects_BQhw: Tensor  # float16: all the image's masks, shares of four pixels' side; empty ones at the end
+    teacher_BCHW: Tensor  # float32, a cell a patch; no channels without a teacher; NaN where it says nothing
+
+    def __len__(self) -> int:
+        return len(self.pixels_BCHW)
+
+    def split(self, parts: int) -> list[Batch]:
+        """Equal parts, in order; B is a multiple of their number."""
+        size = len(self) // parts
+        columns = [getattr(self, field.name).split(size) for field in fields(self)]
+        return [Batch(*part) for part in zip(*columns, strict=True)]
+
+
+class TeacherFeatures:
+    """Feature maps of another network, one an image, for the encoder to imitate.
+
+    A safetensors file: `{source}/{image_id}` → C×h×w, a cell `TEACHER_STRIDE` pixels of the image as it lies
+    in the folder.
+    """
+
+    def __init__(self, path: Path, images: Sequence[LabelledImage]) -> None:
+        """Raises ConfigError: not such a file, or an image that has no map of the same channels."""
+        self.path = path
+        try:
+            with safe_open(path, "pt") as file:
+                shapes = {key: file.get_slice(key).get_shape() for key in file.keys()}  # noqa: SIM118
+        except (OSError, SafetensorError) as error:
+            raise ConfigError(f"teacher_features: {path}: not a safetensors file: {error}") from error
+        missing = [image.name for image in images if image.name not in shapes]
+        if missing:
+            raise ConfigError(f"teacher_features: {path}: no map of {missing[0]} ({len(missing)} missing)")
+        channels = {shapes[image.name][0] if len(shapes[image.name]) == 3 else None for image in images}
+        if len(channels) != 1 or None in channels:
+            raise ConfigError(f"teacher_features: {path}: expected C×h×w maps of one C throughout")
+        self.channels: int = shapes[images[0].name][0]
+
+    def warped(self, image: LabelledImage, affine: NDArray[np.float64], size: int) -> NDArray[np.float32]:
+        """The image's map as the square of side `size` that `affine` cuts sees it: C×s×s, NaN outside."""
+        with safe_open(self.path, "pt") as file:
+            features = file.get_tensor(image.name).float()
+        side = size // PATCH
+        centres = (np.arange(side) + 0.5) * PATCH - 0.5
+        square_HW2 = np.stack(np.meshgrid(centres, centres), axis=-1)
+        there_HW2 = (square_HW2 - affine[:, 2]) / [affine[0, 0], affine[1, 1]]
+        reach = np.array(features.shape[:0:-1]) * TEACHER_STRIDE
+        grid = torch.from_numpy((there_HW2 + 0.5) / reach * 2 - 1).float()
+        sampled = F.grid_sample(features[None], grid[None], padding_mode="border", align_corners=False)[0]
+        sampled[:, (grid.abs() > 1).any(-1)] = torch.nan
+        return sampled.numpy()
+
+
+class TrainingBatches(Dataset[Batch]):
+    """Batch number `step` of a stage, for a PyTorch loader; `rank`'s part where `processes` share it."""
+
+    def __init__(
+        self,
+        images: Sequence[LabelledImage],
+        *,
+        seed: int,
+        steps: range,
+        size: int,
+        images_per_step: int,
+        masks_per_image: int,
+        zoom: tuple[float, float],
+        area_power: float,
+        augment: bool = True,
+        source_weights: Mapping[str, float],
+        paste_share: float = 0.0,
+        grey_share: float = 0.0,
+        centre_share: float = 0.0,
+        teacher: TeacherFeatures | None = None,
+        rank: int = 0,
+        processes: int = 1,
+    ) -> None:
+        share = images_per_step // processes
+        self.places = range(rank * share, (rank + 1) * share)
+        self.images = images
+        self.seed = seed
+        self.steps = steps
+        self.size = size
+        self.images_per_step = images_per_step
+        self.masks_per_image = masks_per_image
+        self.zoom = zoom
+        self.area_power = area_power
+        self.augment = augment
+        self.paste_share = paste_share
+        self.grey_share = grey_share
+        self.centre_share = centre_share
+        self.teacher = teacher
+        weights = np.array([source_weights.get(image.source, 1.0) for image in images])
+        weights /= weights.max()  # a sum of the largest numbers would be infinite
+        self.chances = weights / weights.sum()
+
+    def __len__(self) -> int:
+        return len(self.steps)
+
+    def __getitem__(self, index: int) -> Batch:
+        step = self.steps[index]
+        rng = np.random.default_rng((self.seed, step))
+        chosen = rng.choice(len(self.images), self.images_per_step, replace=False, p=self.chances)
+        squares = [
+            # from 1 on: numpy takes (seed, step, 0) for (seed, step), which chose the photographs
+            self._square(self.images[chosen[place]], np.random.default_rng((self.seed, step, 1 + place)))
+            for place in self.places
+        ]
+        return Batch(*(torch.from_numpy(np.stack(part)) for part in zip(*squares, strict=True)))
+
+    def _square(self, image: LabelledImage, rng: np.random.Generator) -> tuple[NDArray[np.generic], ...]:
+        """A jittered square of the image, in the order of `Batch`."""
+        pixels = image.pixels()
+        weights = image.areas() ** self.area_power
+        count = min(len(weights), max(2 * self.masks_per_image, MAX_OBJECTS))
+        drawn = rng.choice(len(weights), count, replace=False, p=weights / weights.sum())
+        affine = np.eye(2, 3) * (self.size / max(pixels.shape[:2]))
+        if self.augment:
+            affine = self._jitter(pixels.shape[0], pixels.shape[1], rng)
+            pixels = _colour_jitter(pixels, rng)
+
+        valid = _warp_mask(np.ones(pixels.shape[:2], np.uint8), affine, self.size)
+        warped = _warp_picture(pixels, affine, self.size) * valid[:, :, None]
+        masks = [_warp_mask(mask, affine, self.size) for mask in image.masks(drawn)]
+        pasted: list[NDArray[np.uint8]] = []
+        if rng.random() < self.paste_share:
+            warped, pasted = self._pasted(warped, valid, rng)
+        covered = np.any([np.zeros_like(valid), *pasted], axis=0)
+        visible = [m for m in [*pasted, *(m * ~covered for m in masks)] if np.count_nonzero(m) >= 16]
+        visible = visible or [valid]
+        if rng.random() < self.grey_share:
+            warped[:] = cv2.cvtColor(warped, cv2.COLOR_RGB2GRAY)[:, :, None]
+        chosen = [visible[i % len(visible)] for i in range(self.masks_per_image)]
+        centred = rng.random(len(chosen)) < self.centre_share
+        points = np.stack(
+            [
+                centre(mask).astype(np.float32) if middle else _point_inside(mask, rng)
+                for mask, middle in zip(chosen, centred, strict=True)
+            ]
+        )
+        objects = np.zeros((MAX_OBJECTS, self.size // 4, self.size // 4), np.float16)
+        for index, mask in enumerate(visible[:MAX_OBJECTS]):
+            objects[index] = cv2.resize(mask * 255, objects.shape[1:], interpolation=cv2.INTER_AREA) / 255
+        features = np.empty((0, 0, 0), np.float32)
+        if self.teacher is not None:
+            features = self.teacher.warped(image, affine, self.size)
+            cells = covered.reshape(features.shape[1], PATCH, features.shape[2], PATCH)
+            features[:, cells.any((1, 3))] = np.nan
+        return (
+            warped.transpose(2, 0, 1),
+            valid.astype(bool),
+            np.stack(chosen),
+            points,
+            centred,
+            objects,
+            features,
+        )
+
+    def _pasted(
+        self, square_HWC: NDArray[np.uint8], valid_HW: NDArray[np.uint8], rng: np.random.Generator
+    ) -> tuple[NDArray[np.uint8], list[NDArray[np.uint8]]]:
+        """The square with objects of another photograph on it (arXiv 2012.07177), and what is seen of each.
+
+        Few photographs make more scenes than were taken, and the edge of a pasted object is known exactly.
+        """
+        donor = self.images[rng.choice(len(self.images), p=self.chances)]
+        pixels = _colour_jitter(donor.pixels(), rng)
+        shares = donor.areas() / (pixels.shape[0] * pixels.shape[1])
+        fit = np.flatnonzero((shares > PASTED_AREA[0]) & (shares < PASTED_AREA[1]))
+        count = min(len(fit), int(rng.integers(PASTED[0], PASTED[1] + 1)))
+        seen: list[NDArray[np.uint8]] = []
+        for index in rng.choice(fit, count, replace=False):
+            (mask,) = donor.masks([index])
+            affine = self._placed(mask, rng)
+            moved = _warp_mask(mask, affine, self.size) * valid_HW
+            texture = _warp_picture(pixels, affine, self.size).astype(np.float32)
+            opacity = cv2.GaussianBlur(moved.astype(np.float32), (0, 0), rng.uniform(0.3, 1.2)) * valid_HW
+            square_HWC = np.rint(square_HWC + (texture - square_HWC) * opacity[:, :, None]).astype(np.uint8)
+            seen = [*(np.where(moved, np.uint8(0), below) for below in seen), moved]
+        return square_HWC, seen
+
+    def _placed(self, mask_HW: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[np.float64]:
+        """Turns an object, and brings it to a random size and a random place of the square."""
+        left, top, width, height = cv2.boundingRect(mask_HW)
+        middle = (left + width / 2, top + height / 2)
+        scale = self.size * np.exp(rng.uniform(*np.log(PASTED_SIZE))) / max(width, height)
+        affine = np.asarray(cv2.getRotationMatrix2D(middle, rng.uniform(-30, 30), scale), np.float64)
+        affine[0] *= rng.choice([-1, 1])
+        affine[:, 2] += rng.uniform(0, self.size, 2) - affine @ [*middle, 1]
+        return affine
+
+    def _jitter(self, height: int, width: int, rng: np.random.Generator) -> NDArray[np.float64]:
+        """Large-scale jitter, a flip, and the crop; a photograph smaller than the square sits top left."""
+        longest = self.size * np.exp(rng.uniform(*np.log(self.zoom)))
+        scale = longest / max(height, width)
+        stretch = np.exp(rng.uniform(-0.15, 0.15))
+        scale_x, scale_y = scale * stretch, scale / stretch
+        room = [max(0.0, side - self.size) for side in (width * scale_x, height * scale_y)]
+        left, top = (rng.uniform(0, r) for r in room)
+        affine = np.array([[scale_x, 0, -left], [0, scale_y, -top]])
+        if rng.random() < 0.5:
+            affine[0] = [-scale_x, 0, scale_x * (width - 1) - left]
+        return affine
+
+
+def _warp_mask(mask_HW: NDArray[np.uint8], affine: NDArray[np.float64], size: int) -> NDArray[np.uint8]:
+    """The square of side `size` that `affine` cuts; zeros beyond the photograph."""
+    return np.asarray(cv2.warpAffine(mask_HW, affine, (size, size), flags=cv2.INTER_NEAREST), np.uint8)
+
+
+def _warp_picture(pixels_HWC: NDArray[np.uint8], affine: NDArray[np.float64], size: int) -> NDArray[np.uint8]:
+    """The square of side `size` that `affine` cuts; the photograph's edge goes on beyond it.
+
+    What gets smaller is averaged, as where a model is asked.
+    """
+    scale_2 = np.linalg.norm(affine[:, :2], axis=0)
+    given_2 = np.array(pixels_HWC.shape[1::-1])
+    small_2 = np.maximum(1, np.rint(given_2 * np.minimum(scale_2, 1))).astype(int)
+    small = cv2.resize(pixels_HWC, small_2.tolist(), interpolation=cv2.INTER_AREA)
+    apart_2 = given_2 / small_2  # pixel x of the small one has its middle at (x + ½) · apart − ½
+    from_small = affine.copy()
+    from_small[:, :2] *= apart_2
+    from_small[:, 2] += affine[:, :2] @ (apart_2 / 2 - 0.5)
+    warped = cv2.warpAffine(
+        small, from_small, (size, size), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE
+    )
+    return np.asarray(warped, np.uint8)
+
+
+def _colour_jitter(pixels: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[np.uint8]:
+    """Gain and offset for each channel: brightness, contrast and a colour cast."""
+    gain = np.exp(rng.normal(0, 0.15) + rng.normal(0, 0.05, 3))
+    offset = rng.normal(0, 10) + rng.normal(0, 4, 3)
+    ramp = np.arange(256)[:, None] * gain + offset
+    table = np.clip(ramp, 0, 255).astype(np.uint8)
+    return np.asarray(cv2.LUT(pixels, table.reshape(1, 256, 3)), dtype=np.uint8)
+
+
+def _point_inside(mask: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[np.float32]:
+    """A pixel of the mask, (x, y), each equally likely."""
+    places = np.flatnonzero(mask)
+    y, x = divmod(int(places[rng.integers(len(places))]), mask.shape[1])
+    return np.array([x, y], np.float32)
+
+
+def read_ahead(dataset: Dataset[T], workers: int) -> Iterator[T]:
+    """The dataset from its beginning to its end, read ahead by `workers` processes, by none where 0.
+
+    Raises their MaskmillErrors as they were raised there, without PyTorch's traceback in the message.
+    """
+    loader: DataLoader[T | MaskmillError] = DataLoader(
+        _Telling(dataset), batch_size=None, num_workers=workers
+    )
+    for found in loader:
+        if isinstance(found, MaskmillError):
+            raise found
+        yield found
+
+
+class _Telling(Dataset[T | MaskmillError]):
+    """A dataset that has an error where reading raises one."""
+
+    def __init__(self, dataset: Dataset[T]) -> None:
+        self.dataset = dataset
+
+    def __len__(self) -> int:
+        return len(self.dataset)  # type: ignore[arg-type]
+
+    def __getitem__(self, index: int) -> T | MaskmillError:
+        try:
+            return self.dataset[index]
+        except MaskmillError as error:
+            return error

@@ -1,0 +1,1 @@
+"""Whether a corpus is what it says: files, shards, rows and every mask's code."""

@@ -1,0 +1,265 @@
+"""Whether a corpus is what it says: every checksum, every row, every mask computed anew.
+
+Nothing that is read is believed. A file that cannot be read, a value that is null where none may be, a
+run-length code that would lead a C library out of its memory: each is a line in the report, with file and
+row, and the rest is still checked. What cannot be found twice over is found by its checksum in `corpus.json`;
+what was damaged before the corpus was closed, by what the rows must agree with.
+
+Shards are checked side by side in threads, a row group of each in memory. Threads and not processes: nearly
+all of the time passes in hashing, decompression and numpy, which let go of the interpreter lock.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..config.run import digest_of
+from ..errors import CorpusError
+from ..format import run_record
+from ..format.ids import identify
+from ..format.manifest import BEFORE, CORPUS, listed
+from ..format.plan import PLAN, Plan, part_path, read_part, read_plan
+from ..format.run_record import RUN, RunRecord
+from ..format.schema import FORMAT_NAME, FORMAT_VERSION, STATUSES
+from ..format.shards import SHARDS, open_parquet, shard_path
+from ..storage import atomic
+from ..storage.json_files import as_bytes, fingerprint, read_json, sealed
+from ..storage.lease import LEASE
+from ..storage.paths import place
+from ..workers.memory import usable_cpus
+from .shard import Findings, check_footer, check_shard, without_path
+
+UNFINISHED = (
+    "missing: the run has not finished; a file without a recorded checksum is held against its own page "
+    "checksums and computed anew, which finds no value that agrees with all others"
+)
+
+
+@dataclass(slots=True)
+class VerifyReport:
+    """What was found.
+
+    Attributes:
+        problems: one line each, file and row first; none where the corpus is sound.
+        counts: what was read: images, by status, masks, shards, files.
+
+    """
+
+    problems: list[str] = field(default_factory=list)
+    counts: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def ok(self) -> bool:
+        """Whether nothing is off."""
+        return not self.problems
+
+
+def verify(path: str | Path, workers: int | None = None) -> VerifyReport:
+    """Check a whole corpus, `workers` shards at a time (None: as many as there are cores).
+
+    Raises CorpusError where the folder holds no corpus at all.
+    """
+    out = place(path)
+    if not any((out / name).exists() for name in (RUN, CORPUS, PLAN, SHARDS)):
+        raise CorpusError(f"{path}: expected a corpus; the folder is missing or has none in it")
+    return _Check(out, workers or usable_cpus()).run()
+
+
+class _Check:
+    """One verification: what it has found so far, and what the files say together."""
+
+    def __init__(self, out: Path, workers: int) -> None:
+        self.out = out
+        self.workers = workers
+        self.found = Findings()
+        self.recorded: dict[str, dict[str, Any]] = {}
+
+    def run(self) -> VerifyReport:
+        record = self._run_record()
+        plan = self._plan(record)
+        closing = Findings()  # told last
+        content = self._summary(closing)
+        self._shards(plan, record)
+        self._files(plan)
+        for name in self.recorded:
+            if not name.startswith(f"{SHARDS}/"):
+                self._checksum(name, self.found)
+        self._totals(plan, content, closing)
+        self.found.add(closing)
+        counts = {name: self.found.tally[name] for name in ("images", *STATUSES, "masks", "shards", "files")}
+        return VerifyReport(list(self.found.lines()), counts)
+
+    def say(self, where: str, what: str) -> None:
+        self.found.say(where, what)
+
+    def _run_record(self) -> RunRecord | None:
+        path = self.out / RUN
+        try:
+            record = run_record.read_run(self.out)
+            if path.read_bytes() != as_bytes(read_json(path)):
+                self.say(RUN, "not as it was written")
+            if digest_of(record.config) != record.config_digest:
+                self.say(RUN, "its config_digest is not that of its config")
+        except (CorpusError, OSError, ValueError, RecursionError) as error:
+            self.say(RUN, without_path(path, error))
+            return None
+        return record
+
+    def _plan(self, record: RunRecord | None) -> Plan | None:
+        try:
+            plan = read_plan(self.out)
+            ids = plan.column("image_id").to_numpy()
+            if len(np.unique(ids)) != len(ids):
+                self.say(PLAN, "two images have one image_id")
+            first_row = 0
+            for part in range(plan.parts):
+                path, own = part_path(self.out, part), {"part": str(part), "first_row": str(first_row)}
+                with open_parquet(path) as file:
+                    check_footer(_part_name(part), file, record, own, self.found)
+                first_row += self._part(path, _part_name(part), bool(record and record.is_imported))
+        except (CorpusError, OSError) as error:
+            self.say(PLAN, f"{without_path(self.out / PLAN, error)}; no row can be accounted for")
+            return None
+        return plan
+
+    def _part(self, path: Path, name: str, imported: bool) -> int:
+        row, before = 0, ""
+        for table in read_part(path):
+            for key, identity in zip(*(table[name].to_pylist() for name in ("key", "image_id")), strict=True):
+                if key < before:
+                    self.say(name, f"the keys are not in order: {before} stands before {key}")
+                if identity != identify(key, imported):
+                    self.say(name, f"row {row} ({key}): image_id is {identity}, not its key's")
+                row, before = row + 1, key
+        return row
+
+    def _summary(self, closing: Findings) -> dict[str, Any] | None:
+        """`corpus.json`, if there is one; checksums also from what is kept of it while the corpus is open."""
+        names = [name for name in (CORPUS, BEFORE) if (self.out / name).is_file()]
+        if CORPUS not in names:
+            closing.say(CORPUS, UNFINISHED)
+        elif BEFORE in names:
+            closing.say(BEFORE, "left behind by a process that was killed; a rerun removes it")
+        if not names:
+            return None
+        path = self.out / names[0]
+        try:
+            content = read_json(path)
+            if path.read_bytes() != as_bytes(sealed(content)):
+                closing.say(path.name, "damaged: its sha256 is not its own, or it is not as it was written")
+        except (CorpusError, OSError, ValueError, RecursionError) as error:
+            closing.say(path.name, without_path(path, error))
+            return None
+        said = content.get("format"), content.get("format_version")
+        if said != (FORMAT_NAME, FORMAT_VERSION):
+            closing.say(path.name, f"format {said[0]!r}, version {said[1]!r}")
+        self.recorded = listed(content)
+        files = content.get("files")
+        for entry in files if isinstance(files, list) else []:
+            if not isinstance(entry, dict) or str(entry.get("path")) not in self.recorded:
+                closing.say(path.name, f"lists what is no file of a corpus: {entry!r:.200}")
+        return content if path.name == CORPUS else None
+
+    def _shards(self, plan: Plan | None, record: RunRecord | None) -> None:
+        """Every shard that is planned or recorded, in threads; the findings come in order."""
+        planned = {_shard_name(shard): shard for shard in plan.shards} if plan else {}
+        recorded = {name for name in self.recorded if name.startswith(f"{SHARDS}/")}
+
+        def check(name: str) -> Findings:
+            found = Findings()
+            if name not in planned or plan is None:
+                self._checksum(name, found)
+            elif not (self.out / name).is_file():
+                found.say(name, "missing")
+            else:
+                shard = planned[name]
+                found = check_shard(self.out / name, name, shard, plan.images(shard), record)
+                self._checksum(name, found)
+            return found
+
+        with ThreadPoolExecutor(self.workers, thread_name_prefix="verify") as pool:
+            try:
+                for found in pool.map(check, [*planned, *sorted(recorded - set(planned))]):
+                    self.found.add(found)
+            except BaseException:
+                pool.shutdown(cancel_futures=True)
+                raise
+
+    def _checksum(self, name: str, found: Findings) -> None:
+        entry, path = self.recorded.get(name), self.out / name
+        if entry is None:
+            return
+        summary = CORPUS if (self.out / CORPUS).is_file() else BEFORE
+        try:
+            if not path.is_file():
+                found.say(name, f"{summary} lists it, but it is missing")
+            elif {"path": name, **fingerprint(path)} != entry:
+                found.say(name, f"its bytes or its sha256 are not those in {summary}")
+        except OSError as error:
+            found.say(name, f"cannot be read: {error.strerror or error}")
+
+    def _files(self, plan: Plan | None) -> None:
+        """Every file that is there must have a reason."""
+        known = {*_closed_names(plan), CORPUS, BEFORE, LEASE}
+        for name, is_folder in _tree(self.out, known, self.say):
+            if is_folder:
+                if name not in (PLAN, SHARDS):
+                    self.say(name, "this folder is not part of the corpus")
+                continue
+            if atomic.is_temporary(name.rpartition("/")[2]):
+                self.say(name, "left behind by a process that was killed; a rerun removes it")
+            elif plan is not None and name not in known:
+                self.say(name, "not part of the corpus")
+            self.found.tally["files"] += 1
+
+    def _totals(self, plan: Plan | None, content: dict[str, Any] | None, closing: Findings) -> None:
+        """What `corpus.json` sums up: all of the files, all of the rows."""
+        if content is None:
+            return
+        for name in sorted(set(_closed_names(plan)) - set(self.recorded)):
+            closing.say(CORPUS, f"does not list {name}")
+        totals = self.found.totals()
+        if plan is not None and content.get("totals") != totals:
+            closing.say(CORPUS, f"the totals are {content.get('totals')}, the rows give {totals}")
+
+
+def _closed_names(plan: Plan | None) -> list[str]:
+    """The files that `corpus.json` must list."""
+    if plan is None:
+        return [RUN]
+    return [RUN, *map(_part_name, range(plan.parts)), *map(_shard_name, plan.shards)]
+
+
+def _part_name(part: int) -> str:
+    return f"{PLAN}/{part_path(Path(), part).name}"
+
+
+def _shard_name(shard: int) -> str:
+    return f"{SHARDS}/{shard_path(Path(), shard).name}"
+
+
+def _tree(
+    folder: Path, known: Collection[str], say: Callable[[str, str], None], prefix: str = ""
+) -> Iterator[tuple[str, bool]]:
+    """All that is below the folder: its name, and whether it is a folder; links are not followed.
+
+    `say` gets the name of a folder that cannot be listed, and why.
+    Names that are known to be files are not looked at: a store would be asked once for each.
+    """
+    try:
+        paths = sorted(folder.iterdir(), key=lambda path: path.name)
+    except OSError as error:
+        say(prefix or f"{folder}", f"cannot be listed: {error.strerror or error}")
+        return
+    for path in paths:
+        name = prefix + path.name
+        is_folder = name not in known and path.is_dir()
+        yield name, is_folder
+        if is_folder and not path.is_symlink():
+            yield from _tree(path, known, say, f"{name}/")

@@ -1,0 +1,342 @@
+"""The driver's decisions: which shard goes to which worker, and what a worker's death means. No Ray in here.
+
+The driver owns the slots. A slot is fed only after its worker has said that it is ready; a worker that dies,
+hangs or is lost is fenced and a new one takes its slot. Its shards are suspects
+(`pipelines.workers.quarantine`): each is tried alone, on a worker that holds nothing else. A death that comes
+with its node's, or with a pre-emption, proves nothing against a shard. Workers that die over one image after
+the other without any
+coming through, anywhere, end the run: the fault is not the images'. That one image ends its worker twice more
+says nothing new, and is not counted. A folder of bad images looks the same, though, as long as only suspects
+are tried. So before the last death that is allowed comes a control: an image that came through earlier, or,
+where none has, work that nobody suspects. If it comes through, the trial of the suspects goes on; the run
+ends if its worker dies too.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import deque
+from collections.abc import Callable, Generator, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
+
+from ..errors import BreakerTripped
+from ..signals import Interrupts, held_back
+from .events import Loss, Watcher
+from .quarantine import Suspect
+from .tasks import Job, OnProgress, ShardFailure, ShardReceipt, ShardTask, Tally, WorkerPlace
+
+log = logging.getLogger(__name__)
+
+FAILED_STARTS = 3  # in a row for each worker of the run, before it is given up
+POLL_SECONDS = 1.0
+ASKED_A_SECOND = 64  # workers, how far they are: Ray takes about a millisecond of the driver's CPU for each
+
+Outcome = ShardReceipt | ShardFailure
+
+
+class WorkerLost(Exception):  # noqa: N818
+    """A worker that will not answer: it died, or its node did. `preempted`: its node was taken away."""
+
+    def __init__(self, reason: str, *, preempted: bool = False) -> None:
+        super().__init__(reason)
+        self.preempted = preempted
+
+
+class Crew(Protocol):
+    """Workers in processes of their own: what the driver asks of Ray. A call's answer comes under its ref."""
+
+    def start(self) -> Any:
+        """A new worker; it may take its time to be placed."""
+
+    def call(self, worker: Any, method: str, *arguments: Any) -> Any:
+        """Call a method of `ShardWorker`; the ref of its answer."""
+
+    def answered(self, refs: Sequence[Any], seconds: float) -> list[Any]:
+        """The refs that have an answer, after at most so many seconds where none has."""
+
+    def answer(self, ref: Any) -> Any:
+        """The answer. Raises WorkerLost; MaskmillError as the worker raised it; else what was a bug there."""
+
+    def end(self, workers: Sequence[Any], refs: Sequence[Any]) -> None:
+        """End workers; return when the calls under way, `refs`, can write no more."""
+
+    def node_lives(self, node: str | None) -> bool:
+        """Whether the node is in the cluster still."""
+
+
+@dataclass(slots=True, eq=False)
+class Slot:
+    """A place for one worker, and what that has in hand."""
+
+    worker: Any
+    hello: Any
+    loading: Any
+    placed: float | None = None  # when it said hello
+    place: WorkerPlace | None = None
+    asking: Any = None
+    asked: float = 0.0
+    suspect: Suspect | None = None
+    work: dict[Any, ShardTask] = field(default_factory=dict)
+    tallies: dict[int, Tally] = field(default_factory=dict)
+    moved: dict[int, float] = field(default_factory=dict)  # shard → when it last finished an image
+
+    @property
+    def ready(self) -> bool:
+        """Whether it may be fed."""
+        return self.loading is None
+
+    @property
+    def node(self) -> str | None:
+        """The id of its worker's node."""
+        return self.place and self.place.node
+
+    def refs(self) -> list[Any]:
+        """Of all answers it owes."""
+        return [ref for ref in (self.hello, self.loading, self.asking, *self.work) if ref is not None]
+
+    def note(self, tallies: dict[int, Tally]) -> bool:
+        """Take in an answer of `stats()`; a shard that moved has its clock set back. Whether one has."""
+        mine = {shard: tally for shard, tally in tallies.items() if shard in self.moved}
+        ahead = [shard for shard, tally in mine.items() if tally.images != self._images(shard)]
+        self.moved.update(dict.fromkeys(ahead, time.monotonic()))
+        self.tallies = mine
+        return bool(ahead)
+
+    def stalled(self, start_seconds: float, stall_seconds: float) -> bool:
+        """Whether it takes too long: to load the weights, or to finish the next image of a shard."""
+        now = time.monotonic()
+        if not self.ready:
+            return self.placed is not None and now - self.placed > start_seconds
+        return any(now - moved > stall_seconds for moved in self.moved.values())
+
+    def _images(self, shard: int) -> int:
+        return self.tallies[shard].images if shard in self.tallies else 0
+
+
+class Dispatcher:
+    """Feeds shards to `workers` slots until each is committed, refused or given up."""
+
+    def __init__(
+        self,
+        job: Job,
+        shards: Sequence[int],
+        task_of: Callable[[int], ShardTask | ShardFailure],
+        crew: Crew,
+        workers: int,
+        watcher: Watcher | None = None,
+    ) -> None:
+        self._watcher = watcher or Watcher()
+        self._limits = job.config.cluster
+        self._deaths_allowed = job.config.breaker.worker_deaths * workers
+        self._queue = deque(shards)
+        self._task_of = task_of  # a shard's images are looked up when it is handed out, not before
+        self._crew = crew
+        self._workers = workers
+        self._least = self._limits.min_workers
+        self._begun = False
+        self._suspects: deque[Suspect] = deque()
+        self._slots: list[Slot] = []
+        self._failed_starts = 0  # in a row, like the deaths: since an image came through anywhere
+        self._deaths = 0
+        self._control: ShardTask | None = None  # one image, as a probe, of a shard that came through whole
+        self._give_up_at: float | None = None  # after an interruption
+
+    def run(self, on_progress: OnProgress) -> Generator[Outcome, None, None]:
+        """Yield each shard's outcome as it ends; about once a second, tell what is in hand and how many work.
+
+        Where the answer to that is no, or a signal has come, nothing more is handed out, and what is in hand
+        may finish within the grace. Raises KeyboardInterrupt then, if it was a signal; what a worker raised,
+        with the worker's traceback, if it was a bug; BreakerTripped where workers cannot be started, or die
+        again and again. However it ends, no worker is left behind.
+        """
+        try:
+            with held_back() as signals:
+                while self._queue or self._suspects or any(slot.work for slot in self._slots):
+                    self._refill()
+                    yield from self._feed()
+                    yield from self._listen()
+                    yield from self._end_stalled()
+                    self._ask()
+                    working = sum(slot.ready for slot in self._slots)
+                    in_hand = [tally for slot in self._slots for tally in slot.tallies.values()]
+                    given = sum(len(slot.work) for slot in self._slots)
+                    self._watcher.load(len(self._queue) + len(self._suspects), given, working)
+                    go_on = on_progress(in_hand, working)
+                    self._heed(signals)
+                    if not go_on:
+                        self._wind_down()
+                    if self._give_up_at is not None and time.monotonic() >= self._give_up_at:
+                        break
+                if signals.received:
+                    raise KeyboardInterrupt
+        finally:
+            self._crew.end(
+                [slot.worker for slot in self._slots], [ref for s in self._slots for ref in s.work]
+            )
+            self._slots.clear()
+            self._watcher.load(0, 0, 0)
+
+    def _refill(self) -> None:
+        """Start workers for the free slots, no more than there are shards to hold."""
+        open_shards = len(self._queue) + len(self._suspects) + sum(len(slot.work) for slot in self._slots)
+        while len(self._slots) < min(self._workers, open_shards):
+            worker = self._crew.start()
+            hello, loading = (self._crew.call(worker, method) for method in ("hello", "load"))
+            self._slots.append(Slot(worker, hello, loading))
+
+    def _feed(self) -> Iterator[ShardFailure]:
+        """Hand out shards, once enough workers are ready. A suspect goes to an idle slot, which holds nothing
+        else until it is done, and so does a control.
+        """
+        ready = [slot for slot in self._slots if slot.ready and slot.suspect is None]
+        if not self._begun and len(ready) < min(self._least, len(self._slots)):
+            return
+        self._begun = True
+        control = self._control if self._doubts() else None
+        if ready and (control or (self._suspects and not self._doubts())):
+            slot = min(ready, key=lambda slot: len(slot.work))  # kept from new work until it is idle
+            ready.remove(slot)
+            if not slot.work and control:
+                self._give(slot, control)
+            elif not slot.work:
+                slot.suspect = self._suspects.popleft()
+                self._give(slot, slot.suspect.next_task())
+        for _ in range(self._limits.shards_in_flight):
+            for slot in ready:
+                if self._queue and len(slot.work) < self._limits.shards_in_flight:
+                    task = self._task_of(self._queue.popleft())
+                    if isinstance(task, ShardFailure):
+                        yield task
+                    else:
+                        self._give(slot, task)
+
+    def _doubts(self) -> bool:
+        """Whether one more death ends the run, and something that is no suspect can be tried before that."""
+        trusted = self._control or self._queue or any(slot.work and not slot.suspect for slot in self._slots)
+        return bool(trusted) and 0 < self._deaths == self._deaths_allowed - 1
+
+    def _give(self, slot: Slot, task: ShardTask) -> None:
+        slot.work[self._crew.call(slot.worker, "run", task)] = task
+        slot.moved[task.shard] = time.monotonic()
+
+    def _listen(self) -> Iterator[Outcome]:
+        """Take in all answers that are there; wait for one, up to a second, where there is none."""
+        refs = {ref: slot for slot in self._slots for ref in slot.refs()}
+        for ref in self._crew.answered(list(refs), POLL_SECONDS):
+            if refs[ref] in self._slots:  # it may have been buried by an answer before this one
+                yield from self._settle(refs[ref], ref)
+
+    def _ask(self) -> None:
+        """Ask busy workers how far they are: once a second, since each answer would else bring the next; or
+        less often where they are many, though several times within the time that a shard may stall.
+        """
+        now = time.monotonic()
+        interval = min(len(self._slots) / ASKED_A_SECOND, self._limits.stall_seconds / 4)
+        due = now - max(POLL_SECONDS, interval)
+        for slot in self._slots:
+            if slot.ready and slot.work and slot.asking is None and slot.asked <= due:
+                slot.asking, slot.asked = self._crew.call(slot.worker, "stats"), now
+
+    def _settle(self, slot: Slot, ref: Any) -> Iterator[Outcome]:
+        """Take in one answer of a worker, or its death."""
+        try:
+            answer = self._crew.answer(ref)
+        except WorkerLost as lost:
+            yield from self._bury(slot, lost)
+            return
+        if ref is slot.hello:
+            slot.hello, slot.place, slot.placed = None, answer, time.monotonic()
+        elif ref is slot.loading:
+            slot.loading = None
+            self._failed_starts = 0
+            if slot.place is not None:
+                log.info("a worker is ready: %s, GPUs %s", slot.place.name, slot.place.gpus or "none")
+                self._watcher.worker_ready(slot.place)
+        elif ref is slot.asking:
+            slot.asking = None
+            if slot.note(answer):
+                self._came_through()
+        else:
+            yield from self._finished(slot, slot.work.pop(ref), answer)
+
+    def _finished(self, slot: Slot, task: ShardTask, outcome: Outcome) -> Iterator[Outcome]:
+        slot.moved.pop(task.shard, None)
+        slot.tallies.pop(task.shard, None)
+        suspect, slot.suspect = slot.suspect, None
+        if isinstance(outcome, ShardReceipt):
+            if any(image.image_id not in task.deadly for image in task.images):
+                self._came_through()
+            if task.images and not outcome.tally.statuses["rejected"]:
+                self._control = replace(task, images=task.images[:1], probe=True)
+            if suspect is not None and task.probe:
+                suspect.survived()
+                if self._give_up_at is None:
+                    slot.suspect = suspect
+                    self._give(slot, suspect.next_task())
+                return
+        elif task is self._control:
+            self._control = None  # its storage fails: it tells nothing about the workers
+        if suspect is not None or not task.probe:  # a control is nobody's shard
+            yield outcome
+
+    def _came_through(self) -> None:
+        self._failed_starts = self._deaths = 0
+
+    def _bury(self, slot: Slot, lost: WorkerLost) -> Iterator[ShardFailure]:
+        """Fence a dead or lost worker, free its slot, and put what it held under suspicion."""
+        self._crew.end([slot.worker], [])
+        self._slots.remove(slot)
+        log.info("a worker died: %s", lost)
+        held = tuple(task.shard for task in slot.work.values())
+        self._watcher.worker_lost(Loss(slot.place, str(lost), held, not slot.ready))
+        if not slot.ready:
+            self._failed_starts += 1
+            self._trip(self._failed_starts, FAILED_STARTS * self._workers, "died while starting", lost)
+            return
+        proof = self._crew.node_lives(slot.node) and not lost.preempted
+        counts = slot.suspect is None or not (slot.suspect.is_tried_again or self._doubts())
+        if slot.suspect is None:
+            self._suspects.extend(Suspect(task) for task in slot.work.values() if not task.probe)
+        elif gave_up := slot.suspect.died(proof):
+            yield ShardFailure(slot.suspect.task.shard, gave_up, worker=slot.place.name if slot.place else "")
+        else:
+            self._suspects.append(slot.suspect)
+        if proof and counts:
+            self._deaths += 1
+            done = "died over their images, and none came through in between"
+            self._trip(self._deaths, self._deaths_allowed, done, lost)
+
+    def _trip(self, count: int, limit: int, what: str, last: WorkerLost) -> None:
+        if count >= limit:
+            raise BreakerTripped(
+                f"stopped: {count} workers in a row {what}; the last: {' '.join(str(last).split())}; look "
+                "for too little memory (fewer --workers, a smaller generator.points_per_batch) or a "
+                "library that crashes (--workers 0 shows where), then run the same command again; "
+                "--set breaker.worker_deaths=N allows N for each worker"
+            )
+
+    def _end_stalled(self) -> Iterator[ShardFailure]:
+        """Replace the workers that take too long."""
+        for slot in list(self._slots):
+            if slot.stalled(self._limits.start_seconds, self._limits.stall_seconds):
+                yield from self._bury(slot, WorkerLost("no progress within the time allowed"))
+
+    def _heed(self, signals: Interrupts) -> None:
+        if not signals.received:
+            return
+        if self._give_up_at is None:
+            log.warning(
+                "interrupted: shards in hand may finish within %g s (cluster.grace_seconds); "
+                "a second signal ends at once",
+                self._limits.grace_seconds,
+            )
+        self._wind_down()
+
+    def _wind_down(self) -> None:
+        """Hand out nothing new, and give what is in hand the grace to finish."""
+        if self._give_up_at is None:
+            self._give_up_at = time.monotonic() + self._limits.grace_seconds
+        self._queue.clear()
+        self._suspects.clear()

@@ -1,0 +1,196 @@
+"""What a worker takes of the machine it is on: its CPU threads, and whether there is memory for its model.
+
+What is estimated is what every image costs, whatever its size: the process, the weights, an encode, and the
+prompts that are worked on together. Photographs come on top of it: those that wait decoded, three bytes a
+pixel, and the masks of the one at work. So this finds what cannot go well before hours are spent on it, and
+promises nothing more; where memory runs out later, batches are halved (`engine.runtime.batching`), and a
+worker that dies of it is replaced.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+import socket
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..errors import UsageError
+
+if TYPE_CHECKING:
+    from ...engine.config import GeneratorConfig
+    from ...model.config import SamConfig
+    from ..config.run import RunConfig
+
+MIB = 2**20
+PROCESS_BYTES = 512 * MIB
+"""Python, torch, the compiled loops and Arrow, before any weights."""
+
+ENCODER_ARRAYS = 64
+"""Arrays of the encoder's width, one number a cell and channel, that live at once in an encode."""
+
+LANE_BYTES = 64 * MIB
+"""What a batch of prompts holds in a lane of the CPU, in the published sizes."""
+
+
+def usable_cpus(root: Path = Path("/")) -> int:
+    """CPUs that this process may keep busy: those it may run on, or its container's quota where that is less.
+
+    A part of a CPU counts as one.
+    """
+    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cgroup = root / "sys/fs/cgroup"
+    for files in (
+        [cgroup / "cpu.max"],
+        [cgroup / "cpu" / f"cpu.cfs_{what}_us" for what in ("quota", "period")],
+    ):
+        with contextlib.suppress(OSError, ValueError):  # no such files, or "max"
+            quota, period = map(int, " ".join(file.read_text() for file in files).split())
+            if quota > 0 and period > 0:
+                cpus = min(cpus, math.ceil(quota / period))
+    return cpus
+
+
+def limit_threads(threads: int) -> None:
+    """Keep what computes in this process to so many threads, so that its neighbours have theirs.
+
+    Ray sets OpenMP's number by the CPUs that an actor reserves; of what does not follow it, these do work of
+    their own. (Arrow's threads for files wait, and Numba's start only for loops that are compiled to be
+    parallel, which none is here.) To be called before torch works: it takes its second number once.
+    """
+    import cv2
+    import pyarrow as pa
+    import torch
+
+    torch.set_num_threads(threads)
+    torch.set_num_interop_threads(1)
+    cv2.setNumThreads(threads)
+    pa.set_cpu_count(threads)
+
+
+def check_memory(
+    config: RunConfig, device: str, *, threads: int, neighbours: int = 1, gpu_share: float = 1.0
+) -> None:
+    """Hold what this worker needs against what its machine, and on "cuda" its GPU, has.
+
+    `neighbours` counts the workers of this size that the machine is to hold, this one too; `gpu_share` is the
+    part of the GPU that is its own. Raises UsageError where that can never be enough, MemoryError where it is
+    not now: others may have taken it, and may give it back.
+    """
+    on_gpu = device == "cuda"
+    needed = needed_on_host(config, threads, on_gpu=on_gpu)
+    has, free = memory_of_machine()
+    _compare(needed, f"{neighbours} worker(s) on this machine", has // neighbours, free)
+    if on_gpu:
+        import torch
+
+        free, total = torch.cuda.mem_get_info()
+        share = min(1.0, gpu_share)
+        _compare(needed_on_gpu(config), f"a worker on {share:g} of its GPU", int(total * share), free)
+
+
+def needed_on_host(config: RunConfig, threads: int, *, on_gpu: bool) -> dict[str, int]:
+    """Bytes of the machine's memory by purpose. Weights for a GPU pass through it, in fp32."""
+    shape = _shape(config)
+    needed = {"process": PROCESS_BYTES, "weights": 4 * _parameters(shape)}
+    if not on_gpu:
+        needed["encoding"] = _encoding_bytes(shape, config.generator, 4)
+        needed["prompts"] = threads * LANE_BYTES
+    return needed
+
+
+def needed_on_gpu(config: RunConfig) -> dict[str, int]:
+    """Bytes of a GPU's memory by purpose."""
+    shape = _shape(config)
+    number = {"fp32": 4, "bf16": 2}[config.model.precision]
+    return {
+        "CUDA": PROCESS_BYTES,
+        "weights": number * _parameters(shape),
+        "encoding": _encoding_bytes(shape, config.generator, number),
+        "generator.device_budget_bytes": config.generator.device_budget_bytes,
+    }
+
+
+def memory_of_machine(root: Path = Path("/")) -> tuple[int, int]:
+    """Bytes that this process's machine, or container, has, and those that are free; huge where unknown.
+
+    Page cache counts as free: it goes when it is asked to.
+    """
+    unknown = 2**62
+    has = free = unknown
+    meminfo = _numbers(root / "proc/meminfo", ":")
+    if {"MemTotal", "MemAvailable"} <= meminfo.keys():
+        has, free = 1024 * meminfo["MemTotal"], 1024 * meminfo["MemAvailable"]
+    for folder, limit, used, prefix in (
+        ("sys/fs/cgroup", "memory.max", "memory.current", ""),
+        ("sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_"),
+    ):
+        at_most, taken = _number(root / folder / limit), _number(root / folder / used)
+        if at_most is not None and taken is not None and at_most < has:
+            has = at_most
+            stat = _numbers(root / folder / "memory.stat", "")
+            cached = sum(stat.get(f"{prefix}{kind}_file", 0) for kind in ("active", "inactive"))
+            free = min(free, max(0, at_most - taken + cached))
+    return has, free
+
+
+def _compare(needed: Mapping[str, int], who: str, has: int, free: int) -> None:
+    """UsageError where `has`, what each may have at most, is too little; MemoryError where `free` is."""
+    total = sum(needed.values())
+    parts = ", ".join(f"{purpose} {_gib(size)}" for purpose, size in needed.items())
+    expected = f"{socket.gethostname()}: {who}: expected {_gib(total)} GiB for each ({parts})"
+    remedy = (
+        "take a smaller model.name, fewer --workers or more --gpus-per-worker, a smaller "
+        "generator.encode_batch or generator.device_budget_bytes, or a larger machine"
+    )
+    if has < total:
+        raise UsageError(f"{expected}, there is {_gib(has)} GiB for each; {remedy}")
+    if free < total:
+        raise MemoryError(f"{expected}, {_gib(free)} GiB is free now; end what takes the rest, or {remedy}")
+
+
+def _gib(size: int) -> str:
+    return f"{size / 2**30:.2f}"
+
+
+def _shape(config: RunConfig) -> SamConfig:
+    from ...model import MODELS
+
+    return MODELS[config.model.name]
+
+
+def _parameters(shape: SamConfig) -> int:
+    import torch
+
+    from ...model import Sam
+
+    with torch.device("meta"):  # shapes without numbers
+        return sum(parameter.numel() for parameter in Sam(shape).parameters())
+
+
+def _encoding_bytes(shape: SamConfig, generator: GeneratorConfig, number: int) -> int:
+    """An encode's, of as many images or crops as are encoded together."""
+    windows = -(-shape.embedding_size // shape.window_size)
+    cells = (windows * shape.window_size) ** 2  # padded to whole windows
+    return generator.encode_batch * cells * shape.embed_dim * ENCODER_ARRAYS * number
+
+
+def _number(path: Path) -> int | None:
+    """The number that a file of the kernel's holds; None where there is no such file, or no limit in it."""
+    try:
+        text = path.read_text().strip()
+    except OSError:
+        return None
+    return int(text) if text.isdecimal() else None
+
+
+def _numbers(path: Path, mark: str) -> dict[str, int]:
+    """Lines of a name, a mark and a number."""
+    try:
+        lines = [line.split() for line in path.read_text().splitlines()]
+    except OSError:
+        return {}
+    named = [words for words in lines if len(words) > 1 and words[1].isdecimal()]
+    return {words[0].removesuffix(mark): int(words[1]) for words in named}

@@ -1,0 +1,322 @@
+"""One shard, from its list of images to its committed file: ordinary Python, the same under Ray and without
+it.
+
+    planned images → read → decode → generate → rows → one table → commit
+
+Reading and decoding run a few images ahead in threads (both let go of the interpreter lock), so that the
+network never waits for a disk, and memory holds a few photographs, not a shard of them. Each planned image
+becomes exactly one row. What goes wrong is sorted here, once: an image that cannot be used is a `rejected`
+row; storage that fails is tried again with growing pauses, memory that runs out once, and what still fails is
+a `ShardFailure`; anything else is a bug and travels up with its traceback.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+import itertools
+import logging
+import os
+import socket
+import time
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+from ...engine.records import GeneratedMasks
+from ...model.checkpoints.zoo import CheckpointError
+from ..config.run import ModelConfig, RunConfig
+from ..decoding.image import DecodedImage, decode_image
+from ..errors import ConfigError, CorpusError, CorpusUnavailable, InputRejected, UsageError
+from ..format.plan import PlannedImage
+from ..format.run_record import read_run
+from ..format.schema import ImageRow, rejected_row, row_from_result, table_from_rows
+from ..format.shards import commit_table, shard_metadata
+from ..inputs.reader import read_input
+from ..prefetch import in_order
+from ..storage import retries as patience
+from ..storage.retries import COMMIT_ATTEMPTS, retrying
+from ..writing.rejects import replace_rows
+from .memory import check_memory
+from .tasks import Job, ShardFailure, ShardReceipt, ShardTask, Tally, WorkerPlace
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from ...engine import MaskGenerator
+
+log = logging.getLogger(__name__)
+
+
+class Generates(Protocol):
+    """What `engine.MaskGenerator` offers a shard."""
+
+    def generate_batch(self, images: Sequence[np.ndarray]) -> list[GeneratedMasks]:
+        """Results for RGB uint8 images, H×W×3, in order."""
+
+
+def make_generator(job: Job) -> MaskGenerator:
+    """Load the network and set the thread count of this process.
+
+    Raises UsageError where there are no such weights here, or other ones than the run's, and where the
+    machine is too small for them; MemoryError where too much of it is taken.
+    """
+    import torch
+
+    from ...engine import MaskGenerator
+    from ...model import load_sam
+
+    if job.threads is not None:
+        torch.set_num_threads(job.threads)
+    chosen = job.config.model
+    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[chosen.precision]
+    try:
+        if job.weights_sha256 not in (None, here := weights_sha256(chosen)):
+            raise UsageError(
+                f"{socket.gethostname()}: expected the run's weights of {chosen.name}, with sha256 "
+                f"{job.weights_sha256}, got others there, with sha256 {here}"
+            )
+        device, threads = resolve_device(chosen.device), torch.get_num_threads()
+        check_memory(job.config, device, threads=threads, neighbours=job.neighbours, gpu_share=job.gpu_share)
+        sam = load_sam(chosen.name, chosen.checkpoint, device=device, dtype=dtype)
+    except CheckpointError as error:
+        raise UsageError(str(error)) from None
+    if chosen.compile:
+        sam.compile_encoder()
+    return MaskGenerator(sam, job.config.generator)
+
+
+def check_sees_corpus(job: Job) -> None:
+    """Raise UsageError where this machine does not see the run's corpus: its shards would stay here.
+
+    CorpusUnavailable where its storage fails: that says nothing about the machine.
+    """
+    try:
+        same = retrying(lambda: read_run(job.out)).digest == job.run_digest
+        reason = "" if same else ": that is another run's"
+    except CorpusUnavailable:
+        raise
+    except CorpusError as error:
+        same, reason = False, f": {error}"
+    if not same:
+        raise UsageError(
+            f"{socket.gethostname()}: {job.out} is not this run's corpus there{reason}; every node has to "
+            "see the same --out: a shared file system or a store"
+        )
+
+
+def weights_sha256(model: ModelConfig) -> str:
+    """The SHA-256, in hex, of the file that this process would load; CheckpointError where there is none."""
+    from ...model.checkpoints.loading import find_checkpoint  # loads torch
+
+    path = find_checkpoint(model.name, model.checkpoint)
+    changed = path.stat().st_mtime_ns if path.is_file() else 0
+    return _sha256_of(path, changed)
+
+
+@functools.cache
+def _sha256_of(path: Path, _changed: int) -> str:
+    from ...model.checkpoints.loading import checkpoint_sha256
+
+    return checkpoint_sha256(path)  # gigabytes: once a process, not again when they are loaded
+
+
+def resolve_device(device: str) -> str:
+    """`auto` is a GPU where torch finds one; ConfigError where a GPU is asked for and there is none."""
+    import torch
+
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("model.device: expected cpu or auto, got cuda, and torch finds no GPU")
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    return device
+
+
+def this_place(node: str = "", gpus: Sequence[str] = ()) -> WorkerPlace:
+    """Where this process is."""
+    return WorkerPlace(node, socket.gethostname(), os.getpid(), tuple(gpus))
+
+
+def run_shard(
+    task: ShardTask, generator: Generates, job: Job, on_progress: Callable[[Tally], None] = lambda _: None
+) -> ShardReceipt | ShardFailure:
+    """Make every row of the shard and commit them as one file.
+
+    `on_progress` gets a copy of the counts after each batch of images. Returns a ShardFailure where storage
+    or memory kept failing; whatever else is raised is a bug.
+    """
+    began, me, retries = time.perf_counter(), this_place().name, Counter[str]()
+    for pause in (patience.FIRST_PAUSE_SECONDS, 0):
+        try:
+            outcome = _attempt(task, generator, job, on_progress, retries)
+            if isinstance(outcome, ShardFailure):
+                return replace(outcome, worker=me, retries=retries)
+            return replace(outcome, worker=me, seconds=time.perf_counter() - began)
+        except (OSError, MemoryError, RuntimeError) as error:
+            if not is_infrastructure(error):
+                raise
+            failure = ShardFailure(task.shard, one_line(error), worker=me, retries=retries)
+            if isinstance(error, OSError):  # tried again already, where it happened
+                return failure
+        log.info("shard %d: memory ran out: %s", task.shard, failure.reason)
+        time.sleep(pause)  # after the handler, when the traceback no longer holds the images
+    return failure
+
+
+def one_line(error: BaseException) -> str:
+    """What went wrong, with its class."""
+    return " ".join(f"{type(error).__name__}: {error}".split())
+
+
+def is_infrastructure(error: BaseException) -> bool:
+    """Whether storage failed or memory ran out, in Python or in torch: no bug, and no image's fault."""
+    from ...engine.runtime.batching import is_out_of_memory  # loads torch
+
+    return isinstance(error, OSError) or is_out_of_memory(error)
+
+
+def _attempt(
+    task: ShardTask,
+    generator: Generates,
+    job: Job,
+    on_progress: Callable[[Tally], None],
+    retries: Counter[str],
+) -> ShardReceipt | ShardFailure:
+    rows: list[ImageRow] = []
+    tally = Tally(retries=retries)  # which outlive an attempt that fails
+    decoded = _decoded_ahead(task, job.config, tally)
+    batches = _batched(decoded, job.config.generator.encode_batch)
+    for batch, results in _generated(batches, generator, batches_at_once(job.config.model)):
+        for row in _rows_of(batch, results, job.config, tally):
+            rows.append(row)
+            tally.add_row(row)
+        on_progress(copy.deepcopy(tally))
+    try:
+        committed = task.probe or _commit(task, rows, job, tally)
+    except OSError as error:
+        return ShardFailure(task.shard, one_line(error), output=True)
+    return ShardReceipt(task.shard, committed, tally)
+
+
+@dataclass(frozen=True, slots=True)
+class _Prepared:
+    """A planned image, read and decoded, or refused; or storage failed."""
+
+    planned: PlannedImage
+    decoded: DecodedImage | None = None
+    refused: ImageRow | None = None
+    failed: OSError | None = None
+    retries: int = 0
+    read_seconds: float = 0.0
+    decode_seconds: float = 0.0
+
+
+def _decoded_ahead(task: ShardTask, config: RunConfig, tally: Tally) -> Iterator[_Prepared]:
+    """The shard's images in plan order, decoded by threads, no more than `images_ahead` beyond the one in
+    use.
+    """
+    ahead = config.cluster.images_ahead
+    pool = ThreadPoolExecutor(ahead, thread_name_prefix="decode")
+    try:
+        prepare = functools.partial(_prepare, deadly=task.deadly, config=config)
+        for future in in_order(pool, prepare, task.images, ahead):
+            yield _waited(future, tally)
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _waited(future: Future[_Prepared], tally: Tally) -> _Prepared:
+    started = time.perf_counter()
+    prepared = future.result()
+    waited = time.perf_counter() - started
+    tally.add_seconds({"read": prepared.read_seconds, "decode": prepared.decode_seconds, "wait": waited})
+    tally.retries["read"] += prepared.retries
+    if prepared.failed is not None:
+        raise prepared.failed
+    return prepared
+
+
+def _prepare(planned: PlannedImage, deadly: Collection[int], config: RunConfig) -> _Prepared:
+    """Read and decode one image; what cannot be used becomes its rejected row."""
+    began = decoding = time.perf_counter()
+    data: bytes | None = None
+    decoded: DecodedImage | None = None
+    refused: ImageRow | None = None
+    failed: OSError | None = None
+    retries: list[None] = []
+    try:
+        if planned.image_id in deadly:
+            raise InputRejected("generate", "WorkerDied", "each worker that was given this image alone died")
+        data = retrying(lambda: read_input(planned.uri), on_retry=lambda: retries.append(None))
+        decoding = time.perf_counter()
+        decoded = decode_image(data, config.input.max_pixels)
+    except InputRejected as error:
+        refused = rejected_row(planned, error, data)
+    except OSError as error:
+        failed = error
+    took = decoding - began, time.perf_counter() - decoding
+    return _Prepared(planned, decoded, refused, failed, len(retries), *took)
+
+
+def _batched(images: Iterator[_Prepared], size: int) -> Iterator[list[_Prepared]]:
+    while batch := list(itertools.islice(images, size)):
+        yield batch
+
+
+def batches_at_once(model: ModelConfig) -> int:
+    """How many batches the generator works on side by side: on a GPU two, so that it has one to do while the
+    host filters and writes down the other. On a CPU there is nothing to hide.
+    """
+    return 2 if resolve_device(model.device) == "cuda" else 1
+
+
+def _generated(
+    batches: Iterator[list[_Prepared]], generator: Generates, at_once: int
+) -> Iterator[tuple[list[_Prepared], list[GeneratedMasks]]]:
+    """Batches in order with what was found in them; those that decoded go through the network together."""
+
+    def generate(batch: list[_Prepared]) -> tuple[list[_Prepared], list[GeneratedMasks]]:
+        usable = [prepared.decoded.pixels_HW3 for prepared in batch if prepared.decoded is not None]
+        return batch, generator.generate_batch(usable) if usable else []
+
+    if at_once == 1:  # in this thread: `cluster._FewAtATime` says why
+        yield from map(generate, batches)
+        return
+    with ThreadPoolExecutor(at_once, thread_name_prefix="generate") as pool:
+        for future in in_order(pool, generate, batches, at_once - 1):
+            yield future.result()
+
+
+def _rows_of(
+    batch: list[_Prepared], results: list[GeneratedMasks], config: RunConfig, tally: Tally
+) -> Iterator[ImageRow]:
+    """The rows of a batch, in order."""
+    found = iter(results)
+    for prepared in batch:
+        if prepared.decoded is None:
+            assert prepared.refused is not None, "an image is decoded or refused"
+            yield prepared.refused
+            continue
+        generated = next(found)
+        tally.add_seconds(generated.seconds)
+        yield row_from_result(prepared.planned, prepared.decoded, generated, embed=config.embed_images)
+
+
+def _commit(task: ShardTask, rows: list[ImageRow], job: Job, tally: Tally) -> bool:
+    started = time.perf_counter()
+    table = table_from_rows(rows)
+    built = time.perf_counter()
+    tally.add_seconds({"table": built - started})
+
+    def write() -> bool:
+        if task.replaces:
+            return replace_rows(job.out, task, table, job.run_digest, tally.seconds)
+        metadata = shard_metadata(job.run_digest, task.shard, tally.seconds)
+        return commit_table(job.out, task.shard, table, metadata)
+
+    committed = retrying(write, COMMIT_ATTEMPTS, lambda: tally.retries.update(["write"]))
+    tally.add_seconds({"write": time.perf_counter() - built})
+    return committed

@@ -1,0 +1,98 @@
+"""What a rerun was given against what is planned: the same, more, or something else.
+
+The plan is read a row group at a time and held against the inputs in the same place, where they nearly always
+are; only where one differs are they looked up by id.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from ..errors import CorpusError, UsageError
+from ..inputs.archives import INPUT_SCHEMA
+
+if TYPE_CHECKING:
+    from ..format.plan import Mode, Plan
+
+
+def new_inputs(out: Path, plan: Plan, wanted: pa.Table, mode: Mode) -> pa.Table:
+    """The wanted inputs that are not planned; CorpusError where they differ as the mode does not allow."""
+    wanted_ids = wanted["image_id"].to_numpy()
+    planned_ids = plan.column("image_id").to_numpy()
+    new = wanted.filter(pa.array(~np.isin(wanted_ids, planned_ids, assume_unique=True)))
+    gone, moved = _Differences(out, wanted, wanted_ids).of(plan)
+    strict = mode != "extend"
+    if not strict and new.num_rows:
+        again = new.filter(pc.is_in(new["uri"], value_set=plan.column("uri")))
+        if again.num_rows:
+            key, uri = again["key"][0].as_py(), again["uri"][0].as_py()
+            raise CorpusError(
+                f"{out}: {uri} is planned under another key than {key!r}; give the new inputs alone"
+            )
+    found = [
+        *_examples("now lies elsewhere", moved),
+        *(_examples("is new", new["key"]) if strict else []),
+        *(_examples("is no longer there", gone) if strict else []),
+    ]
+    if found:
+        cure = "add the new inputs with --extend, " if strict and new.num_rows and not len(moved) else ""
+        raise CorpusError(
+            f"{out}: the inputs are not those of the plan: {'; '.join(found)}: {cure}"
+            "start anew with --overwrite, or choose another --out"
+        )
+    return new
+
+
+class _Differences:
+    """What is planned against what is wanted, a row group of the plan at a time."""
+
+    def __init__(self, out: Path, wanted: pa.Table, wanted_ids: npt.NDArray[np.int64]) -> None:
+        self._out = out
+        self._wanted = wanted
+        self._ids = wanted_ids
+        self._order: npt.NDArray[np.int64] | None = None  # of the ids; not needed while nothing differs
+
+    def of(self, plan: Plan) -> tuple[list[str], list[str]]:
+        """The keys that are no longer wanted, and those of inputs that lie elsewhere now; in plan order."""
+        gone: list[str] = []
+        moved: list[str] = []
+        row = 0
+        for planned in plan.tables(("image_id", "key", "uri")):
+            same_rows = self._wanted.slice(row, planned.num_rows).select(planned.schema.names)
+            row += planned.num_rows
+            if same_rows.equals(planned):
+                continue
+            is_wanted, now = self._find(planned["image_id"].to_numpy())
+            was = planned.filter(is_wanted)
+            gone += planned["key"].filter(pc.invert(is_wanted)).to_pylist()
+            if pc.any(pc.not_equal(was["key"], now["key"])).as_py():
+                raise UsageError(f"{self._out}: a new input has the image_id of a planned one; rename it")
+            moved += now["key"].filter(pc.not_equal(was["uri"], now["uri"])).to_pylist()
+        return gone, moved
+
+    def _find(self, ids: npt.NDArray[np.int64]) -> tuple[pa.Array, pa.Table]:
+        """Which of the ids are wanted, and the inputs that they are, in the order of the ids."""
+        if self._order is None:
+            for column, name in enumerate(INPUT_SCHEMA.names, start=1):
+                whole = self._wanted[name].cast(pa.large_string()).combine_chunks()
+                self._wanted = self._wanted.set_column(column, name, whole)
+            self._order = np.argsort(self._ids)
+        places = np.searchsorted(self._ids, ids, sorter=self._order)
+        places = self._order[np.minimum(places, len(self._order) - 1)]
+        is_wanted = self._ids[places] == ids
+        now = self._wanted.take(pa.array(places[is_wanted])).select(INPUT_SCHEMA.names)
+        return pa.array(is_wanted), now.cast(INPUT_SCHEMA)
+
+
+def _examples(what: str, keys: Sequence[str] | pa.ChunkedArray) -> list[str]:
+    if not len(keys):
+        return []
+    more = f" (and {len(keys) - 1} more)" if len(keys) > 1 else ""
+    return [f"{keys[0]}{more} {what}"]
