@@ -35,11 +35,13 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from benchmarks.bench_verify import blob
 from maskmill.engine.records import DROP_REASONS
 from maskmill.pipelines.config.run import digest_of
-from maskmill.pipelines.format.plan import open_run
-from maskmill.pipelines.format.run_record import RunRecord, finish_corpus
-from maskmill.pipelines.format.schema import ImageRow, table_from_rows
+from maskmill.pipelines.format.records import ImageRow
+from maskmill.pipelines.format.rows import table_from_rows
+from maskmill.pipelines.format.run_record import RunRecord
 from maskmill.pipelines.format.shards import commit_table, shard_metadata
 from maskmill.pipelines.gallery.page import write_gallery
+from maskmill.pipelines.writing.close import finish_corpus
+from maskmill.pipelines.writing.open import open_run
 from tests.pipelines.browser import opened_browser
 
 HEIGHT, WIDTH = 1500, 2250

@@ -34,7 +34,8 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from maskmill.engine import GeneratedMasks, MaskGenerator
-from maskmill.pipelines.bench.bench import DEFAULT_SIZE, bench, of_noise, parse_size, sample_pixels
+from maskmill.pipelines.bench.bench import DEFAULT_SIZE, bench, parse_size, sample_pixels
+from maskmill.pipelines.bench.random_weights import of_noise
 from maskmill.pipelines.config.run import RunConfig, load_config
 from maskmill.pipelines.errors import UsageError
 

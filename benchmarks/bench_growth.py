@@ -41,8 +41,8 @@ from benchmarks.machine import Watch, forget_peak, matrix_rate, peak_since, shor
 from maskmill.engine import MaskGenerator
 from maskmill.engine.records import GeneratedMasks
 from maskmill.model import SamConfig, load_sam
-from maskmill.pipelines.bench.bench import hardware
 from maskmill.pipelines.config.run import load_config
+from maskmill.pipelines.machine import hardware
 
 ROOT = Path(__file__).parents[1]
 MODEL = "nano"

@@ -44,12 +44,13 @@ from benchmarks.arguments import OneLineParser, at_least
 from benchmarks.machine import Watch
 from maskmill.engine import MaskGenerator
 from maskmill.model import load_sam
-from maskmill.pipelines.bench.bench import hardware
 from maskmill.pipelines.config.run import RunConfig, load_config
 from maskmill.pipelines.corpus.reader import Corpus
 from maskmill.pipelines.decoding.image import decode_image
-from maskmill.pipelines.format.shards import open_parquet, shard_path
+from maskmill.pipelines.format.layout import shard_path
+from maskmill.pipelines.format.parquet_files import open_parquet
 from maskmill.pipelines.inputs.reader import read_input
+from maskmill.pipelines.machine import hardware
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("maskmill", "torch", "ray", "numpy", "numba", "opencv-python", "pyarrow")

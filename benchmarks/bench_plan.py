@@ -57,9 +57,9 @@ def write_list(folder: Path, count: int) -> None:
 
 def plan(folder: Path) -> dict[str, object]:
     """List, plan, and open again; seconds by stage, and the peak of this process's memory."""
-    from maskmill.pipelines.format.plan import open_run
     from maskmill.pipelines.format.run_record import RunRecord
     from maskmill.pipelines.inputs.listing import list_inputs
+    from maskmill.pipelines.writing.open import open_run
 
     record = RunRecord({}, "0" * 64, "nano", "0" * 64, {})
     stages: dict[str, float] = {}

@@ -48,7 +48,7 @@ from benchmarks.bench_verify import build
 from benchmarks.machine import Watch
 from maskmill.pipelines.corpus.order import Order
 from maskmill.pipelines.corpus.reader import Corpus
-from maskmill.pipelines.format.shards import shard_path
+from maskmill.pipelines.format.layout import shard_path
 from maskmill.pipelines.torch_dataset.samples import Wanted
 from maskmill.pipelines.torch_dataset.stream import CorpusStream
 

@@ -48,18 +48,23 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks.arguments import OneLineParser, at_least
 from benchmarks.machine import forget_peak, peak_since, short_name
-from maskmill.pipelines.bench.bench import hardware
 from maskmill.pipelines.config.run import RunConfig, digest, load_config
-from maskmill.pipelines.format.plan import PlannedImage, Run, open_run
-from maskmill.pipelines.format.run_record import CORPUS, RunRecord, finish_corpus
-from maskmill.pipelines.format.schema import ImageRow, table_from_rows
+from maskmill.pipelines.format.layout import CORPUS
+from maskmill.pipelines.format.records import ImageRow, PlannedImage, ShardTask
+from maskmill.pipelines.format.rows import table_from_rows
+from maskmill.pipelines.format.run_record import RunRecord
 from maskmill.pipelines.format.shards import commit_table, committed_shards, shard_metadata
+from maskmill.pipelines.format.tally import Tally
 from maskmill.pipelines.generation.circuit_breaker import too_many_refused
-from maskmill.pipelines.workers.dispatcher import Crew, Dispatcher, WorkerLost
+from maskmill.pipelines.machine import hardware
+from maskmill.pipelines.workers.crew import Crew, WorkerLost
+from maskmill.pipelines.workers.dispatcher import Dispatcher
+from maskmill.pipelines.workers.loading import check_sees_corpus
 from maskmill.pipelines.workers.placement import Placement
 from maskmill.pipelines.workers.ray_actors import OBJECT_STORE_BYTES, RayCrew, ShardWorker, connect, ray
-from maskmill.pipelines.workers.shard import check_sees_corpus, this_place
-from maskmill.pipelines.workers.tasks import Job, ShardFailure, ShardReceipt, ShardTask, Tally, WorkerPlace
+from maskmill.pipelines.workers.tasks import Job, ShardFailure, ShardReceipt, WorkerPlace, this_place
+from maskmill.pipelines.writing.close import finish_corpus
+from maskmill.pipelines.writing.open import Run, open_run
 from maskmill.pipelines.writing.progress import LiveLine
 
 PACKAGES = ("maskmill", "ray", "numpy", "pyarrow")

@@ -26,7 +26,7 @@ from maskmill.model import MODELS
 from maskmill.model.networks import image_encoder
 from maskmill.model.networks.attention import fused, in_parts
 from maskmill.model.networks.image_encoder import ImageEncoderViT
-from maskmill.pipelines.bench.bench import hardware
+from maskmill.pipelines.machine import hardware
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -37,12 +37,14 @@ from maskmill.engine.codes import single
 from maskmill.engine.records import DROP_REASONS, MaskRecord
 from maskmill.pipelines.config.run import digest_of
 from maskmill.pipelines.corpus.reader import Corpus
-from maskmill.pipelines.format.plan import Run, open_run
-from maskmill.pipelines.format.run_record import RunRecord, finish_corpus
-from maskmill.pipelines.format.schema import ImageRow, table_from_rows
+from maskmill.pipelines.format.records import ImageRow
+from maskmill.pipelines.format.rows import table_from_rows
+from maskmill.pipelines.format.run_record import RunRecord
 from maskmill.pipelines.format.shards import commit_table, shard_metadata
 from maskmill.pipelines.storage.json_files import fingerprint
 from maskmill.pipelines.verification.corpus import verify
+from maskmill.pipelines.writing.close import finish_corpus
+from maskmill.pipelines.writing.open import Run, open_run
 
 HEIGHT, WIDTH = 1500, 2250
 PACKAGES = ("numpy", "pyarrow", "pycocotools")

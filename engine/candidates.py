@@ -20,7 +20,8 @@ from .geometry import inclusive_to_xywh
 from .grid import Crop
 from .nms import non_maximal_suppression
 from .records import MaskRecord, Rle
-from .resampling.tiles import Box, Indexes, Measures, Patch
+from .resampling.interpolation import Indexes
+from .resampling.tiles import Box, Measures, Patch
 from .runtime.accounting import Ledger
 from .small_regions import clean_up
 

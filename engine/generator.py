@@ -3,11 +3,11 @@
     image → crops → resize → encode once → prompt on a grid → predicted IoU → draw → stability, edges
           → NMS in each crop → NMS across crops → paint → clean up → run-length code
 
-The semantics are the released automatic mask generator's, option by option and in the same order, so that
-the same weights give the same masks. What differs is the order of the work: masks are drawn only where the
+The semantics are the released automatic mask generator's, option by option and in the same order, so that the
+same weights give the same masks. What differs is the order of the work: masks are drawn only where the
 predicted IoU passes, measured at the image's size only along their edges, and painted only once they have
-survived. How the steps between the encoder and the records are batched differs between a CPU (`on_cpu`) and
-a GPU (`on_device`); both give the same masks.
+survived. How the steps between the encoder and the records are batched differs between a CPU (`backends.cpu`)
+and a GPU (`backends.device`); both give the same masks.
 """
 
 from __future__ import annotations

@@ -22,7 +22,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from maskmill.pipelines.labelled.load import read_labelled
-from maskmill.pipelines.training.batches import TEACHER_STRIDE
+from maskmill.pipelines.training.teacher import TEACHER_STRIDE
 
 COMPONENTS = 128
 

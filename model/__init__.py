@@ -8,8 +8,8 @@ if __name__ != "maskmill.model":
     raise ImportError("import maskmill.model, not model")  # no file is loaded under two names
 
 if TYPE_CHECKING:
+    from .checkpoints.errors import CheckpointError
     from .checkpoints.loading import load_sam
-    from .checkpoints.zoo import CheckpointError
     from .config import MODELS, SamConfig
     from .networks.sam import Sam
 else:

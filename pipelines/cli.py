@@ -16,9 +16,10 @@ from typing import Annotated, Any
 import typer
 
 from .commands import corpus, exchange, inspect, models
-from .errors import IncompleteRun, MaskmillError, UsageError, visible
+from .errors import IncompleteRun, MaskmillError, UsageError
 from .signals import INTERRUPTED, orderly
-from .storage.paths import is_stores, redacted, store_code
+from .storage.store_errors import is_stores, store_code
+from .text import redacted, visible
 
 # typer carries its own click or uses the installed one, by version; this is the base of usage errors in
 # either.
@@ -68,7 +69,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         goes_on = isinstance(error, IncompleteRun) and again.differs
         return _complain(f"{error}{again if goes_on else ''}", error.exit_code)
     except ValueError as error:
-        from ..model.checkpoints.zoo import CheckpointError
+        from ..model.checkpoints.errors import CheckpointError
 
         if not isinstance(error, CheckpointError):
             raise

@@ -15,10 +15,7 @@ What is not in the tree is either infrastructure (storage and memory,
 undone) or a bug (exit code 1).
 """
 
-
-def visible(text: str) -> str:
-    r"""The text with everything that would break a line or steer a terminal written out, a newline as \n."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+from .text import visible
 
 
 class MaskmillError(Exception):

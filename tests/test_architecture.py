@@ -1,4 +1,4 @@
-"""The house: which way imports run, who may know Ray, and what stays unloaded."""
+"""The house: which way imports run, how full a folder is, who may know Ray, and what stays unloaded."""
 
 import ast
 import os
@@ -8,18 +8,56 @@ from pathlib import Path
 
 import pytest
 
+import maskmill
+
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("model", "engine", "pipelines")
-MODULES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
 
+# A module imports from its own sub-package and from groups above its own. Names in a line are side by side:
+# they do not import each other.
+ORDER = {
+    "model": """
+        config
+        kernels
+        networks
+        checkpoints
+        training
+    """,
+    "engine": """
+        config records
+        codes grid runtime
+        geometry resampling
+        filters nms small_regions
+        candidates
+        backends
+        generator
+    """,
+    "pipelines": """
+        text
+        errors
+        prefetch signals machine
+        decoding storage
+        inputs config pages
+        format
+        corpus writing
+        labelled
+        verification torch_dataset gallery report workers
+        exchange bench generation evaluation
+        training
+        commands
+        cli
+    """,
+}
+MOST_MODULES = 13  # in a folder
 THIRD_PARTY = {
     "model": {"torch", "numpy", "numba", "safetensors", "platformdirs"},
     "engine": {"numpy", "torch", "PIL", "pycocotools", "pydantic"},
 }
 # Read by whoever opens a corpus, or loaded before a worker has said what it needs.
 LIGHT = (
-    "corpus.reader",
     "corpus.images",
+    "corpus.masks",
+    "corpus.reader",
     "corpus.views",
     "decoding.image",
     "errors",
@@ -27,50 +65,111 @@ LIGHT = (
     "exchange.sa1b_import",
     "format.manifest",
     "format.plan",
-    "format.run_record",
     "format.schema",
     "format.shards",
     "inputs.listing",
+    "inputs.reader",
+    "machine",
     "storage.atomic",
     "verification.corpus",
+    "writing.open",
 )
 
 
-def imports_of(path):
-    """Packages a module imports, ours by their own names; `TYPE_CHECKING` blocks and functions included."""
-    found = set()
-    here = path.relative_to(ROOT).parts[:-1]
+def module_of(path):
+    """`pipelines/format/schema.py` → `pipelines.format.schema`; a package's `__init__.py` is the package."""
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+MODULES = {module_of(path): path for package in PACKAGES for path in sorted((ROOT / package).rglob("*.py"))}
+
+
+def imports_of(module):
+    """Modules of ours that a module imports, and names of other packages; anywhere in it, `TYPE_CHECKING`
+    blocks and functions included.
+    """
+    path, ours, others = MODULES[module], set(), set()
+    package = module if path.name == "__init__.py" else module.rpartition(".")[0]
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
-            found |= {alias.name.split(".")[0] for alias in node.names}
+            others |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.level == 0:
+            others.add(node.module.split(".")[0])
         elif isinstance(node, ast.ImportFrom):
-            above = here[: len(here) - node.level + 1] if node.level else ()
-            found.add([*above, *(node.module or "").split(".")][0])
-    return found
+            above = ["maskmill", *package.split(".")]
+            parts = [*above[: len(above) - node.level + 1], *(node.module or "").split(".")]
+            source = ".".join(part for part in parts[1:] if part)
+            named = {f"{source}.{alias.name}" for alias in node.names}
+            ours |= (named & MODULES.keys()) or {source}
+    return ours, others
 
 
-def named(path):
-    return str(path.relative_to(ROOT))
+IMPORTS = {module: imports_of(module) for module in MODULES}
 
 
-@pytest.mark.parametrize("path", MODULES, ids=named)
-def test_imports_run_one_way(path):
-    package = path.relative_to(ROOT).parts[0]
-    later = set(PACKAGES[PACKAGES.index(package) + 1 :])
-    assert not imports_of(path) & later, "model ← engine ← pipelines"
+def floor_of(module):
+    """The line of ORDER that a module is in, and its name there; None for a package's own `__init__`."""
+    package, _, rest = module.partition(".")
+    name = rest.partition(".")[0]
+    lines = [line.split() for line in ORDER[package].split("\n")]
+    return next(((floor, name) for floor, line in enumerate(lines) if name in line), None)
 
 
-@pytest.mark.parametrize("path", [path for path in MODULES if "pipelines" not in named(path)], ids=named)
-def test_model_and_engine_know_only_what_they_are_made_of(path):
-    package = path.relative_to(ROOT).parts[0]
-    allowed = THIRD_PARTY[package] | set(PACKAGES) | sys.stdlib_module_names
-    assert imports_of(path) <= allowed
+@pytest.mark.parametrize("module", MODULES)
+def test_imports_run_one_way(module):
+    package = module.split(".")[0]
+    allowed = set(PACKAGES[: PACKAGES.index(package) + 1])
+    ours, others = IMPORTS[module]
+    assert "maskmill" not in others, "modules import each other relatively: one path is true everywhere"
+    assert not others & {*PACKAGES, "tests", "benchmarks"}
+    assert {name.split(".")[0] for name in ours} <= allowed, "model ← engine ← pipelines"
+    mine = floor_of(module)
+    if mine is None:
+        assert module == package, f"{module} stands in no line of ORDER"
+        return
+    for name in ours - {package}:
+        if name.split(".")[0] == package:
+            theirs = floor_of(name)
+            assert theirs[1] == mine[1] or theirs[0] < mine[0], f"{module} may not import {name}"
+
+
+def test_there_is_no_circle():
+    """Not behind `TYPE_CHECKING` either."""
+    done, way = set(), []
+
+    def follow(module):
+        assert module not in way, f"a circle: {' → '.join([*way[way.index(module) :], module])}"
+        if module in done:
+            return
+        way.append(module)
+        for name in sorted(IMPORTS[module][0]):
+            follow(name)
+        done.add(way.pop())
+
+    # The three lazy packages name their public classes for type checkers only.
+    for package in PACKAGES:
+        done.add(package)
+    for module in MODULES:
+        follow(module)
+
+
+def test_what_is_imported_exists():
+    assert {name for ours, _ in IMPORTS.values() for name in ours} <= MODULES.keys()
+
+
+def test_folders_are_not_full():
+    folders = [path.parent for path in MODULES.values()]
+    assert [folder for folder in sorted(set(folders)) if folders.count(folder) > MOST_MODULES] == []
+
+
+@pytest.mark.parametrize("module", [module for module in MODULES if module.split(".")[0] in THIRD_PARTY])
+def test_model_and_engine_know_only_what_they_are_made_of(module):
+    assert IMPORTS[module][1] <= THIRD_PARTY[module.split(".")[0]] | sys.stdlib_module_names
 
 
 def test_ray_is_imported_in_one_module():
-    assert [named(path) for path in MODULES if "ray" in imports_of(path)] == [
-        "pipelines/workers/ray_actors.py"
-    ]
+    assert [module for module in MODULES if "ray" in IMPORTS[module][1]] == ["pipelines.workers.ray_actors"]
 
 
 def loaded_by(statement):
@@ -85,48 +184,60 @@ def loaded_by(statement):
     return set(done.stdout.split())
 
 
-@pytest.mark.parametrize("package", PACKAGES)
+def test_the_public_names():
+    assert set(dir(maskmill)) == {
+        "Corpus",
+        "GeneratorConfig",
+        "MaskGenerator",
+        "View",
+        "__version__",
+        "load_sam",
+        "open_image",
+    }
+    assert all(getattr(maskmill, name) for name in dir(maskmill))
+    with pytest.raises(AttributeError, match="module 'maskmill' has no attribute 'Predicator'"):
+        maskmill.Predicator  # noqa: B018
+
+
+@pytest.mark.parametrize("package", ["", ".engine", ".model", ".pipelines"])
 def test_packages_are_lazy(package):
-    loaded = loaded_by(f"import maskmill.{package}")
-    assert not loaded & {"torch", "numpy", "ray", "pyarrow", "cv2"}
-    assert {name.split(".")[1] for name in loaded if name.startswith("maskmill.")} == {package}
+    loaded = loaded_by(f"import maskmill{package}")
+    assert not loaded & {"torch", "numpy", "ray", "pyarrow", "cv2", "pydantic"}
+    ours = {name for name in loaded if name.split(".")[0] == "maskmill"}
+    assert ours == {"maskmill", f"maskmill{package}"}
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_no_package_has_a_second_name(package):
+    done = subprocess.run(
+        [sys.executable, "-c", f"import {package}"], capture_output=True, text=True, cwd=ROOT, check=False
+    )
+    assert done.stderr.splitlines()[-1] == f"ImportError: import maskmill.{package}, not {package}"
 
 
 def test_what_reads_a_corpus_loads_neither_torch_nor_ray():
-    loaded = loaded_by(f"import {', '.join(f'maskmill.pipelines.{name}' for name in LIGHT)}")
-    assert not loaded & {
-        "torch",
-        "ray",
-        "pandas",
-        "maskmill.pipelines.workers.shard",
-        "maskmill.pipelines.workers.ray_actors",
-    }
-
-
-def test_the_reader_is_light_by_pythons_own_account():
-    done = subprocess.run(
-        [sys.executable, "-X", "importtime", "-c", "import maskmill.pipelines.corpus.reader"],
-        capture_output=True,
-        text=True,
-        check=True,
-        cwd=ROOT,
-    )
-    imported = {line.rsplit("|", 1)[-1].strip().split(".")[0] for line in done.stderr.splitlines()}
-    assert "pyarrow" in imported
-    assert not imported & {"torch", "ray", "pandas"}
+    for statement in (
+        "from maskmill import Corpus, View, open_image",
+        f"import {', '.join(f'maskmill.pipelines.{name}' for name in LIGHT)}",
+    ):
+        loaded = loaded_by(statement)
+        assert "pyarrow" in loaded
+        assert not loaded & {"torch", "ray", "pandas"}
+        assert not loaded & {"maskmill.pipelines.workers.shard", "maskmill.pipelines.workers.ray_actors"}
 
 
 @pytest.mark.parametrize(
-    ("package", "name"),
+    ("package", "names"),
     [
-        ("maskmill.model", "load_sam"),
-        ("maskmill.model", "Sam"),
-        ("maskmill.model", "MODELS"),
-        ("maskmill.engine", "MaskGenerator"),
-        ("maskmill.engine", "GeneratorConfig"),
-        ("maskmill.engine", "MaskRecord"),
-        ("maskmill.pipelines.corpus.reader", "Corpus"),
+        ("maskmill.model", ["CheckpointError", "MODELS", "Sam", "SamConfig", "load_sam"]),
+        (
+            "maskmill.engine",
+            ["DROP_REASONS", "GeneratedMasks", "GeneratorConfig", "MaskGenerator", "MaskRecord", "Rle"],
+        ),
+        ("maskmill.pipelines.torch_dataset", ["CorpusImages", "CorpusStream", "for_detection"]),
     ],
 )
-def test_names_that_outside_code_imports(package, name):
-    assert hasattr(__import__(package, fromlist=[name]), name)
+def test_names_that_outside_code_imports(package, names):
+    module = __import__(package, fromlist=names)
+    assert sorted(module.__all__) == sorted(names)
+    assert all(hasattr(module, name) for name in names)

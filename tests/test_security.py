@@ -14,7 +14,7 @@ import pytest
 
 from maskmill.pipelines.inputs import reader
 from maskmill.pipelines.inputs.listing import list_inputs
-from maskmill.pipelines.storage.paths import redacted
+from maskmill.pipelines.text import redacted
 
 ROOT = Path(__file__).parents[1]
 MODULES = sorted(

@@ -32,8 +32,9 @@ from ..candidates import Candidate, Outline, Page, View, outline_of, passing, wi
 from ..config import GeneratorConfig
 from ..geometry import input_size, points_to_input
 from ..grid import crop_points
+from ..resampling.interpolation import Indexes, finite
 from ..resampling.painting import run_ends
-from ..resampling.tiles import Indexes, Measures, Patch, Resampler, finite
+from ..resampling.tiles import Measures, Patch, Resampler
 from ..runtime.accounting import Ledger
 from ..runtime.batching import in_batches
 from ..runtime.transfer import fetch, upload

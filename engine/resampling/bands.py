@@ -21,7 +21,8 @@ import numpy.typing as npt
 from torch import Tensor
 
 from ...model.kernels.jit import compiled
-from .tiles import Box, Indexes, Measures, Patch, compose, finite
+from .interpolation import Indexes, compose, finite
+from .tiles import Box, Measures, Patch
 
 Floats = npt.NDArray[np.float32]
 

@@ -20,7 +20,8 @@ import torch
 from torch import Tensor
 
 from ..runtime.transfer import fetch, upload
-from .tiles import TILE, Indexes, Resampler
+from .interpolation import Indexes
+from .tiles import TILE, Resampler
 
 MOST_FLAGS = (1 << 31) - 1
 """`nonzero` counts with 32 bits on a GPU."""

@@ -25,8 +25,9 @@ from torch.overrides import TorchFunctionMode
 
 from ..config import MODELS, SamConfig
 from ..networks.sam import Sam
+from .errors import CheckpointError
 from .tensor_file import listed, read_tensors, unreadable
-from .zoo import CheckpointError, cached, how_to_get, nearest, sha256_of
+from .zoo import cached, how_to_get, nearest, sha256_of
 
 __all__ = ["CheckpointError", "checkpoint_sha256", "find_checkpoint", "load_sam", "save_sam"]
 

@@ -16,7 +16,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from .zoo import CheckpointError
+from .errors import CheckpointError
 
 NAMED = 4  # names that an error spells out
 # What torch raises over a damaged pickle; flipped and missing bytes were tried by the thousand.

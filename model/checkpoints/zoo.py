@@ -26,6 +26,8 @@ from pathlib import Path
 
 import platformdirs
 
+from .errors import CheckpointError
+
 CHUNK = 1 << 20
 TIMEOUT_S = 30.0  # of silence, not of the whole download
 
@@ -33,10 +35,6 @@ log = logging.getLogger(__name__)
 
 Progress = Callable[[int, int | None], None]
 """Called with the bytes that are there and the bytes that there will be (None: the server does not say)."""
-
-
-class CheckpointError(ValueError):
-    """Weights that cannot be had or used; the message says what was expected and what to do."""
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,6 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from ..networks.layers import LayerNorm2d
 from .blocks import Floats, add_product, gelu, normalise
 from .cells import array_of
 from .jit import compiled_sums
@@ -28,15 +27,15 @@ def drawn(
     rows_JRX: Tensor,
     base_XL: Tensor,
     constant_X: Tensor,
-    norm: LayerNorm2d,
+    norm: tuple[Tensor, Tensor, float],
     second: tuple[Tensor, Tensor],
     weights_KC: Tensor,
     row_K: Tensor,
 ) -> Tensor:
     """Logits K×h×w of masks of J prompts, `row_K` not falling: see `MaskDecoder._draw`.
 
-    The first transposed convolution is given by what it makes of base, β and rows, the second as a map of a
-    cell to its quarters.
+    The first transposed convolution is given by what it makes of base, β and rows, the norm by its weight,
+    bias and ε, the second convolution as a map of a cell to its quarters.
     """
     (prompts, rows, cells), wide = weights_JRL.shape, len(constant_X)
     side = math.isqrt(cells)
@@ -49,9 +48,9 @@ def drawn(
         array_of(rows_JRX.mT[None], 1, prompts, wide, rows),
         array_of(base_XL[None], 1, wide, cells),
         array_of(constant_X[None], 1, wide),
-        array_of(norm.weight[None], 1, wide // 4),
-        array_of(norm.bias[None], 1, wide // 4),
-        np.float32(norm.eps),
+        array_of(norm[0][None], 1, wide // 4),
+        array_of(norm[1][None], 1, wide // 4),
+        np.float32(norm[2]),
         array_of(second[0][None], 1, wide // 2, wide // 4),
         array_of(second[1][None], 1, wide // 2),
         array_of(weights_KC[None], 1, len(row_K), wide // 8),

@@ -33,7 +33,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from ..kernels import cells as cells_compiled
+from ..kernels import cells as compiled_cells
 
 
 @dataclass(frozen=True)
@@ -110,8 +110,8 @@ class Cells:
         """What tokens take from the cells that they attend to by x·(W cells), head by head: B×P×N×T×D."""
         heads = x_BPNTD.shape[2]
         carried_BPNTR = x_BPNTD @ self._rows_seen(look.weight_DC, heads).mT
-        if cells_compiled.suits(x_BPNTD, self.share_BPL, look.image_BNDL):
-            mixed_BPNTR, taken_BPNTD = cells_compiled.seen(
+        if compiled_cells.suits(x_BPNTD, self.share_BPL, look.image_BNDL):
+            mixed_BPNTR, taken_BPNTD = compiled_cells.seen(
                 x_BPNTD,
                 carried_BPNTR,
                 self.share_BPL,
@@ -146,8 +146,8 @@ class Cells:
         values_BPMTD = torch.cat([self.values_BPMTD, values_BPNTD], 2)
         gram_BPRR = rows_BPRC @ rows_BPRC.mT
         carried_BPNTR = keys_BPNTD @ self._rows_seen(look.weight_DC, keys_BPNTD.shape[2]).mT
-        if cells_compiled.suits(keys_BPNTD, self.share_BPL, look.image_BNDL):
-            share_BPL, weights_BPRL = cells_compiled.exchanged(
+        if compiled_cells.suits(keys_BPNTD, self.share_BPL, look.image_BNDL):
+            share_BPL, weights_BPRL = compiled_cells.exchanged(
                 keys_BPNTD,
                 carried_BPNTR,
                 self.share_BPL,

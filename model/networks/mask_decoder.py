@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..config import SamConfig
-from ..kernels import cells as cells_compiled
+from ..kernels import cells as compiled_cells
 from ..kernels import upscaling
 from .factored_cells import Cells, plus_product
 from .layers import MLP, LayerNorm2d
@@ -161,16 +161,16 @@ class MaskDecoder(nn.Module):
         )
         heads = zip(self.output_hypernetworks_mlps, tokens_1JMC[0].unbind(1), strict=True)
         weights_JMC = torch.stack([head(token_JC) for head, token_JC in heads], 1)
-        _, norm, _, second, _ = self.output_upscaling
+        norm, second = cast(LayerNorm2d, self.output_upscaling[1]), self.output_upscaling[3]
         rows_1JRX = part.cells.rows_BPRC @ image.upscaling_XC.T
-        if cells_compiled.suits(weights_JMC, rows_1JRX, image.upscaled_BXL):
+        if compiled_cells.suits(weights_JMC, rows_1JRX, image.upscaled_BXL):
             return upscaling.drawn(
                 part.cells.share_BPL[0],
                 part.cells.weights_BPRL[0],
                 rows_1JRX[0],
                 image.upscaled_BXL[0],
                 image.upscaled_X,
-                cast(LayerNorm2d, norm),
+                (norm.weight, norm.bias, norm.eps),
                 quarters(second),
                 weights_JMC[row_K, token_K],
                 row_K,

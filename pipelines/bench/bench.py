@@ -12,16 +12,12 @@ Where the published weights are not at hand, noise shows the speed of their shap
 
 from __future__ import annotations
 
-import copy
-import os
 import platform
 import re
-import resource
 import statistics
-import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -31,19 +27,24 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from PIL import Image
-from torch import nn
+from rich.table import Table
 
 from ...engine import MaskGenerator
-from ...engine.geometry import resize_to_input
-from ...model import MODELS, Sam, load_sam
+from ...model import Sam, load_sam
 from ..config.run import RunConfig
 from ..decoding.image import decode_image
 from ..errors import ConfigError, UsageError
-from ..format.plan import PlannedImage, make_plan
+from ..format.plan import make_plan
+from ..format.records import PlannedImage, ShardTask
+from ..format.tally import Tally
 from ..inputs.listing import list_inputs
 from ..inputs.reader import read_input
-from ..workers.shard import make_generator, resolve_device, run_shard
-from ..workers.tasks import Job, ShardReceipt, ShardTask, Tally
+from ..machine import hardware, peak_rss_bytes
+from ..workers.loading import make_generator
+from ..workers.shard import run_shard
+from ..workers.tasks import Job, ShardReceipt
+from .random_weights import placed, random_sam
+from .released import released_options
 
 DEFAULT_SIZE = (1500, 2250)
 """Height and width of the photograph that is taken where none is given."""
@@ -84,7 +85,7 @@ def bench(
             noise = random_sam(config.model.name, _pixels(photographs[0], config))
             if job.threads is not None:
                 torch.set_num_threads(job.threads)
-            generator = MaskGenerator(_placed(noise, config), config.generator)
+            generator = MaskGenerator(placed(noise, config), config.generator)
         else:
             generator = make_generator(job)
         warm_up = _pass(0, photographs, generator, job)  # whatever is compiled, loaded or tried out first
@@ -232,68 +233,6 @@ def sample_pixels(
         return _pixels(_photographs(inputs, config, size, Path(folder))[0], config)
 
 
-def of_noise(config: RunConfig, pixels_HW3: npt.NDArray[np.uint8]) -> Sam:
-    """The network of noise that `bench` times where the first photograph is this one."""
-    return _placed(random_sam(config.model.name, pixels_HW3), config)
-
-
-def _placed(noise: Sam, config: RunConfig) -> Sam:
-    dtype = torch.bfloat16 if config.model.precision == "bf16" else torch.float32
-    sam = copy.deepcopy(noise).to(resolve_device(config.model.device)).in_precision(dtype)
-    if config.model.compile:
-        sam.compile_encoder()
-    return sam
-
-
-@torch.no_grad()
-def random_sam(name: str, pixels_HW3: npt.NDArray[np.uint8]) -> Sam:
-    """A network of seeded noise, in fp32, that leaves masks to work on.
-
-    On this photograph its predicted IoUs spread about 0.5 by 0.1, and its logits about 0 by 10: as much
-    passes as the thresholds let through.
-    """
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        sam = Sam(MODELS[name]).eval()
-        for parameter in sam.parameters():
-            if parameter.ndim > 1:
-                parameter.normal_(std=0.5 if len(parameter) == 1 else parameter[0].numel() ** -0.5)
-        resized = torch.from_numpy(resize_to_input(pixels_HW3, sam.config.img_size))
-        encoded = sam.encode([resized.permute(2, 0, 1)])
-        points_1P12 = torch.rand(1, 32, 1, 2) * torch.tensor(resized.shape[1::-1])
-    decoded = sam.attend(encoded, points_1P12, torch.ones(1, 32, 1, dtype=torch.int64))
-    logits = sam.draw(decoded, torch.arange(32), torch.ones(32, dtype=torch.int64))
-    for head in sam.mask_decoder.output_hypernetworks_mlps:
-        linear = _last_linear(head)
-        linear.weight.mul_(10 / logits.std())
-        linear.bias.mul_(10 / logits.std())
-    linear, iou_PM = _last_linear(sam.mask_decoder.iou_prediction_head), decoded.iou_BPM[0]
-    linear.weight.mul_(0.1 / iou_PM.std(0)[:, None])
-    linear.bias.copy_(0.5 + (linear.bias - iou_PM.mean(0)) * 0.1 / iou_PM.std(0))
-    return sam
-
-
-def _last_linear(head: nn.Module) -> nn.Linear:
-    return [module for module in head.modules() if isinstance(module, nn.Linear)][-1]
-
-
-def released_options(config: RunConfig) -> dict[str, Any]:
-    """The released generator's arguments for the same masks."""
-    names = (
-        "points_per_side",
-        "pred_iou_thresh",
-        "stability_score_thresh",
-        "stability_score_offset",
-        "box_nms_thresh",
-        "crop_n_layers",
-        "crop_nms_thresh",
-        "crop_overlap_ratio",
-        "crop_n_points_downscale_factor",
-        "min_mask_region_area",
-    )
-    return {name: getattr(config.generator, name) for name in names} | {"output_mode": "coco_rle"}
-
-
 def parse_size(text: str) -> tuple[int, int]:
     """`1500x2250` → (1500, 2250): height and width. Raises UsageError for anything else."""
     match = re.fullmatch(r"([1-9]\d{0,5})[x×]([1-9]\d{0,5})", text.strip().lower())
@@ -302,20 +241,21 @@ def parse_size(text: str) -> tuple[int, int]:
     return int(match[1]), int(match[2])
 
 
-def peak_rss_bytes() -> int:
-    """The most memory that this process has held."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
-
-
-def hardware(device: torch.device) -> dict[str, Any]:
-    """The processor's name, as Linux tells it, its cores, torch's threads, and the GPU's name."""
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    found = {
-        "processor": names[0] if names else platform.processor(),
-        "cpus": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-    }
-    return found | ({"gpu": torch.cuda.get_device_name(device)} if device.type == "cuda" else {})
+def bench_tables(result: Mapping[str, Any]) -> Iterable[Table]:
+    """What was measured, for a person."""
+    stages = Table("stage", "seconds an image", title="photograph to Parquet", title_justify="left")
+    stages.columns[1].justify = "right"
+    for stage, seconds in result["stages"].items():
+        stages.add_row(stage, f"{seconds / result['images']:.4f}")
+    stages.add_section()
+    stages.add_row("elapsed", f"{result['seconds'] / result['images']:.4f}")
+    stages.add_row("images/s", f"{result['images_per_s']:.3f}")
+    stages.add_row("masks/s", f"{result['masks_per_s']:.1f}")
+    stages.add_row("peak memory, GiB", f"{result['peak_rss_bytes'] / 2**30:.2f}")
+    yield stages
+    if "speedup" in result:
+        sides = Table("array to RLE", "seconds", "masks", title_justify="left")
+        sides.add_row("maskmill", f"{result['generator_seconds']:.2f}", str(result["masks"]))
+        sides.add_row("released", f"{result['released_seconds']:.2f}", str(result["released_masks"]))
+        sides.add_row("ratio", f"{result['speedup']:.1f}×", f"{result['matched']:.1%} matched")
+        yield sides

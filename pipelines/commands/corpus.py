@@ -8,8 +8,9 @@ from typing import Annotated
 
 import typer
 
-from ..errors import UsageError, VerificationFailed, visible
+from ..errors import UsageError, VerificationFailed
 from ..storage.paths import place
+from ..text import visible
 from .options import Config, CorpusArgument, Set, mode_of
 
 
@@ -117,7 +118,7 @@ def status(
         return
     from rich.console import Console
 
-    from ..writing.progress import status_table
+    from ..generation.status import status_table
 
     Console(markup=False, soft_wrap=True).print(status_table(found))
 

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
-from ..errors import UsageError, visible
+from ..errors import UsageError
 from ..storage.paths import place
+from ..text import visible
 from .options import mode_of
 
 if TYPE_CHECKING:
@@ -89,7 +90,8 @@ def export_corpus(
         raise UsageError("--polygons: SA-1B's files have run-length codes; expected --format coco")
     if skip_missing and format_ != "sa1b":
         raise UsageError("--skip-missing: COCO's JSON needs no image files; expected --format sa1b")
-    from ..corpus.views import PRIORITIES, View
+    from ..corpus.masks import PRIORITIES
+    from ..corpus.views import View
     from ..exchange.export import Options, export
 
     if non_overlapping is not None and non_overlapping not in PRIORITIES:

@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+import json
+import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 
-from ..storage.paths import place
+from ..errors import UsageError
+from ..storage.paths import check_page, place
+from ..text import redacted
 from .options import CorpusArgument
+
+if TYPE_CHECKING:
+    from ..report.statistics import Statistics
 
 
 def report(
@@ -28,9 +37,33 @@ def report(
     ] = None,
 ) -> None:
     """Statistics of a corpus: counts, what the masks are like, refusals by class."""
-    from . import looking
+    from ..report.figures import check_can_draw
+    from ..report.page import write_report
+    from ..report.statistics import corpus_statistics
+    from ..report.tables import corpus_tables
 
-    looking.report(corpus, out, against, as_json, concavity, workers)
+    if out is not None:
+        check_page(out, corpus)
+        check_can_draw()
+    if against is not None and out is None and not as_json:
+        raise UsageError("--against needs --out PAGE or --json")
+    needs_masks = concavity and (as_json or out is not None)
+    found = corpus_statistics(corpus, needs_masks, workers)
+    other = None
+    if against is not None:
+        other = _other(against, needs_masks, workers)
+        if other.name == found.name:
+            found.name, other.name = str(corpus), str(against)
+    if out is not None:
+        write_report(out, found, other)
+        print(f"{out}: written", file=sys.stderr if as_json else sys.stdout)
+    if as_json:
+        compared = {} if other is None else {"against": other.as_json()}
+        print(json.dumps(found.as_json() | compared))
+    elif out is None:
+        console = Console(markup=False)
+        for table in corpus_tables(found):
+            console.print(table)
 
 
 def gallery(
@@ -39,9 +72,15 @@ def gallery(
     photographs: Annotated[int, typer.Option(metavar="N", min=1, help="The first so many are shown.")] = 2000,
 ) -> None:
     """Write a page that shows the masks over their photographs."""
-    from . import looking
+    from ..gallery.page import write_gallery
 
-    looking.gallery(corpus, out, photographs)
+    columns = (BarColumn(30), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), disable=not sys.stderr.isatty()) as bar:
+        task = bar.add_task("", total=None)
+        write_gallery(
+            corpus, out, photographs, lambda done, total: bar.update(task, completed=done, total=total)
+        )
+    print(f"{out}: written")
 
 
 def view(
@@ -51,6 +90,22 @@ def view(
     ] = 0,
 ) -> None:
     """Serve that page over the whole corpus, on this machine only, until Ctrl-C."""
-    from . import looking
+    from ..gallery.server import GalleryServer
 
-    looking.view(corpus, port)
+    with GalleryServer(corpus, port) as server:
+        print(f"{server.address}\nCtrl-C ends it.", flush=True)
+        try:
+            server.serve_forever()
+        except KeyboardInterrupt:
+            print("ended", flush=True)
+
+
+def _other(against: Path, concavity: bool, workers: int | None) -> Statistics:
+    from ..report.coco_statistics import coco_statistics
+    from ..report.statistics import corpus_statistics
+
+    if against.suffix == ".json":
+        return coco_statistics(against, concavity)
+    if not against.is_dir():
+        raise UsageError(f"--against {redacted(str(against))}: expected a corpus, or a COCO file (.json)")
+    return corpus_statistics(against, concavity, workers)

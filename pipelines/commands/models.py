@@ -136,9 +136,8 @@ def bench(
     from rich.console import Console
 
     from ..bench.bench import bench as run
-    from ..bench.bench import parse_size
+    from ..bench.bench import bench_tables, parse_size
     from ..config.run import load_config
-    from ..writing.progress import bench_tables
 
     settings = load_config(config, list(set_ or ()))
     result = run(

@@ -11,7 +11,7 @@ from ..errors import UsageError
 from ..storage.paths import place
 
 if TYPE_CHECKING:
-    from ..format.plan import Mode
+    from ..writing.open import Mode
 
 Config = Annotated[
     str | None,

@@ -1,4 +1,4 @@
-"""What a run is told: a frozen tree of described values (`settings` reads it from YAML and `--set`).
+"""What a run is told: a frozen tree of described values (`loading` reads it from YAML and `--set`).
 
 `digest` names what decides the rows of a corpus. Two runs with equal digests and equal weights may share a
 corpus; how many workers, threads or images a batch they use is nobody's business but their own.

@@ -9,8 +9,8 @@ from typing import Any
 import pyarrow as pa
 
 from ..errors import CorpusError
+from ..format.parquet_files import reading
 from ..format.schema import ROW_SCHEMA, STATUSES
-from ..format.shards import reading
 from .views import View
 
 WITH_EVERY_ROW = ("image_id", "key", "status")

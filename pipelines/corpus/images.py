@@ -13,7 +13,7 @@ from typing import Any
 
 from ..errors import CorpusError, CorpusUnavailable, InputRejected
 from ..inputs.reader import read_input
-from ..storage.paths import redacted
+from ..text import redacted
 
 
 def original(row: Mapping[str, Any]) -> bytes:

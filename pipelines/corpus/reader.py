@@ -22,14 +22,17 @@ import numpy.typing as npt
 from ..errors import CorpusError, InputRejected
 from ..format import run_record
 from ..format.ids import identify
-from ..format.plan import read_plan
+from ..format.layout import CORPUS, RUN, shard_path
+from ..format.parquet_files import open_parquet
+from ..format.plan import Plan, read_plan
 from ..format.schema import STATUSES
-from ..format.shards import committed_shards, open_parquet, shard_path
+from ..format.shards import committed_shards
 from ..storage.paths import place, scheme_of
 from .columns import as_dict, check_status, parquet_columns
-from .lookup import Lookup
-from .order import Order, Stretch, Window, pieces, windows
-from .views import Cutout, View, checked_lengths, cutout, paint, warn_of
+from .masks import Cutout, checked_lengths, cutout, paint
+from .order import Order, Stretch
+from .views import View, warn_of
+from .windows import Window, pieces, windows
 
 
 class Corpus:
@@ -49,14 +52,14 @@ class Corpus:
         self.path = _in_memory(path) if scheme_of(str(path)) == "memory" else place(path)
         if not self.path.is_dir():
             raise CorpusError(f"{path}: there is no such folder; expected a corpus")
-        if not (self.path / run_record.RUN).is_file():
-            raise CorpusError(f"{path}: not a corpus: it has no {run_record.RUN}")
+        if not (self.path / RUN).is_file():
+            raise CorpusError(f"{path}: not a corpus: it has no {RUN}")
         self.run = run_record.read_run(self.path)
 
     @property
     def complete(self) -> bool:
         """Whether the run that makes it has finished."""
-        return (self.path / run_record.CORPUS).is_file()
+        return (self.path / CORPUS).is_file()
 
     @cached_property
     def shards(self) -> list[int]:
@@ -220,3 +223,23 @@ def _in_memory(path: str | Path) -> Path:
     from upath import UPath
 
     return cast(Path, UPath(path))
+
+
+class Lookup:
+    """From an `image_id` to a shard and a row of it: the plan's ids in memory, sorted, 16 bytes an image.
+
+    Raises CorpusError where the plan is damaged.
+    """
+
+    def __init__(self, plan: Plan) -> None:
+        self._plan = plan
+        ids = plan.column("image_id").to_numpy()
+        self._rows = np.argsort(ids, kind="stable")
+        self._ids = ids[self._rows]
+
+    def find(self, image_id: int) -> tuple[int, int]:
+        """The shard, and which row of the shard it is; KeyError for an image that is not planned."""
+        at = int(np.searchsorted(self._ids, image_id))
+        if at == len(self._ids) or self._ids[at] != image_id:
+            raise KeyError(f"{image_id}: there is no such image in the plan")
+        return self._plan.place(int(self._rows[at]))

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from ...engine import MaskGenerator
@@ -16,7 +17,6 @@ from ..config.run import load_config
 from ..errors import ConfigError, UsageError
 from ..labelled.load import VALIDATION_SHARE, read_labelled
 from ..storage.paths import is_remote
-from ..writing.progress import evaluation_table
 from .agreement import agreement
 from .automatic import evaluate_automatic
 from .calibration import plot_format, reliability, write_plot
@@ -103,3 +103,19 @@ def _caption(result: Mapping[str, Any]) -> str:
         f"{result['images']} images, {result['images_left_out']} left out; "
         f"predicted IoU of partners differs by {difference}"
     )
+
+
+def evaluation_table(scores: Mapping[str, float], by_source: Mapping[str, Mapping[str, float]]) -> Table:
+    """Scores of a model, a row each, over everything and by source; 80 columns do for eight of these."""
+    table = Table(title="means over masks", title_justify="left", box=SIMPLE_HEAD, padding=0, show_edge=False)
+    table.add_column("score", no_wrap=True)
+    columns = {"all": scores, **by_source}
+    for source in columns:
+        table.add_column(source, justify="right", overflow="fold", min_width=len("0.000"))
+    for name in scores:
+        table.add_row(name, *(_score(of[name]) if name in of else "-" for of in columns.values()))
+    return table
+
+
+def _score(value: float) -> str:
+    return f"{value:.3f}" if value < 10 else f"{value:.1f}"  # masks an image may be many

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from ..corpus.views import cutout
+from ..corpus.masks import cutout
 from .polygons import polygons
 
 CATEGORY = {"id": 1, "name": "object", "supercategory": ""}

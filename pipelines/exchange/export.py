@@ -21,14 +21,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
+from ..corpus.masks import Priority, label_map
 from ..corpus.reader import Corpus
-from ..corpus.views import Priority, View, label_map
+from ..corpus.views import View
 from ..errors import CorpusError, CorpusUnavailable, IncompleteRun, UsageError
-from ..format.shards import shard_path
+from ..format.layout import shard_path
+from ..format.tally import Tally
 from ..storage import atomic
 from ..storage.json_files import read_json, write_json
 from ..storage.paths import is_remote, refuse_inside
-from ..workers.tasks import Tally
 from ..writing.progress import LiveLine
 from . import coco
 from .encode import label_png, upright_jpeg

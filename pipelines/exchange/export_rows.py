@@ -14,13 +14,14 @@ import numpy as np
 import pyarrow.compute as pc
 
 from ..corpus.columns import as_dict, parquet_columns
-from ..corpus.order import Stretch, pieces
+from ..corpus.order import Stretch
 from ..corpus.reader import Corpus
 from ..corpus.views import View
+from ..corpus.windows import pieces
 from ..errors import CorpusError
-from ..format import run_record
+from ..format.layout import CORPUS, SHARDS, shard_path
 from ..format.manifest import recorded
-from ..format.shards import SHARDS, open_parquet, reading, shard_path
+from ..format.parquet_files import open_parquet, reading
 from ..storage.json_files import canonical, fingerprint, sha256_hex
 
 
@@ -41,7 +42,7 @@ class Source:
     def __init__(self, corpus: Corpus, view: View, *, unfinished: bool) -> None:
         if not corpus.complete and not unfinished:
             raise CorpusError(
-                f"{corpus.path}: not finished: it has no {run_record.CORPUS}; "
+                f"{corpus.path}: not finished: it has no {CORPUS}; "
                 "finish its run, or export what is there with --unfinished"
             )
         self.corpus = corpus

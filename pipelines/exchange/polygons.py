@@ -15,7 +15,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from ..corpus.views import Cutout
+from ..corpus.masks import Cutout
 
 Ints = npt.NDArray[np.int64]
 

@@ -3,7 +3,7 @@
     list the JSON and JPEG files → pair them → take the lease → plan → for each shard that is not there yet:
     read, hold JSON, JPEG and masks against each other, commit → corpus.json
 
-Nothing is changed on the way: ids, boxes and scores are the source's (`conventions.IMPORTED`), and the bytes
+Nothing is changed on the way: ids, boxes and scores are the source's (`run_record.IMPORTED`), and the bytes
 of the JPEG files are kept in the rows, unless the user would rather leave them where they are. What is wrong
 with one image makes it a rejected row; what is wrong with the collection, two images of one id or a file
 without its partner, is told before anything is written.
@@ -24,36 +24,36 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from rich.console import Console
 
 from ...engine.records import MaskRecord, Rle
 from ..config.run import digest_of
 from ..decoding.jpeg import read_jpeg
 from ..decoding.tiff import orientation
-from ..errors import IncompleteRun, InputRejected, UsageError, visible
+from ..errors import IncompleteRun, InputRejected
 from ..format import run_record
-from ..format.ids import SA1B, SOURCE
-from ..format.plan import PLAN, Mode, PlannedImage, Run, open_run, read_plan, refuse_foreign
-from ..format.schema import ImageRow, rejected_row, table_from_rows
-from ..format.shards import commit_table, committed_shards, shard_metadata
-from ..inputs.listing import list_inputs
+from ..format.layout import CORPUS
+from ..format.records import ImageRow, PlannedImage
+from ..format.rows import rejected_row, table_from_rows
+from ..format.run_record import SA1B, SOURCE
+from ..format.shards import commit_table, shard_metadata
+from ..format.tally import Tally
 from ..inputs.reader import read_input
 from ..prefetch import in_order
 from ..storage import atomic
 from ..storage.json_files import sha256_hex
 from ..storage.lease import Lease, held
-from ..storage.paths import redacted
 from ..storage.retries import COMMIT_ATTEMPTS, opening, retrying
+from ..text import redacted, visible
 from ..verification.masks import doubtful_rows
 from ..verification.rows import mask_problems
-from ..workers.tasks import Tally
+from ..writing import close
+from ..writing.open import Mode, Run, open_run, refuse_foreign
 from ..writing.progress import LiveLine, summary_table
 from .sa1b import MAX_JSON_BYTES, Entry, bad_annotations, numbers, read_entry
+from .sa1b_pairs import paired, refuse_left_over
 
 SHARD_SIZE = 64
-_NAME = r"(?:^|[/#])sa_(?P<number>0|[1-9][0-9]{0,18})\.(?:jpg|json)$"
-_LARGEST = str(2**63 - 1)
 _READERS = 4  # threads; reading waits for disks and stores, and hashing lets go of the interpreter
 
 
@@ -68,33 +68,33 @@ def import_sa1b(
 ) -> Tally:
     """Make the corpus `out` of SA-1B's files, or what is missing of it; return what this call did.
 
-    `inputs` are folders, globs and tar files, as `sources.list_inputs` takes them; files of other names than
+    `inputs` are folders, globs and tar files, as `listing.list_inputs` takes them; files of other names than
     `sa_NUMBER.jpg` and `.json` are passed over. With `embed` the JPEG files are kept in the rows. `mode` and
-    `cleared` are those of `plan.open_run`. Raises
-    UsageError and CorpusError before any work, IncompleteRun where storage fails.
+    `cleared` are those of `open_run`. Raises UsageError and CorpusError before any work, IncompleteRun where
+    storage fails.
     """
     console = Console(stderr=True, soft_wrap=True, markup=False, highlight=False)
     out = out.absolute()
-    pairs = _paired(inputs, console.print)
+    pairs = paired(inputs, console.print)
     record = _record(embed, shard_size)
     is_there = opening(lambda: refuse_foreign(out), out, is_there=True)
     with held(out, console.print, is_there=is_there) as lease:
         if mode == "extend" and is_there:
-            opening(lambda: _refuse_left_over(out, pairs["key"]), out, is_there=True)
+            opening(lambda: refuse_left_over(out, pairs["key"]), out, is_there=True)
         run = opening(
             partial(open_run, out, pairs.select(["key", "uri"]), record, shard_size, mode, cleared),
             out,
             is_there=is_there,
         )
         todo = run.todo()
-        if not todo and (out / run_record.CORPUS).exists():
+        if not todo and (out / CORPUS).exists():
             console.print(f"{out}: complete, nothing to do")
             return Tally()
         started = time.monotonic()
         done = _Import(run, pairs, embed, lease)
         done.do(todo)
         with atomic.failing_as(IncompleteRun, out):
-            totals = retrying(lambda: run_record.finish_corpus(out, run.plan.shards))["totals"]
+            totals = retrying(lambda: close.finish_corpus(out, run.plan.shards))["totals"]
         console.print(summary_table(done.tally, time.monotonic() - started, totals))
         for name, example in done.tally.examples.items():
             console.print(visible(f"rejected: {name}: {done.tally.rejects[name]}, such as {example}"))
@@ -114,52 +114,6 @@ def _record(embed: bool, shard_size: int) -> run_record.RunRecord:
         weights_sha256="",
         software=run_record.software_versions(),
     )
-
-
-def _paired(inputs: Sequence[str], note: Callable[[str], None]) -> pa.Table:
-    """Every image once: its key, the uri of its JPEG file, and that of its JSON file (`json`).
-
-    Raises UsageError where a file has no partner beside it, and where there are none at all.
-    """
-    listed = list_inputs(inputs, [".jpg", ".json"], note=note)
-    named = pc.extract_regex(listed["key"], _NAME)
-    digits = pc.utf8_lpad(pc.struct_field(named, "number"), width=len(_LARGEST), padding="0")
-    is_ours = pc.fill_null(pc.less_equal(digits, _LARGEST), False)
-    ours = listed.filter(is_ours)
-    if not ours.num_rows:
-        raise UsageError(
-            f"no image found in {redacted(str(inputs[0]))}; looked for sa_NUMBER.jpg and sa_NUMBER.json"
-        )
-    if others := listed.num_rows - ours.num_rows:
-        note(f"{others} files passed over, whose names are not sa_NUMBER.jpg or sa_NUMBER.json")
-    # By key, `x.jpg` and `x.json` are neighbours: no other name begins with `x.j`.
-    stems = pc.replace_substring_regex(ours["key"], r"\.jpg$|\.json$", "")
-    starts = np.ones(len(stems), np.bool_)
-    starts[1:] = pc.not_equal(stems.slice(1), stems.slice(0, len(stems) - 1)).to_numpy()
-    (first,) = np.nonzero(starts)
-    size = np.diff(first, append=len(stems))
-    (alone,) = np.nonzero(size == 1)
-    if len(alone):
-        more = f", nor have {len(alone) - 1} others" if len(alone) > 1 else ""
-        key, uri = (str(ours[name][int(first[alone[0]])]) for name in ("key", "uri"))
-        partner = f"{stems[int(first[alone[0]])]}.{'json' if key.endswith('.jpg') else 'jpg'}"
-        raise UsageError(f"{redacted(uri)}: there is no {partner} for it{more}; SA-1B's files come in pairs")
-    pictures, texts = ours.take(pa.array(first)), ours.take(pa.array(first + 1))
-    return pictures.append_column("json", texts["uri"])
-
-
-def _refuse_left_over(out: Path, keys: pa.ChunkedArray) -> None:
-    """Raise UsageError where a planned image is not imported yet, and its files are not among these."""
-    if not any((out / PLAN).glob("part-*")):
-        return  # killed before it was planned: nothing is left over
-    plan = read_plan(out)
-    for shard in sorted(set(plan.shards) - committed_shards(out)):
-        planned = pa.array([image.key for image in plan.images(shard)])
-        if len(left := planned.filter(pc.invert(pc.is_in(planned, value_set=keys)))):
-            raise UsageError(
-                f"{out}: {redacted(left[0].as_py())} is planned and not imported yet; first finish that "
-                "import with its own inputs, then add these with --extend"
-            )
 
 
 class _Import:

@@ -1,47 +1,44 @@
-"""What the numbers of a corpus mean, in words and for those who check them: in one that a run of ours made,
-and in one that was imported from SA-1B.
+"""The numbers that name images and masks: in a corpus of ours, and in one that was imported from SA-1B.
 
-An import keeps what its source says: the ids of images and annotations, and boxes as SA-1B measures them,
-from the first pixel to the last, so that a mask of one pixel has a box of width 0. Its configuration says
-that it is one, hence the run digest too; `run.json` tells the same in words.
+A corpus of ours derives an image's id from its key, and an annotation's from its place in the plan. An import
+keeps the ids that its source has.
 """
 
 from __future__ import annotations
 
+import hashlib
 import re
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Sequence
 
-from .schema import image_id
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
 
-CONVENTIONS: dict[str, str] = {
-    "image_id": "first 63 bits of the SHA-256 of the key's UTF-8",
-    "annotation_id": "(row in the plan << 20) + mask index + 1",
-    "coordinates": "pixels of the upright image; x to the right, y down, origin at the top left corner",
-    "orientation": "EXIF tag as read; it is applied before anything is measured",
-    "bbox": "x, y, width, height; width = x_max - x_min + 1",
-    "crop_box": "x, y, width, height",
-    "point_coords": "x, y",
-    "segmentation": "COCO compressed RLE, column by column; size = height, width",
-    "colour": "RGB, 8 bits; transparency over white; 16 bits >> 8; ICC profiles are not applied",
-}
-IMPORTED: dict[str, str] = CONVENTIONS | {
-    "image_id": "that of SA-1B: the number in the name sa_NUMBER.jpg",
-    "annotation_id": "that of SA-1B; no two of one image are the same",
-    "bbox": "as SA-1B has it: x, y, width, height; width = x_max - x_min",
-}
-SOURCE = "import"
-"""The key of the configuration that says from which format a corpus was imported."""
+from ..errors import UsageError
 
-SA1B = "sa1b"
+MASK_BITS = 20
+MAX_MASKS = (1 << MASK_BITS) - 1
+"""Masks an image may have: an annotation's id keeps this many bits for the mask."""
 
 _NAME = re.compile(r"sa_(0|[1-9][0-9]{0,18})\.(?:jpg|json)")
 _LARGEST_ID = 2**63 - 1
 
 
-def is_imported(config: Mapping[str, Any]) -> bool:
-    """Whether a corpus with this configuration in its `run.json` was imported from SA-1B."""
-    return config.get(SOURCE) == SA1B
+def image_id(key: str) -> int:
+    """The first 63 bits of the SHA-256 of the key's UTF-8: a key has the same id in every corpus."""
+    return int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big") >> 1
+
+
+def annotation_id(row: int, mask: int) -> int:
+    """Unique in the corpus: (row in the plan << 20) + mask index + 1."""
+    if not 0 <= mask < MAX_MASKS:
+        raise ValueError(f"expected a mask index from 0 to {MAX_MASKS - 1}, got {mask}")
+    return (row << MASK_BITS) + mask + 1
+
+
+def file_name(key: str) -> str:
+    """The key's last component: the file's own name."""
+    return key.rsplit("/", 1)[-1]
 
 
 def released_id(key: str) -> int | None:
@@ -56,3 +53,34 @@ def released_id(key: str) -> int | None:
 def identify(key: str, imported: bool) -> int | None:
     """The image_id that belongs to a key; None where an imported corpus cannot have such a key."""
     return released_id(key) if imported else image_id(key)
+
+
+def image_ids(keys: pa.ChunkedArray) -> npt.NDArray[np.int64]:
+    """`image_id` of each key."""
+    pieces = [np.zeros(0, np.int64)]
+    for chunk in keys.chunks:
+        sha256, texts = hashlib.sha256, chunk.cast(pa.binary()).to_pylist()
+        digests = b"".join([sha256(text).digest()[:8] for text in texts])
+        pieces.append((np.frombuffer(digests, ">u8") >> np.uint64(1)).astype(np.int64))
+    return np.concatenate(pieces)
+
+
+def released_ids(keys: pa.ChunkedArray) -> npt.NDArray[np.int64]:
+    """`released_id` of each key; ValueError for one that has none."""
+    pieces = [np.zeros(0, np.int64)]
+    for chunk in keys.chunks:
+        ids = [released_id(key) for key in chunk.to_pylist()]
+        if None in ids:
+            raise ValueError(f"{chunk[ids.index(None)]}: expected a name as sa_1.jpg")
+        pieces.append(np.array(ids, np.int64))
+    return np.concatenate(pieces)
+
+
+def refuse_collisions(ids: npt.NDArray[np.int64], keys: Sequence[str] | pa.ChunkedArray) -> None:
+    """Raise UsageError, naming the keys, where two images would have one id."""
+    order = np.argsort(ids, kind="stable")
+    (twins,) = np.nonzero(np.diff(ids[order]) == 0)
+    if twins.size:
+        first, second = (str(keys[int(order[twins[0] + step])]) for step in (0, 1))
+        what = "twice" if first == second else f"and {second!r} have the same image_id"
+        raise UsageError(f"the input {first!r} {what}; rename one of them")

@@ -16,11 +16,10 @@ from typing import Any
 from ..errors import CorpusError
 from ..storage import atomic
 from ..storage.json_files import as_bytes, fingerprint, read_json, sealed, write_json
+from .layout import BEFORE, CORPUS, SHARDS, shard_of
 from .schema import FORMAT_NAME, FORMAT_VERSION
-from .shards import SHARDS, committed_shards, shard_of
+from .shards import committed_shards
 
-CORPUS = "corpus.json"
-BEFORE = "corpus.before.json"
 _LISTED = re.compile(r"run\.json|plan/part-[0-9]{6}\.parquet|shards/shard-[0-9]{6,}\.parquet")
 
 

@@ -1,40 +1,48 @@
-"""`run.json` and `corpus.json`: what a corpus says about itself, written first and last.
+"""`run.json`: what decides every row of a corpus, written first and never changed.
 
-`run.json` comes before the plan and is never changed: it marks the folder as a corpus and holds what decides
-every row, so that a rerun can tell whether it is the same run. `corpus.json` comes after the last shard and
-closes the corpus with totals and the SHA-256 of every other file. It holds no time and no place, so finishing
-twice gives the same bytes.
+It comes before the plan, marks the folder as a corpus, and lets a rerun tell whether it is the same run. It
+also says in words what the corpus's numbers mean: in one of ours, and in one that was imported from SA-1B,
+which keeps what its source says: the ids of images and annotations, and boxes as SA-1B measures them, from
+the first pixel to the last, so that a mask of one pixel has a box of width 0. Its configuration says that it
+is imported, hence the run digest too.
 """
 
 from __future__ import annotations
 
 import platform
-from collections import Counter
 from collections.abc import Mapping
-from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-import pyarrow as pa
-
-from ...engine.records import DROP_REASONS
 from ..errors import CorpusError
-from ..prefetch import in_order
 from ..storage import atomic
-from ..storage.json_files import canonical, fingerprint, read_json, sealed, sha256_hex, write_json
-from .ids import CONVENTIONS, IMPORTED, is_imported
-from .manifest import BEFORE, recorded, refuse_changed
-from .manifest import CORPUS as CORPUS
-from .schema import FORMAT_NAME, FORMAT_VERSION, STATUSES
-from .shards import committed_shards, open_parquet, reading, shard_path
+from ..storage.json_files import canonical, read_json, sha256_hex, write_json
+from .layout import RUN
+from .schema import FORMAT_NAME, FORMAT_VERSION
 
-RUN = "run.json"
-FILES_AT_ONCE = 16
-"""Read side by side where a corpus is closed: a store's answers take tens of milliseconds each."""
+CONVENTIONS: dict[str, str] = {
+    "image_id": "first 63 bits of the SHA-256 of the key's UTF-8",
+    "annotation_id": "(row in the plan << 20) + mask index + 1",
+    "coordinates": "pixels of the upright image; x to the right, y down, origin at the top left corner",
+    "orientation": "EXIF tag as read; it is applied before anything is measured",
+    "bbox": "x, y, width, height; width = x_max - x_min + 1",
+    "crop_box": "x, y, width, height",
+    "point_coords": "x, y",
+    "segmentation": "COCO compressed RLE, column by column; size = height, width",
+    "colour": "RGB, 8 bits; transparency over white; 16 bits >> 8; ICC profiles are not applied",
+}
+IMPORTED: dict[str, str] = CONVENTIONS | {
+    "image_id": "that of SA-1B: the number in the name sa_NUMBER.jpg",
+    "annotation_id": "that of SA-1B; no two of one image are the same",
+    "bbox": "as SA-1B has it: x, y, width, height; width = x_max - x_min",
+}
+SOURCE = "import"
+"""The key of the configuration that says from which format a corpus was imported."""
+
+SA1B = "sa1b"
+
 _SOFTWARE = (
     "maskmill",
     "numba",
@@ -84,7 +92,7 @@ class RunRecord:
 
     @property
     def is_imported(self) -> bool:
-        """Whether the corpus keeps SA-1B's ids and boxes (see `pipelines.format.ids`)."""
+        """Whether the corpus keeps SA-1B's ids and boxes (see `IMPORTED`)."""
         return is_imported(self.config)
 
     def as_json(self) -> dict[str, Any]:
@@ -167,89 +175,9 @@ def read_run(out: Path) -> RunRecord:
     return record
 
 
-def finish_corpus(out: Path, shards: range) -> dict[str, Any]:
-    """Write `corpus.json` over whatever was there, once every shard of the plan is committed; returns its
-    contents.
-
-    Reads every file, several at a time. Raises CorpusError where a shard is missing, cannot be read, or is
-    not what was recorded of it before (see `reopen`); no `corpus.json` is written then.
-    """
-    missing = sorted(set(shards) - committed_shards(out))
-    if missing:
-        raise CorpusError(
-            f"{out}: {len(missing)} of {len(shards)} shards are missing, the first is {missing[0]}"
-        )
-    for folder in (out, out / "plan", out / "shards"):
-        atomic.sweep(folder)
-    with ThreadPoolExecutor(FILES_AT_ONCE) as pool:
-        totals = {**_totals(out, shards, read_run(out).digest, pool), "shards": len(shards)}
-        names = _closed_files(out, shards)
-        prints = in_order(pool, lambda name: fingerprint(out / name), names, FILES_AT_ONCE)
-        files = [{"path": name, **done.result()} for name, done in zip(names, prints, strict=True)]
-    refuse_changed(out, recorded(out), {entry["path"]: entry for entry in files})
-    content = sealed(
-        {"format": FORMAT_NAME, "format_version": FORMAT_VERSION, "totals": totals, "files": files}
-    )
-    atomic.replace(out / CORPUS, lambda file: write_json(file, content))
-    atomic.remove(out / BEFORE)
-    return content
-
-
-def _closed_files(out: Path, shards: range) -> list[str]:
-    parts = sorted(path.name for path in (out / "plan").glob("part-*.parquet"))
-    return [RUN, *(f"plan/{name}" for name in parts), *(f"shards/{shard_path(out, s).name}" for s in shards)]
-
-
-def _totals(out: Path, shards: range, digest: str, pool: Executor) -> dict[str, Any]:
-    """Sums over the rows, from the few columns that they need; CorpusError for a shard of another run."""
-    planned = _planned_ids(out, shards)
-
-    def read(shard: int) -> pa.Table:
-        return _counted_columns(shard_path(out, shard), digest, planned[shard])
-
-    statuses: Counter[str] = Counter()
-    drops: Counter[str] = Counter()
-    rejects: Counter[str] = Counter()
-    masks = candidates = 0
-    for done in in_order(pool, read, shards, FILES_AT_ONCE):
-        table = done.result()
-        statuses.update(table["status"].to_pylist())
-        rejects.update(error["class"] for error in table["error"].to_pylist() if error)
-        candidates += sum(table["candidates"].to_pylist())
-        masks += sum(map(len, table["annotations"].to_pylist()))
-        for row in table["drops"].to_pylist():
-            drops.update(row)
-    return {
-        "images": statuses.total(),
-        **{status: statuses[status] for status in STATUSES},
-        "rejects": dict(sorted(rejects.items())),
-        "masks": masks,
-        "candidates": candidates,
-        "drops": {reason: drops[reason] for reason in DROP_REASONS},
-    }
-
-
-def _counted_columns(path: Path, digest: str, planned: npt.NDArray[np.int64]) -> pa.Table:
-    columns = ["image_id", "status", "error.class", "candidates", "drops", "annotations.list.element.id"]
-    with open_parquet(path) as file:
-        with reading(path):
-            table = file.read(columns)
-        same = file.metadata.metadata.get(b"maskmill.run_digest") == digest.encode()
-    if not (same and np.array_equal(table["image_id"].to_numpy(), planned)):
-        raise CorpusError(f"{path}: made by another run; remove it, then run the same command again")
-    return table
-
-
-def _planned_ids(out: Path, shards: range) -> list[npt.NDArray[np.int64]]:
-    """The ids of each shard's images, in plan order."""
-    tables = []
-    for path in sorted((out / "plan").glob("part-*.parquet")):
-        with open_parquet(path) as file, reading(path):
-            tables.append(file.read(["image_id", "shard"]))
-    table = pa.concat_tables(tables)
-    return np.split(
-        table["image_id"].to_numpy(), np.searchsorted(table["shard"].to_numpy(), np.arange(1, len(shards)))
-    )
+def is_imported(config: Mapping[str, Any]) -> bool:
+    """Whether a corpus with this configuration in its `run.json` was imported from SA-1B."""
+    return config.get(SOURCE) == SA1B
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:

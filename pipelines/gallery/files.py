@@ -37,9 +37,10 @@ from ...engine.codes.runs import Runs
 from ...engine.records import Rle
 from ..corpus.reader import Corpus
 from ..decoding.image import decode_image
-from ..errors import CorpusError, InputRejected, visible
+from ..errors import CorpusError, InputRejected
 from ..inputs.reader import read_input
 from ..pages.template import packed_json
+from ..text import visible
 from .row_index import Kind, RowIndex
 
 BLOCK = 100

@@ -21,13 +21,13 @@ import pyarrow.compute as pc
 
 from ..corpus.reader import Corpus
 from ..errors import UsageError
-from ..format.manifest import CORPUS
-from ..format.shards import open_parquet, reading, shard_path
+from ..format.layout import CORPUS, shard_path
+from ..format.parquet_files import open_parquet, reading
+from ..machine import usable_cpus
 from ..pages.template import definitions, embedded_json, fill, part, policy, text
 from ..storage import atomic
 from ..storage.json_files import read_json
 from ..storage.paths import check_page, place
-from ..workers.memory import usable_cpus
 from .files import BLOCK, NAME, UNITS, GalleryFiles
 from .row_index import Kind
 

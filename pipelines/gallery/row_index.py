@@ -20,8 +20,9 @@ import pyarrow.compute as pc
 
 from ..corpus.reader import Corpus
 from ..errors import CorpusError
+from ..format.layout import shard_path
+from ..format.parquet_files import open_parquet, reading
 from ..format.schema import FORMAT_VERSION, ROW_SCHEMA
-from ..format.shards import open_parquet, reading, shard_path
 
 Kind = Literal["photographs", "rejected"]
 KEPT_BYTES = 256 << 20

@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from ..corpus.reader import Corpus
-from ..errors import CorpusError, UsageError, visible
+from ..errors import CorpusError, UsageError
+from ..text import visible
 from .files import GalleryFiles
 from .page import gallery_page
 

@@ -12,7 +12,8 @@ from collections.abc import Sequence
 
 from ..config.run import BreakerConfig
 from ..errors import BreakerTripped
-from ..workers.tasks import ShardFailure, Tally
+from ..format.tally import Tally
+from ..workers.tasks import ShardFailure
 
 CLASSES_TOLD = 4
 

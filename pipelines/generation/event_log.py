@@ -21,11 +21,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TextIO
 
-from ..errors import BreakerTripped, IncompleteRun, MaskmillError, UsageError, visible
+from ..errors import BreakerTripped, IncompleteRun, MaskmillError, UsageError
 from ..format.schema import STATUSES
-from ..storage.paths import redacted, scheme_of
+from ..storage.paths import scheme_of
+from ..text import one_line, redacted, visible
 from ..workers.events import Loss, Watcher
-from ..workers.shard import one_line
 from ..workers.tasks import ShardFailure, ShardReceipt, WorkerPlace
 
 log = logging.getLogger(__name__)

@@ -9,10 +9,8 @@ The same command does whatever is left to do: all of it, the rest after a kill, 
 from __future__ import annotations
 
 import time
-from collections import Counter
-from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,20 +19,23 @@ from rich.console import Console
 
 from ..config.run import RunConfig, digest
 from ..errors import BreakerTripped, IncompleteRun
-from ..format import manifest, run_record
-from ..format.plan import PLAN, Mode, Run, open_run, refuse_foreign
-from ..format.shards import SHARDS
+from ..format import run_record
+from ..format.layout import PLAN, SHARDS
+from ..format.tally import Tally
 from ..inputs.listing import list_inputs
 from ..storage import atomic
 from ..storage.lease import Lease, held
 from ..storage.retries import opening, retrying
 from ..workers.events import Watcher
-from ..workers.shard import make_generator, one_line, run_shard, this_place, weights_sha256
-from ..workers.tasks import Job, OnProgress, ShardFailure, ShardReceipt, ShardTask, Tally
+from ..workers.loading import make_generator, weights_sha256
+from ..workers.shard import run_shard
+from ..workers.tasks import Job, OnProgress, ShardFailure, ShardReceipt, this_place
+from ..writing import close
+from ..writing.open import Mode, Run, open_run, refuse_foreign
 from ..writing.progress import LiveLine, summary_table
-from ..writing.rejects import refused_images, shard_sha256
 from .circuit_breaker import check_unwritten, too_many_refused
 from .event_log import EventLog
+from .work import Work, work_of
 
 
 def generate(
@@ -68,7 +69,7 @@ def generate(
             open_it = partial(open_run, out, listed, record, config.shard_size, mode, cleared)
             run = opening(open_it, out, is_there=is_there)
             del listed, open_it  # the run reads its plan from the disk
-            work = opening(lambda: _work_of(run, retry, console), out, is_there=True)
+            work = opening(lambda: work_of(run, retry, console), out, is_there=True)
             events.started(inputs, **work.facts())
             if not work.shards:
                 if not work.is_closed:
@@ -78,79 +79,8 @@ def generate(
             return _do(work, config, ray, lease, console, events)
 
 
-@dataclass(frozen=True, slots=True)
-class _Work:
-    """What this call has to do: shards that are not there, and refused images of shards that are; whether
-    the corpus is closed already.
-    """
-
-    run: Run
-    todo: Sequence[int]
-    again: Mapping[int, frozenset[int]]
-    is_closed: bool
-
-    @property
-    def shards(self) -> list[int]:
-        return sorted([*self.todo, *self.again])
-
-    @property
-    def images(self) -> int:
-        return self.run.plan.size(self.todo) + sum(map(len, self.again.values()))
-
-    def facts(self) -> dict[str, Any]:
-        """What the log of events says of a run that starts."""
-        record, plan = self.run.record, self.run.plan
-        return {
-            "out": str(self.run.out),
-            "images_planned": len(plan),
-            "shards_planned": len(plan.shards),
-            "images_left": self.images,
-            "shards_left": len(self.shards),
-            "config_digest": record.config_digest,
-            "model": record.model_name,
-            "weights_sha256": record.weights_sha256,
-            "version": run_record.software_versions()["maskmill"],
-        }
-
-    def task(self, shard: int) -> ShardTask | ShardFailure:
-        """What a worker is told; a failure where the storage keeps failing that has the plan."""
-        try:
-            return retrying(lambda: self._read_task(shard))
-        except (OSError, MemoryError) as error:
-            return ShardFailure(shard, one_line(error), output=True)
-
-    def _read_task(self, shard: int) -> ShardTask:
-        images = self.run.plan.images(shard)
-        if shard in self.again:
-            chosen = tuple(image for image in images if image.image_id in self.again[shard])
-            return ShardTask(shard, chosen, replaces=shard_sha256(self.run.out, shard))
-        return ShardTask(shard, tuple(images))
-
-
-def _work_of(run: Run, retry: Collection[str], console: Console) -> _Work:
-    """What is left to do. Where refused images are run again, `corpus.json` goes before any shard changes.
-
-    Tells of it when all is known, since storage that fails has it asked again.
-    """
-    todo = run.todo()
-    there = sorted(set(run.plan.shards) - set(todo))
-    again, classes = refused_images(run.out, there, retry) if retry else ({}, Counter())
-    if again:
-        manifest.reopen(run.out, again)
-    is_closed = (run.out / run_record.CORPUS).exists()
-    if there and todo:
-        images = run.plan.size(there)
-        console.print(f"{run.out}: {len(there)} of {len(run.plan.shards)} shards are there ({images} images)")
-    if retry and not again:
-        found = ", ".join(f"{name} ({count})" for name, count in sorted(classes.items())) or "none"
-        console.print(
-            f"{run.out}: no image is refused as {' or '.join(retry)}; the classes there are: {found}"
-        )
-    return _Work(run, todo, again, is_closed)
-
-
 def _do(
-    work: _Work, config: RunConfig, ray: str | None, lease: Lease, console: Console, events: EventLog
+    work: Work, config: RunConfig, ray: str | None, lease: Lease, console: Console, events: EventLog
 ) -> Tally:
     started = time.monotonic()
     done, failures = _run_shards(work, config, ray, lease, events)
@@ -166,7 +96,7 @@ def _do(
 
 
 def _run_shards(
-    work: _Work, config: RunConfig, ray: str | None, lease: Lease, events: EventLog
+    work: Work, config: RunConfig, ray: str | None, lease: Lease, events: EventLog
 ) -> tuple[Tally, list[ShardFailure]]:
     """Run the shards, showing progress; what was done, and what failed."""
     record = work.run.record
@@ -211,7 +141,7 @@ def _run_shards(
 
 
 def _outcomes(
-    job: Job, work: _Work, ray: str | None, show: OnProgress, watcher: Watcher
+    job: Job, work: Work, ray: str | None, show: OnProgress, watcher: Watcher
 ) -> Generator[ShardReceipt | ShardFailure, None, None]:
     if job.config.workers == 0:
         try:
@@ -251,7 +181,7 @@ def _swept(out: Path, lease: Lease) -> Iterator[None]:
 
 def _finish(run: Run) -> dict[str, Any]:
     with atomic.failing_as(IncompleteRun, run.out):
-        return retrying(lambda: run_record.finish_corpus(run.out, run.plan.shards))
+        return retrying(lambda: close.finish_corpus(run.out, run.plan.shards))
 
 
 def _with_absolute_checkpoint(config: RunConfig) -> RunConfig:

@@ -15,14 +15,18 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from ..errors import CorpusError, visible
+from rich.table import Table
+
+from ..errors import CorpusError
 from ..format import run_record
+from ..format.layout import CORPUS, SHARDS, shard_of, shard_path
+from ..format.parquet_files import open_parquet, reading
 from ..format.plan import read_plan
 from ..format.schema import STATUSES
-from ..format.shards import SHARDS, open_parquet, reading, shard_of, shard_path
 from ..storage.json_files import read_json
 from ..storage.lease import Holder, read_lease
-from ..storage.paths import as_os_errors
+from ..storage.store_errors import as_os_errors
+from ..text import clock, visible
 
 RATE_SECONDS = 3600.0
 """The rate is that of the last hour, or of the run where it is younger."""
@@ -70,8 +74,8 @@ def status_of(out: Path) -> Status:
     plan, commits = read_plan(out), _commits(out)
     there = [shard for shard in plan.shards if shard in commits]
     images, planned = plan.size(there), len(plan)
-    closed = (out / run_record.CORPUS).exists()
-    statuses, rejects = _recorded(out / run_record.CORPUS) if closed else _counted(out, there)
+    closed = (out / CORPUS).exists()
+    statuses, rejects = _recorded(out / CORPUS) if closed else _counted(out, there)
     rate = _rate([(commits[shard], plan.size([shard])) for shard in there], holder)
     last = max((commits[shard] for shard in there), default=None)
     return Status(
@@ -149,3 +153,25 @@ def _rate(commits: Sequence[tuple[float, int]], holder: Holder | None) -> float 
         begin = min(when for when, _ in commits if when >= end - RATE_SECONDS)
     images = sum(count for when, count in commits if begin < when <= end)
     return images / (end - begin) if images and end > begin else None
+
+
+def status_table(status: Status) -> Table:
+    """How far a run is."""
+    title = f"running on {status.holder}" if status.holder else status.state
+    table = Table("", "", title=title, title_justify="left", show_header=False)
+    table.add_row("shards", _of(status.shards, status.shards_planned))
+    table.add_row("images", _of(status.images, status.images_planned))
+    for name, count in status.statuses.items():
+        table.add_row(f"images {name}", str(count))
+    for name, count in status.rejects.items():
+        table.add_row(f"rejected: {name}", str(count))
+    table.add_row("last commit", status.last_commit or "none yet")
+    rate, left = status.images_per_second, status.seconds_left
+    table.add_row("images/s", "-" if rate is None else f"{rate:.2f}")
+    if left is not None:
+        table.add_row("time left", clock(left))
+    return table
+
+
+def _of(done: int, planned: int) -> str:
+    return f"{done} of {planned} ({done / planned:.1%})"

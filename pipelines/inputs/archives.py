@@ -7,7 +7,6 @@ the member again: `file:///data/a.tar#offset=1536&size=20480`, `s3://b/a.parquet
 
 from __future__ import annotations
 
-import re
 import time
 from collections.abc import Callable, Sequence
 from urllib.parse import quote
@@ -17,13 +16,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ..storage.paths import file_uri, path_of, scheme_of, uri_of
+from ..text import readable
 from . import parquet, tar
-
-INPUT_SCHEMA = pa.schema([("key", pa.string()), ("uri", pa.string())])
-"""An input's name for good, and where its bytes are (see `places.uri_of`)."""
-
-HIDDEN = re.compile(r"(?:^|/)\.(?!\.?(?:/|$))")
-"""A name with a part that begins with a dot, other than `.` and `..`."""
+from .expand import HIDDEN
+from .table import INPUT_SCHEMA
 
 
 def is_archive(path: str) -> bool:
@@ -55,11 +51,6 @@ def images_inside(
             f"({known} known from before), {images} images, {passed_over} links passed over"
         )
     return pieces
-
-
-def readable(name: str) -> str:
-    r"""The name as valid Unicode: bytes that are not UTF-8 become \xNN."""
-    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 def _members(path: str, members: pa.Table, endings: tuple[str, ...]) -> pa.RecordBatch:

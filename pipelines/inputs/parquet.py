@@ -17,7 +17,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ..errors import InputRejected, UsageError
-from ..storage.paths import as_os_errors, is_remote, redacted, store_of
+from ..storage.paths import is_remote, store_of
+from ..storage.store_errors import as_os_errors
+from ..text import redacted
 
 EXTENSION = ".parquet"
 GROUPS_KEPT = 3

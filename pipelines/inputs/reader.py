@@ -18,17 +18,9 @@ import pyarrow as pa
 
 from ..decoding.image import MAX_PIXELS, decode_image
 from ..errors import InputRejected
-from ..storage.paths import (
-    as_os_errors,
-    is_home_there,
-    is_remote,
-    path_of,
-    redacted,
-    scheme_of,
-    store_code,
-    store_of,
-    uri_of,
-)
+from ..storage.paths import is_home_there, is_remote, path_of, scheme_of, store_of, uri_of
+from ..storage.store_errors import as_os_errors, store_code
+from ..text import redacted
 from .parquet import read_row
 
 MAX_BYTES = 1 << 30

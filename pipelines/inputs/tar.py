@@ -26,7 +26,9 @@ import pyarrow.parquet as pq
 
 from ..errors import UsageError
 from ..storage import atomic
-from ..storage.paths import as_os_errors, is_remote, redacted, store_of
+from ..storage.paths import is_remote, store_of
+from ..storage.store_errors import as_os_errors
+from ..text import redacted
 
 log = logging.getLogger(__name__)
 

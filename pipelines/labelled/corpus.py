@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from ..corpus.reader import Corpus
 from ..decoding.image import decode_image
 from ..errors import ConfigError, CorpusError, InputRejected
-from ..format.shards import open_parquet, shard_path
+from ..format.layout import shard_path
+from ..format.parquet_files import open_parquet
 from ..inputs.parquet import read_row
 from ..inputs.reader import read_input
 from .image import LabelledImage, checked_rle

@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ..errors import ConfigError
-from ..format import run_record
+from ..format.layout import RUN
 from .corpus import read_corpus
 from .image import VALIDATION_SHARE, LabelledImage, PhotographFile, checked_rle
 from .json import read_coco, read_sa1b
@@ -36,7 +36,7 @@ def read_labelled(data: Path, photographs: Path | None = None) -> list[LabelledI
         found = read_coco(data, photographs or data.parent)
     elif photographs is not None:
         raise ConfigError(f"photographs: {photographs}: only for a COCO JSON, and data is {data}")
-    elif (data / run_record.RUN).is_file():
+    elif (data / RUN).is_file():
         found = read_corpus(data)
     elif not any(data.glob("*.parquet")) and any(data.glob("*.json")):
         found = read_sa1b(data)

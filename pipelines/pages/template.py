@@ -16,7 +16,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from ..errors import visible
+from ..text import visible
 
 _PLACE = re.compile(r"\{\{(\w+)\}\}")
 

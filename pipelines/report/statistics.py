@@ -28,11 +28,13 @@ import pyarrow.compute as pc
 
 from ...engine.records import DROP_REASONS
 from ..corpus.reader import Corpus
-from ..errors import CorpusError, visible
+from ..errors import CorpusError
+from ..format.layout import shard_path
+from ..format.parquet_files import open_parquet, reading
 from ..format.schema import FORMAT_VERSION, ROW_SCHEMA, STATUSES
-from ..format.shards import open_parquet, reading, shard_path
+from ..machine import usable_cpus
 from ..storage.paths import place
-from ..workers.memory import usable_cpus
+from ..text import visible
 from .concavity import concavities
 from .histogram import Histogram, Tallied
 

@@ -27,7 +27,9 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from ..errors import CorpusUnavailable, MaskmillError
-from .paths import as_os_errors, is_remote, redacted, scheme_of, store_code, store_of
+from ..text import redacted
+from .paths import is_remote, scheme_of, store_of
+from .store_errors import as_os_errors, store_code
 
 _TEMPORARY = ".maskmill-"
 _SUFFIX = ".tmp"

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from ..errors import CorpusError, CorpusUnavailable
-from .paths import as_os_errors
+from .store_errors import as_os_errors
 
 
 def read_json(path: Path) -> dict[str, Any]:

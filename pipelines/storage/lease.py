@@ -28,8 +28,8 @@ from typing import BinaryIO
 
 from ..errors import IncompleteRun
 from . import atomic
-from .paths import as_os_errors
 from .retries import opening
+from .store_errors import as_os_errors
 
 LEASE = "lease.json"
 SECONDS = 60.0

@@ -2,27 +2,22 @@
 
 What the user typed becomes a path once, here: a `pathlib.Path` for a local place, a `UPath` of the same shape
 for `s3://`, `gs://` and `hf://`, so that whatever opens, lists or joins paths need not know which it has.
-Only what must not be the same, how a file becomes visible, asks `is_remote` (see `storage`).
-
-Stores speak through many libraries, each with its own errors. `as_os_errors` makes them OSErrors, which the
-rest knows as storage that failed, and takes out whatever would let a reader of a log into the store.
+Only what must not be the same, how a file becomes visible, asks `is_remote` (see `atomic`).
 """
 
 from __future__ import annotations
 
-import contextlib
-import errno
 import logging
 import os
 import re
-import traceback
-from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, cast
 from urllib.parse import quote, unquote
 
 from ..errors import UsageError
+from ..text import redacted
+from .store_errors import as_os_errors
 
 FILE = "file://"
 _SCHEME = re.compile(r"([a-z][a-z0-9+.-]+)://", re.IGNORECASE)
@@ -31,16 +26,6 @@ _EXTRAS = {"s3": "s3", "gs": "gs", "gcs": "gs", "hf": "hf"}
 _OPTIONS: dict[str, dict[str, Any]] = {
     scheme: {"use_listings_cache": False} for scheme in ("s3", "gs", "gcs")
 }
-_LIBRARIES = {
-    "aiobotocore", "aiohttp", "botocore", "fsspec", "gcsfs", "google", "httpcore", "httpcore2", "httpx",
-    "httpx2", "huggingface_hub", "requests", "s3fs", "urllib3",
-}  # fmt: skip
-_PLAIN = (OSError, ValueError, RuntimeError)
-_USER = re.compile(r"(://)(?:[^/\s]+|[^/\s@]*:[^\s@]*)@")  # a password may have a `/`
-_SIGNED = re.compile(
-    r"([?&](?:X-(?:Amz|Goog)-[\w-]+|AWSAccessKeyId|Signature|Key-Pair-Id|Policy|access_token|token|sig)=)[^&\s'\"]+",
-    re.IGNORECASE,
-)
 
 
 def scheme_of(text: str) -> str | None:
@@ -75,7 +60,7 @@ def check_address(text: str) -> None:
     if scheme not in _EXTRAS:
         raise UsageError(f"{redacted(text)}: expected a local path, or s3://, gs://, hf:// or file://")
     bucket = text[len(f"{scheme}://") :].partition("/")[0]
-    if ":" in bucket or "@" in bucket or _SIGNED.search(text):
+    if ":" in bucket or "@" in bucket or redacted(text) != text:
         raise UsageError(f"{redacted(text)}: expected no credentials here; give them in the environment")
     try:
         _library_of(scheme)
@@ -144,62 +129,6 @@ def path_of(uri: str) -> Path:
     """The place that `uri_of` wrote down."""
     scheme = scheme_of(uri)
     return place(unquote(uri) if scheme not in (None, "file") else uri)
-
-
-def redacted(text: str) -> str:
-    """The text without user names, passwords and signatures in the addresses that it quotes."""
-    return _SIGNED.sub(r"\1***", _USER.sub(r"\1***@", text))
-
-
-@contextlib.contextmanager
-def as_os_errors() -> Iterator[None]:
-    """Raise what a store's library raises in the block as an OSError of one line, without credentials; a
-    PermissionError where the store knows its caller and refuses.
-    """
-    try:
-        yield
-    except Exception as error:
-        if isinstance(error, FileNotFoundError) or not is_stores(error):
-            raise
-        number = errno.EACCES if _is_refusal(error) else errno.EIO
-        raise OSError(number, " ".join(redacted(f"{type(error).__name__}: {error}").split())) from None
-
-
-def is_stores(error: BaseException) -> bool:
-    """Whether a store's library raised this: an error of a kind of its own, or a plain one of Python's that
-    came out of its code.
-
-    gcsfs says 403 by an OSError without a number, as pyarrow does of damage, and 400 by a ValueError. Where
-    it came from is told by the traceback, which pyarrow keeps when it reads through a store's file.
-    """
-    if _is_from_library(error):
-        return True
-    if not isinstance(error, _PLAIN) or getattr(error, "errno", None) is not None:
-        return False
-    modules = (frame.f_globals.get("__name__", "") for frame, _ in traceback.walk_tb(error.__traceback__))
-    return any(module.partition(".")[0] in _LIBRARIES for module in modules)
-
-
-def _is_refusal(error: BaseException) -> bool:
-    plain = isinstance(error, OSError) and str(error).startswith("Forbidden: ")  # gcsfs, of 403
-    return plain or isinstance(error, PermissionError) or store_code(error) in ("401", "403")
-
-
-def store_code(error: BaseException) -> str:
-    """The store's own code for an error, as `NoSuchBucket` or `404`; or nothing.
-
-    s3fs makes a plain OSError of botocore's and keeps that as its cause; gcsfs and the Hub raise their own.
-    """
-    response = getattr(error.__cause__, "response", None)
-    if isinstance(response, dict):
-        return str(response.get("Error", {}).get("Code", ""))
-    answer = getattr(getattr(error, "response", None), "status_code", "")
-    # not OpenCV's codes, nor those of whoever else numbers errors
-    return str((_is_from_library(error) and getattr(error, "code", None)) or answer)
-
-
-def _is_from_library(error: BaseException) -> bool:
-    return any(kind.__module__.partition(".")[0] in _LIBRARIES for kind in type(error).__mro__)
 
 
 def is_home_there(path: Path) -> bool:

@@ -16,7 +16,7 @@ from typing import TypeVar
 
 from ..errors import IncompleteRun, UsageError
 from .atomic import failing_as
-from .paths import as_os_errors
+from .store_errors import as_os_errors
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")

@@ -21,9 +21,10 @@ import torch
 from torch import Tensor
 
 from ..corpus.columns import parquet_columns
-from ..corpus.order import Window
+from ..corpus.masks import checked_lengths, mask_nms, paint
 from ..corpus.reader import Corpus
-from ..corpus.views import View, checked_lengths, mask_nms, paint
+from ..corpus.views import View
+from ..corpus.windows import Window
 from ..errors import CorpusError
 
 Sample = dict[str, Any]

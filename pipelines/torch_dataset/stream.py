@@ -38,25 +38,19 @@ tensor, is what it is meant for.
 from __future__ import annotations
 
 import hashlib
-from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from torch import Tensor
-from torch.utils.data import Dataset, IterableDataset, get_worker_info
+from torch.utils.data import IterableDataset, get_worker_info
 
 from ..corpus.columns import check_status
-from ..corpus.order import Order, Stretch, Window, pieces
+from ..corpus.order import Order
 from ..corpus.reader import Corpus
 from ..corpus.views import View, warn_of
-from .samples import Sample, Samples, Wanted, joined, sampled
-
-GROUPS_KEPT = 4
-"""Row groups whose samples a `CorpusImages` holds, in each process: each comes to about 64 MiB at most."""
+from .samples import Sample, Samples, Wanted, joined
 
 
 class CorpusStream(IterableDataset[Sample]):
@@ -201,84 +195,3 @@ def _batches(of_windows: Iterable[Samples], size: int) -> Iterator[tuple[int, Ca
                 parts, missing = [], size
     if parts:
         yield position, partial(joined, parts)
-
-
-class CorpusImages(Dataset[Sample]):
-    """The samples of a corpus by number, in the order of the plan; the other arguments as
-    `CorpusStream` has them.
-
-    When it is made it reads every shard's statuses. A sample costs its row group, unless it is one of the
-    `GROUPS_KEPT` that were used last: neighbours come cheap, shuffled ones do not.
-    """
-
-    def __init__(
-        self,
-        corpus: Corpus | str | Path,
-        *,
-        status: str | None = "ok",
-        view: View | None = None,
-        codes: bool = False,
-        masks: bool = False,
-        images: bool = False,
-    ) -> None:
-        check_status(status)
-        self.corpus = corpus if isinstance(corpus, Corpus) else Corpus(corpus)
-        warn_of(view, self.corpus.run.config, stacklevel=2)
-        self._status, self._wanted = status, Wanted(codes, masks, images, view)
-        places = [np.zeros((0, 3), np.int64)]
-        for shard in self.corpus.shards:
-            for piece in pieces(self.corpus.path, Stretch(shard, 0, None)):
-                count = np.count_nonzero(sampled(piece.read(["status"]), status))
-                within = np.arange(count)
-                places.append(np.stack([np.full(count, shard), np.full(count, piece.group), within], 1))
-        self._places_K3 = np.concatenate(places)
-        self._kept: OrderedDict[tuple[int, int], Samples] = OrderedDict()
-
-    def __len__(self) -> int:
-        return len(self._places_K3)
-
-    def __getitem__(self, number: int) -> Sample:
-        """Raises IndexError past the end, CorpusError where the sample is damaged."""
-        shard, group, place = self._places_K3[number].tolist()
-        if (shard, group) not in self._kept:
-            while len(self._kept) >= GROUPS_KEPT:
-                self._kept.popitem(last=False)
-            self._kept[shard, group] = self._read(shard, group)
-        self._kept.move_to_end((shard, group))
-        sample = self._kept[shard, group].sample(place)
-        # Of its own, since what is changed in place would be found changed the next time.
-        return {name: value.clone() if isinstance(value, Tensor) else value for name, value in sample.items()}
-
-    def _read(self, shard: int, group: int) -> Samples:
-        piece = pieces(self.corpus.path, Stretch(shard, 0, None))[group]
-        window = Window.of([piece], self._wanted.columns)
-        return Samples(self.corpus, self._wanted, window, self._status)
-
-
-def for_detection(samples: Sequence[Sample]) -> tuple[list[Tensor], list[dict[str, Any]]]:
-    """A batch as torchvision's detectors take it: images as 3×H×W float32 from 0 to 1, and a target for each.
-
-    Images keep their sizes, so they are lists; the first is empty where samples have no image. A target has
-    `boxes` (XYXY), `labels` (all 1: a mask has no class), `area` float32, `iscrowd` (all 0), `image_id`,
-    `masks` uint8 where samples have them, and `position` where they come from a stream. Raises ValueError for
-    batches of a stream with a `batch_size`.
-    """
-    if any("count" in sample for sample in samples):
-        raise ValueError("expected samples, got batches: leave batch_size to the loader")
-    images = [sample["image"].float() / 255 for sample in samples if "image" in sample]
-    targets = []
-    for sample in samples:
-        count = len(sample["boxes"])
-        target = {
-            "boxes": sample["boxes"],
-            "labels": torch.ones(count, dtype=torch.int64),
-            "area": sample["area"].float(),
-            "iscrowd": torch.zeros(count, dtype=torch.int64),
-            "image_id": sample["image_id"],
-        }
-        if "masks" in sample:
-            target["masks"] = sample["masks"].view(torch.uint8)
-        if "position" in sample:
-            target["position"] = sample["position"]
-        targets.append(target)
-    return images, targets

@@ -9,32 +9,25 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
-from pathlib import Path
 from typing import TypeVar
 
 import cv2
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from ..errors import ConfigError, MaskmillError
+from ..errors import MaskmillError
 from ..evaluation.click_points import centre
 from ..labelled.load import LabelledImage
+from .augmentation import colour_jitter, point_inside, warp_mask, warp_picture
+from .teacher import PATCH, TeacherFeatures
 
 T = TypeVar("T")
 
-PATCH = 16
-"""Pixels of a cell of the encoder's output, in every size of the model."""
-
 MAX_OBJECTS = 64
 """Masks of an image that a click's predicted IoU is held against."""
-
-TEACHER_STRIDE = 16
-"""Pixels of a cell of a teacher's map."""
 
 PASTED = (1, 8)
 """Fewest and most objects pasted onto a square."""
@@ -66,44 +59,6 @@ class Batch:
         size = len(self) // parts
         columns = [getattr(self, field.name).split(size) for field in fields(self)]
         return [Batch(*part) for part in zip(*columns, strict=True)]
-
-
-class TeacherFeatures:
-    """Feature maps of another network, one an image, for the encoder to imitate.
-
-    A safetensors file: `{source}/{image_id}` → C×h×w, a cell `TEACHER_STRIDE` pixels of the image as it lies
-    in the folder.
-    """
-
-    def __init__(self, path: Path, images: Sequence[LabelledImage]) -> None:
-        """Raises ConfigError: not such a file, or an image that has no map of the same channels."""
-        self.path = path
-        try:
-            with safe_open(path, "pt") as file:
-                shapes = {key: file.get_slice(key).get_shape() for key in file.keys()}  # noqa: SIM118
-        except (OSError, SafetensorError) as error:
-            raise ConfigError(f"teacher_features: {path}: not a safetensors file: {error}") from error
-        missing = [image.name for image in images if image.name not in shapes]
-        if missing:
-            raise ConfigError(f"teacher_features: {path}: no map of {missing[0]} ({len(missing)} missing)")
-        channels = {shapes[image.name][0] if len(shapes[image.name]) == 3 else None for image in images}
-        if len(channels) != 1 or None in channels:
-            raise ConfigError(f"teacher_features: {path}: expected C×h×w maps of one C throughout")
-        self.channels: int = shapes[images[0].name][0]
-
-    def warped(self, image: LabelledImage, affine: NDArray[np.float64], size: int) -> NDArray[np.float32]:
-        """The image's map as the square of side `size` that `affine` cuts sees it: C×s×s, NaN outside."""
-        with safe_open(self.path, "pt") as file:
-            features = file.get_tensor(image.name).float()
-        side = size // PATCH
-        centres = (np.arange(side) + 0.5) * PATCH - 0.5
-        square_HW2 = np.stack(np.meshgrid(centres, centres), axis=-1)
-        there_HW2 = (square_HW2 - affine[:, 2]) / [affine[0, 0], affine[1, 1]]
-        reach = np.array(features.shape[:0:-1]) * TEACHER_STRIDE
-        grid = torch.from_numpy((there_HW2 + 0.5) / reach * 2 - 1).float()
-        sampled = F.grid_sample(features[None], grid[None], padding_mode="border", align_corners=False)[0]
-        sampled[:, (grid.abs() > 1).any(-1)] = torch.nan
-        return sampled.numpy()
 
 
 class TrainingBatches(Dataset[Batch]):
@@ -171,11 +126,11 @@ class TrainingBatches(Dataset[Batch]):
         affine = np.eye(2, 3) * (self.size / max(pixels.shape[:2]))
         if self.augment:
             affine = self._jitter(pixels.shape[0], pixels.shape[1], rng)
-            pixels = _colour_jitter(pixels, rng)
+            pixels = colour_jitter(pixels, rng)
 
-        valid = _warp_mask(np.ones(pixels.shape[:2], np.uint8), affine, self.size)
-        warped = _warp_picture(pixels, affine, self.size) * valid[:, :, None]
-        masks = [_warp_mask(mask, affine, self.size) for mask in image.masks(drawn)]
+        valid = warp_mask(np.ones(pixels.shape[:2], np.uint8), affine, self.size)
+        warped = warp_picture(pixels, affine, self.size) * valid[:, :, None]
+        masks = [warp_mask(mask, affine, self.size) for mask in image.masks(drawn)]
         pasted: list[NDArray[np.uint8]] = []
         if rng.random() < self.paste_share:
             warped, pasted = self._pasted(warped, valid, rng)
@@ -188,7 +143,7 @@ class TrainingBatches(Dataset[Batch]):
         centred = rng.random(len(chosen)) < self.centre_share
         points = np.stack(
             [
-                centre(mask).astype(np.float32) if middle else _point_inside(mask, rng)
+                centre(mask).astype(np.float32) if middle else point_inside(mask, rng)
                 for mask, middle in zip(chosen, centred, strict=True)
             ]
         )
@@ -218,7 +173,7 @@ class TrainingBatches(Dataset[Batch]):
         Few photographs make more scenes than were taken, and the edge of a pasted object is known exactly.
         """
         donor = self.images[rng.choice(len(self.images), p=self.chances)]
-        pixels = _colour_jitter(donor.pixels(), rng)
+        pixels = colour_jitter(donor.pixels(), rng)
         shares = donor.areas() / (pixels.shape[0] * pixels.shape[1])
         fit = np.flatnonzero((shares > PASTED_AREA[0]) & (shares < PASTED_AREA[1]))
         count = min(len(fit), int(rng.integers(PASTED[0], PASTED[1] + 1)))
@@ -226,8 +181,8 @@ class TrainingBatches(Dataset[Batch]):
         for index in rng.choice(fit, count, replace=False):
             (mask,) = donor.masks([index])
             affine = self._placed(mask, rng)
-            moved = _warp_mask(mask, affine, self.size) * valid_HW
-            texture = _warp_picture(pixels, affine, self.size).astype(np.float32)
+            moved = warp_mask(mask, affine, self.size) * valid_HW
+            texture = warp_picture(pixels, affine, self.size).astype(np.float32)
             opacity = cv2.GaussianBlur(moved.astype(np.float32), (0, 0), rng.uniform(0.3, 1.2)) * valid_HW
             square_HWC = np.rint(square_HWC + (texture - square_HWC) * opacity[:, :, None]).astype(np.uint8)
             seen = [*(np.where(moved, np.uint8(0), below) for below in seen), moved]
@@ -255,46 +210,6 @@ class TrainingBatches(Dataset[Batch]):
         if rng.random() < 0.5:
             affine[0] = [-scale_x, 0, scale_x * (width - 1) - left]
         return affine
-
-
-def _warp_mask(mask_HW: NDArray[np.uint8], affine: NDArray[np.float64], size: int) -> NDArray[np.uint8]:
-    """The square of side `size` that `affine` cuts; zeros beyond the photograph."""
-    return np.asarray(cv2.warpAffine(mask_HW, affine, (size, size), flags=cv2.INTER_NEAREST), np.uint8)
-
-
-def _warp_picture(pixels_HWC: NDArray[np.uint8], affine: NDArray[np.float64], size: int) -> NDArray[np.uint8]:
-    """The square of side `size` that `affine` cuts; the photograph's edge goes on beyond it.
-
-    What gets smaller is averaged, as where a model is asked.
-    """
-    scale_2 = np.linalg.norm(affine[:, :2], axis=0)
-    given_2 = np.array(pixels_HWC.shape[1::-1])
-    small_2 = np.maximum(1, np.rint(given_2 * np.minimum(scale_2, 1))).astype(int)
-    small = cv2.resize(pixels_HWC, small_2.tolist(), interpolation=cv2.INTER_AREA)
-    apart_2 = given_2 / small_2  # pixel x of the small one has its middle at (x + ½) · apart − ½
-    from_small = affine.copy()
-    from_small[:, :2] *= apart_2
-    from_small[:, 2] += affine[:, :2] @ (apart_2 / 2 - 0.5)
-    warped = cv2.warpAffine(
-        small, from_small, (size, size), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE
-    )
-    return np.asarray(warped, np.uint8)
-
-
-def _colour_jitter(pixels: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[np.uint8]:
-    """Gain and offset for each channel: brightness, contrast and a colour cast."""
-    gain = np.exp(rng.normal(0, 0.15) + rng.normal(0, 0.05, 3))
-    offset = rng.normal(0, 10) + rng.normal(0, 4, 3)
-    ramp = np.arange(256)[:, None] * gain + offset
-    table = np.clip(ramp, 0, 255).astype(np.uint8)
-    return np.asarray(cv2.LUT(pixels, table.reshape(1, 256, 3)), dtype=np.uint8)
-
-
-def _point_inside(mask: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[np.float32]:
-    """A pixel of the mask, (x, y), each equally likely."""
-    places = np.flatnonzero(mask)
-    y, x = divmod(int(places[rng.integers(len(places))]), mask.shape[1])
-    return np.array([x, y], np.float32)
 
 
 def read_ahead(dataset: Dataset[T], workers: int) -> Iterator[T]:

@@ -1,6 +1,11 @@
-"""Pictures of what a model answers, for TensorBoard: the prompt, the mask that was meant, the mask given."""
+"""What training leaves behind while it runs: its log, TensorBoard's curves and pictures, its scores."""
 
 from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import cv2
 import numpy as np
@@ -9,11 +14,88 @@ from numpy.typing import NDArray
 
 from ...model.networks.sam import Sam
 from ..evaluation.click_points import centre
-from ..evaluation.interactive import encode_square, to_photograph
+from ..evaluation.interactive import encode_square, evaluate, to_photograph
 from ..labelled.load import LabelledImage
+from ..storage import atomic
+from ..storage.json_files import write_json
+from .checkpoints import writing
+from .config import StageConfig, TrainConfig
+from .trainer import Trainer
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
+
+log = logging.getLogger("maskmill.train")
+
+PICTURES = 4
+"""Validation images that TensorBoard shows."""
 
 MEANT, GIVEN, CLICK = (40, 220, 90), (250, 90, 40), (255, 235, 60)
 LONGEST_SIDE = 384
+
+
+class Recorder:
+    """What the first process leaves of a run: log, TensorBoard, checkpoints."""
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        trainer: Trainer,
+        images: Sequence[LabelledImage],
+        writer: SummaryWriter,
+    ) -> None:
+        self.config, self.trainer, self.writer = config, trainer, writer
+        validation = [image for image in images if image.validates]
+        # in the order of their hashes, which mixes the sources
+        self.validation = sorted(validation, key=lambda image: image.digest)[: config.validation_images]
+        self.shown = self.validation or images
+        self.scores = config.out / "scores.json"
+
+    def go_on(self) -> None:
+        """Score the step that the run goes on from, if a kill came between its checkpoint and its scores."""
+        step = self.trainer.step
+        if not step:
+            self.scores.unlink(missing_ok=True)
+        elif self._scored() != step:
+            self._score(self.config.stage_of(step))
+
+    def _scored(self) -> int | None:
+        """The step that the scores there are of, if there are any that can be read."""
+        try:
+            return int(json.loads(self.scores.read_bytes())["step"])
+        except (OSError, ValueError, LookupError, TypeError):
+            return None
+
+    def step(self, measured: Mapping[str, float], stage: StageConfig) -> None:
+        """Write what was measured, and at its times a checkpoint, the validation scores and pictures."""
+        config, trainer = self.config, self.trainer
+        self._scalars("train", measured)
+        if trainer.step % 20 == 0:
+            log.info("step %d %s", trainer.step, " ".join(f"{k}={v:.4g}" for k, v in measured.items()))
+        last = trainer.step == config.total_steps
+        if trainer.step % config.checkpoint_every == 0 or last:
+            trainer.save()
+        self._score(stage)
+
+    def _score(self, stage: StageConfig) -> None:
+        """The validation scores and pictures, where the step is one that has them."""
+        config, trainer = self.config, self.trainer
+        if trainer.step % config.evaluate_every and trainer.step != config.total_steps:
+            return
+        model = trainer.average.eval()
+        scores = evaluate(model, self.validation, size=stage.size).scores
+        log.info("step %d validation %s", trainer.step, json.dumps(scores))
+        self._scalars("validation", scores)
+        for number, image in enumerate(self.shown[:PICTURES]):
+            picture_HW3 = prompts_and_masks(model, image, stage.size)
+            self.writer.add_image(f"prompts/{number}", picture_HW3, trainer.step, dataformats="HWC")
+        with writing(self.scores):
+            found = {"step": trainer.step, "scores": scores}
+            atomic.replace(self.scores, lambda file: write_json(file, found))
+
+    def _scalars(self, group: str, values: Mapping[str, float]) -> None:
+        for name, value in values.items():
+            self.writer.add_scalar(f"{group}/{name}", value, self.trainer.step)
 
 
 @torch.inference_mode()

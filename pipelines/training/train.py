@@ -1,6 +1,7 @@
 """`maskmill train`: teach the promptable model from labelled masks (paper, section 3 and appendix A).
 
-Each step encodes a few photographs once and asks about several masks of each (`training.objective`).
+Each step encodes a few photographs once and asks about several masks of each
+(`pipelines.training.objective`).
 Stages run one after another, small squares first: a small model learns objects sooner from 256-pixel squares
 and needs only a short time at full size afterwards.
 
@@ -10,35 +11,30 @@ Several processes, started by `torchrun`, share each step's photographs; the fir
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ...model.checkpoints.loading import save_sam
 from ..errors import ConfigError
-from ..evaluation.interactive import evaluate
 from ..labelled.load import LabelledImage, read_labelled
 from ..storage import atomic
-from ..storage.json_files import write_json
-from .batches import Batch, TeacherFeatures, TrainingBatches, read_ahead
+from .batches import Batch, TrainingBatches, read_ahead
 from .checkpoints import writing
 from .config import StageConfig, TrainConfig
 from .distributed import Processes, joined
 from .optimizers import without_denormals
-from .recorder import prompts_and_masks
+from .recorder import Recorder
+from .teacher import TeacherFeatures
 from .trainer import Trainer
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
 log = logging.getLogger("maskmill.train")
-
-PICTURES = 4
-"""Validation images that TensorBoard shows."""
 
 
 @without_denormals()
@@ -77,7 +73,7 @@ def train(config: TrainConfig) -> Path:
                 logs = config.out / "tensorboard"
                 with atomic.failing_as(ConfigError, logs):
                     writer = open_writer(str(logs), purge_step=trainer.step + 1)
-                record = _Record(config, trainer, images, opened.enter_context(writer))
+                record = Recorder(config, trainer, images, opened.enter_context(writer))
                 record.go_on()
             for batch, stage in batches(config, training, trainer.step, teacher, processes):
                 started = time.monotonic()
@@ -90,70 +86,6 @@ def train(config: TrainConfig) -> Path:
                 save_sam(trainer.average, weights)
         processes.wait()
     return weights
-
-
-class _Record:
-    """What the first process leaves of a run: log, TensorBoard, checkpoints."""
-
-    def __init__(
-        self,
-        config: TrainConfig,
-        trainer: Trainer,
-        images: Sequence[LabelledImage],
-        writer: SummaryWriter,
-    ) -> None:
-        self.config, self.trainer, self.writer = config, trainer, writer
-        validation = [image for image in images if image.validates]
-        # in the order of their hashes, which mixes the sources
-        self.validation = sorted(validation, key=lambda image: image.digest)[: config.validation_images]
-        self.shown = self.validation or images
-        self.scores = config.out / "scores.json"
-
-    def go_on(self) -> None:
-        """Score the step that the run goes on from, if a kill came between its checkpoint and its scores."""
-        step = self.trainer.step
-        if not step:
-            self.scores.unlink(missing_ok=True)
-        elif self._scored() != step:
-            self._score(self.config.stage_of(step))
-
-    def _scored(self) -> int | None:
-        """The step that the scores there are of, if there are any that can be read."""
-        try:
-            return int(json.loads(self.scores.read_bytes())["step"])
-        except (OSError, ValueError, LookupError, TypeError):
-            return None
-
-    def step(self, measured: Mapping[str, float], stage: StageConfig) -> None:
-        """Write what was measured, and at its times a checkpoint, the validation scores and pictures."""
-        config, trainer = self.config, self.trainer
-        self._scalars("train", measured)
-        if trainer.step % 20 == 0:
-            log.info("step %d %s", trainer.step, " ".join(f"{k}={v:.4g}" for k, v in measured.items()))
-        last = trainer.step == config.total_steps
-        if trainer.step % config.checkpoint_every == 0 or last:
-            trainer.save()
-        self._score(stage)
-
-    def _score(self, stage: StageConfig) -> None:
-        """The validation scores and pictures, where the step is one that has them."""
-        config, trainer = self.config, self.trainer
-        if trainer.step % config.evaluate_every and trainer.step != config.total_steps:
-            return
-        model = trainer.average.eval()
-        scores = evaluate(model, self.validation, size=stage.size).scores
-        log.info("step %d validation %s", trainer.step, json.dumps(scores))
-        self._scalars("validation", scores)
-        for number, image in enumerate(self.shown[:PICTURES]):
-            picture_HW3 = prompts_and_masks(model, image, stage.size)
-            self.writer.add_image(f"prompts/{number}", picture_HW3, trainer.step, dataformats="HWC")
-        with writing(self.scores):
-            found = {"step": trainer.step, "scores": scores}
-            atomic.replace(self.scores, lambda file: write_json(file, found))
-
-    def _scalars(self, group: str, values: Mapping[str, float]) -> None:
-        for name, value in values.items():
-            self.writer.add_scalar(f"{group}/{name}", value, self.trainer.step)
 
 
 def _tensorboard() -> type[SummaryWriter]:

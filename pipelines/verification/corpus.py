@@ -23,16 +23,17 @@ from ..config.run import digest_of
 from ..errors import CorpusError
 from ..format import run_record
 from ..format.ids import identify
-from ..format.manifest import BEFORE, CORPUS, listed
-from ..format.plan import PLAN, Plan, part_path, read_part, read_plan
-from ..format.run_record import RUN, RunRecord
+from ..format.layout import BEFORE, CORPUS, PLAN, RUN, SHARDS, part_path, shard_path
+from ..format.manifest import listed
+from ..format.parquet_files import open_parquet
+from ..format.plan import Plan, read_part, read_plan
+from ..format.run_record import RunRecord
 from ..format.schema import FORMAT_NAME, FORMAT_VERSION, STATUSES
-from ..format.shards import SHARDS, open_parquet, shard_path
+from ..machine import usable_cpus
 from ..storage import atomic
 from ..storage.json_files import as_bytes, fingerprint, read_json, sealed
 from ..storage.lease import LEASE
 from ..storage.paths import place
-from ..workers.memory import usable_cpus
 from .shard import Findings, check_footer, check_shard, without_path
 
 UNFINISHED = (

@@ -21,7 +21,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ..format.schema import MASK_BITS
+from ..format.ids import MASK_BITS
 
 PIECE_CHARACTERS = 1 << 17
 """Codes are decoded in pieces of about this many characters, or one mask; a few megabytes of arrays."""
@@ -37,7 +37,7 @@ def doubtful_rows(
 
     `annotations` is that column of the rows; the others are the rows' places in the plan and the images'
     sizes in pixels (0 where there is none: such rows have masks only if they are damaged). `imported`: ids
-    and boxes are as `conventions.IMPORTED` has them.
+    and boxes are as `run_record.IMPORTED` has them.
     """
     if len(annotations) == 0:
         return np.zeros(0, np.bool_)

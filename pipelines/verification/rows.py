@@ -10,8 +10,9 @@ from typing import Any
 
 from ...engine.codes import single
 from ...engine.records import Rle
-from ..format.plan import PlannedImage
-from ..format.schema import STAGES, STATUSES, annotation_id, file_name
+from ..format.ids import annotation_id, file_name
+from ..format.records import PlannedImage
+from ..format.schema import STAGES, STATUSES
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
@@ -60,7 +61,7 @@ def mask_problems(
 ) -> Iterator[str]:
     """What is wrong with the masks of an image of that size, which is row `plan_row` of the plan.
 
-    `imported`: ids and boxes are as `conventions.IMPORTED` has them.
+    `imported`: ids and boxes are as `run_record.IMPORTED` has them.
     """
     seen: set[int] = set()
     for index, annotation in enumerate(annotations):

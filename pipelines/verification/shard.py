@@ -19,11 +19,12 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from ...engine.records import DROP_REASONS
-from ..errors import CorpusError, visible
-from ..format.plan import PlannedImage
+from ..errors import CorpusError
+from ..format.parquet_files import UNREADABLE, open_parquet
+from ..format.records import PlannedImage
 from ..format.run_record import RunRecord
 from ..format.schema import FORMAT_VERSION, ROW_SCHEMA, STATUSES
-from ..format.shards import UNREADABLE, open_parquet
+from ..text import visible
 from .masks import doubtful_rows
 from .rows import head_problems, mask_problems
 

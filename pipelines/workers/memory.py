@@ -1,4 +1,4 @@
-"""What a worker takes of the machine it is on: its CPU threads, and whether there is memory for its model.
+"""Whether a machine has the memory that a worker needs.
 
 What is estimated is what every image costs, whatever its size: the process, the weights, an encode, and the
 prompts that are worked on together. Photographs come on top of it: those that wait decoded, three bytes a
@@ -9,15 +9,12 @@ worker that dies of it is replaced.
 
 from __future__ import annotations
 
-import contextlib
-import math
-import os
 import socket
 from collections.abc import Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import UsageError
+from ..machine import memory_of_machine
 
 if TYPE_CHECKING:
     from ...engine.config import GeneratorConfig
@@ -33,41 +30,6 @@ ENCODER_ARRAYS = 64
 
 LANE_BYTES = 64 * MIB
 """What a batch of prompts holds in a lane of the CPU, in the published sizes."""
-
-
-def usable_cpus(root: Path = Path("/")) -> int:
-    """CPUs that this process may keep busy: those it may run on, or its container's quota where that is less.
-
-    A part of a CPU counts as one.
-    """
-    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    cgroup = root / "sys/fs/cgroup"
-    for files in (
-        [cgroup / "cpu.max"],
-        [cgroup / "cpu" / f"cpu.cfs_{what}_us" for what in ("quota", "period")],
-    ):
-        with contextlib.suppress(OSError, ValueError):  # no such files, or "max"
-            quota, period = map(int, " ".join(file.read_text() for file in files).split())
-            if quota > 0 and period > 0:
-                cpus = min(cpus, math.ceil(quota / period))
-    return cpus
-
-
-def limit_threads(threads: int) -> None:
-    """Keep what computes in this process to so many threads, so that its neighbours have theirs.
-
-    Ray sets OpenMP's number by the CPUs that an actor reserves; of what does not follow it, these do work of
-    their own. (Arrow's threads for files wait, and Numba's start only for loops that are compiled to be
-    parallel, which none is here.) To be called before torch works: it takes its second number once.
-    """
-    import cv2
-    import pyarrow as pa
-    import torch
-
-    torch.set_num_threads(threads)
-    torch.set_num_interop_threads(1)
-    cv2.setNumThreads(threads)
-    pa.set_cpu_count(threads)
 
 
 def check_memory(
@@ -113,29 +75,6 @@ def needed_on_gpu(config: RunConfig) -> dict[str, int]:
     }
 
 
-def memory_of_machine(root: Path = Path("/")) -> tuple[int, int]:
-    """Bytes that this process's machine, or container, has, and those that are free; huge where unknown.
-
-    Page cache counts as free: it goes when it is asked to.
-    """
-    unknown = 2**62
-    has = free = unknown
-    meminfo = _numbers(root / "proc/meminfo", ":")
-    if {"MemTotal", "MemAvailable"} <= meminfo.keys():
-        has, free = 1024 * meminfo["MemTotal"], 1024 * meminfo["MemAvailable"]
-    for folder, limit, used, prefix in (
-        ("sys/fs/cgroup", "memory.max", "memory.current", ""),
-        ("sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_"),
-    ):
-        at_most, taken = _number(root / folder / limit), _number(root / folder / used)
-        if at_most is not None and taken is not None and at_most < has:
-            has = at_most
-            stat = _numbers(root / folder / "memory.stat", "")
-            cached = sum(stat.get(f"{prefix}{kind}_file", 0) for kind in ("active", "inactive"))
-            free = min(free, max(0, at_most - taken + cached))
-    return has, free
-
-
 def _compare(needed: Mapping[str, int], who: str, has: int, free: int) -> None:
     """UsageError where `has`, what each may have at most, is too little; MemoryError where `free` is."""
     total = sum(needed.values())
@@ -175,22 +114,3 @@ def _encoding_bytes(shape: SamConfig, generator: GeneratorConfig, number: int) -
     windows = -(-shape.embedding_size // shape.window_size)
     cells = (windows * shape.window_size) ** 2  # padded to whole windows
     return generator.encode_batch * cells * shape.embed_dim * ENCODER_ARRAYS * number
-
-
-def _number(path: Path) -> int | None:
-    """The number that a file of the kernel's holds; None where there is no such file, or no limit in it."""
-    try:
-        text = path.read_text().strip()
-    except OSError:
-        return None
-    return int(text) if text.isdecimal() else None
-
-
-def _numbers(path: Path, mark: str) -> dict[str, int]:
-    """Lines of a name, a mark and a number."""
-    try:
-        lines = [line.split() for line in path.read_text().splitlines()]
-    except OSError:
-        return {}
-    named = [words for words in lines if len(words) > 1 and words[1].isdecimal()]
-    return {words[0].removesuffix(mark): int(words[1]) for words in named}

@@ -12,12 +12,24 @@ import os
 import signal
 import socket
 import threading
-import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
+
+from ..errors import MaskmillError, UsageError
+from ..format.records import ShardTask
+from ..format.tally import Tally
+from ..machine import usable_cpus
+from .crew import WorkerLost
+from .dispatcher import Dispatcher
+from .events import Watcher, Watchers
+from .generator_queue import GeneratorQueue
+from .loading import check_sees_corpus, limit_threads
+from .metrics import BUSY, RUN_CHARACTERS, Instrument, Metric, Metrics
+from .placement import Node, Placement, check_sees_its_gpus, how_many_fit, place
+from .shard import is_infrastructure, run_shard
+from .tasks import Job, OnProgress, ShardFailure, ShardReceipt, WorkerPlace, this_place
 
 # Ray reads these at import. Nothing phones home; the empty CUDA_VISIBLE_DEVICES of a CPU actor stays; and
 # workers have the priority of the command that started them (`nice maskmill …`), not Ray's 15 below it.
@@ -29,26 +41,7 @@ import ray
 from ray.exceptions import RayError, RayTaskError
 from ray.util.metrics import Counter, Gauge, Histogram
 
-from ..errors import MaskmillError, UsageError
-from .dispatcher import Dispatcher, WorkerLost
-from .events import Watcher, Watchers
-from .memory import limit_threads, usable_cpus
-from .metrics import BUSY, RUN_CHARACTERS, Instrument, Metric, Metrics
-from .placement import Node, Placement, check_sees_its_gpus, how_many_fit, place
-from .shard import (
-    batches_at_once,
-    check_sees_corpus,
-    is_infrastructure,
-    make_generator,
-    run_shard,
-    this_place,
-)
-from .tasks import Job, OnProgress, ShardFailure, ShardReceipt, ShardTask, Tally, WorkerPlace
-
 if TYPE_CHECKING:
-    import numpy as np
-
-    from ...engine.records import GeneratedMasks
     from ..config.run import RunConfig
 
 log = logging.getLogger(__name__)
@@ -170,56 +163,6 @@ def instrument(metric: Metric, run: str) -> Instrument:
     return shown(Histogram(metric.name, metric.description, list(metric.boundaries), labels).observe)
 
 
-class _Busy:
-    """How long anything was at work: what goes on side by side counts once."""
-
-    def __init__(self, tell: Instrument) -> None:
-        self._tell = tell
-        self._lock = threading.Lock()
-        self._at_work = 0
-        self._told = 0.0  # until when
-
-    @contextmanager
-    def counted(self) -> Iterator[None]:
-        """Count the block's time, when it ends."""
-        with self._lock:
-            if not self._at_work:
-                self._told = time.perf_counter()
-            self._at_work += 1
-        try:
-            yield
-        finally:
-            with self._lock:
-                now = time.perf_counter()
-                self._at_work -= 1
-                passed, self._told = now - self._told, now
-            if passed > 0:
-                self._tell(passed)
-
-
-class _FewAtATime:
-    """A generator's queue: shards overlap in decoding and committing, the network serves one batch at a time,
-    on a GPU two.
-
-    Threads of its own rather than a lock: first come, first served, and on a CPU all of torch's work, the
-    loading of the weights too, in one thread. Each thread that calls torch gets a team of CPU threads, and
-    with more threads than CPUs the teams sleep between steps where they would spin: nearly twice the time an
-    image.
-    """
-
-    def __init__(self, job: Job) -> None:
-        self._threads = ThreadPoolExecutor(batches_at_once(job.config.model), thread_name_prefix="generate")
-        self._generator = self._threads.submit(make_generator, job).result()
-        self._busy = _Busy(instrument(BUSY, job.run_digest))
-
-    def generate_batch(self, images: Sequence[np.ndarray]) -> list[GeneratedMasks]:
-        return self._threads.submit(self._generate, images).result()
-
-    def _generate(self, images: Sequence[np.ndarray]) -> list[GeneratedMasks]:
-        with self._busy.counted():
-            return self._generator.generate_batch(images)
-
-
 class ShardWorker:
     """The actor: weights loaded once, then shard after shard."""
 
@@ -227,7 +170,7 @@ class ShardWorker:
         if gpus == 0:
             os.environ["CUDA_VISIBLE_DEVICES"] = ""  # Ray hides GPUs only from actors that reserve some
         self._job = job
-        self._generator: _FewAtATime | None = None
+        self._generator: GeneratorQueue | None = None
         self._running: dict[int, Tally] = {}
 
     @ray.method(concurrency_group="ctl")
@@ -250,7 +193,7 @@ class ShardWorker:
         check_sees_its_gpus(here.host, here.gpus, os.environ.get("CUDA_VISIBLE_DEVICES"))
         check_sees_corpus(self._job)
         limit_threads(self._job.threads or 1)
-        self._generator = _FewAtATime(self._job)
+        self._generator = GeneratorQueue(self._job, instrument(BUSY, self._job.run_digest))
 
     @ray.method(concurrency_group="ctl")
     def stats(self) -> dict[int, Tally]:

@@ -16,37 +16,33 @@ import copy
 import functools
 import itertools
 import logging
-import os
-import socket
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from ...engine.records import GeneratedMasks
-from ...model.checkpoints.zoo import CheckpointError
-from ..config.run import ModelConfig, RunConfig
+from ..config.run import RunConfig
 from ..decoding.image import DecodedImage, decode_image
-from ..errors import ConfigError, CorpusError, CorpusUnavailable, InputRejected, UsageError
-from ..format.plan import PlannedImage
-from ..format.run_record import read_run
-from ..format.schema import ImageRow, rejected_row, row_from_result, table_from_rows
+from ..errors import InputRejected
+from ..format.records import ImageRow, PlannedImage, ShardTask
+from ..format.rows import rejected_row, row_from_result, table_from_rows
 from ..format.shards import commit_table, shard_metadata
+from ..format.tally import Tally
 from ..inputs.reader import read_input
 from ..prefetch import in_order
 from ..storage import retries as patience
 from ..storage.retries import COMMIT_ATTEMPTS, retrying
+from ..text import one_line
 from ..writing.rejects import replace_rows
-from .memory import check_memory
-from .tasks import Job, ShardFailure, ShardReceipt, ShardTask, Tally, WorkerPlace
+from .loading import batches_at_once
+from .tasks import Job, ShardFailure, ShardReceipt, this_place
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from ...engine import MaskGenerator
 
 log = logging.getLogger(__name__)
 
@@ -56,88 +52,6 @@ class Generates(Protocol):
 
     def generate_batch(self, images: Sequence[np.ndarray]) -> list[GeneratedMasks]:
         """Results for RGB uint8 images, H×W×3, in order."""
-
-
-def make_generator(job: Job) -> MaskGenerator:
-    """Load the network and set the thread count of this process.
-
-    Raises UsageError where there are no such weights here, or other ones than the run's, and where the
-    machine is too small for them; MemoryError where too much of it is taken.
-    """
-    import torch
-
-    from ...engine import MaskGenerator
-    from ...model import load_sam
-
-    if job.threads is not None:
-        torch.set_num_threads(job.threads)
-    chosen = job.config.model
-    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[chosen.precision]
-    try:
-        if job.weights_sha256 not in (None, here := weights_sha256(chosen)):
-            raise UsageError(
-                f"{socket.gethostname()}: expected the run's weights of {chosen.name}, with sha256 "
-                f"{job.weights_sha256}, got others there, with sha256 {here}"
-            )
-        device, threads = resolve_device(chosen.device), torch.get_num_threads()
-        check_memory(job.config, device, threads=threads, neighbours=job.neighbours, gpu_share=job.gpu_share)
-        sam = load_sam(chosen.name, chosen.checkpoint, device=device, dtype=dtype)
-    except CheckpointError as error:
-        raise UsageError(str(error)) from None
-    if chosen.compile:
-        sam.compile_encoder()
-    return MaskGenerator(sam, job.config.generator)
-
-
-def check_sees_corpus(job: Job) -> None:
-    """Raise UsageError where this machine does not see the run's corpus: its shards would stay here.
-
-    CorpusUnavailable where its storage fails: that says nothing about the machine.
-    """
-    try:
-        same = retrying(lambda: read_run(job.out)).digest == job.run_digest
-        reason = "" if same else ": that is another run's"
-    except CorpusUnavailable:
-        raise
-    except CorpusError as error:
-        same, reason = False, f": {error}"
-    if not same:
-        raise UsageError(
-            f"{socket.gethostname()}: {job.out} is not this run's corpus there{reason}; every node has to "
-            "see the same --out: a shared file system or a store"
-        )
-
-
-def weights_sha256(model: ModelConfig) -> str:
-    """The SHA-256, in hex, of the file that this process would load; CheckpointError where there is none."""
-    from ...model.checkpoints.loading import find_checkpoint  # loads torch
-
-    path = find_checkpoint(model.name, model.checkpoint)
-    changed = path.stat().st_mtime_ns if path.is_file() else 0
-    return _sha256_of(path, changed)
-
-
-@functools.cache
-def _sha256_of(path: Path, _changed: int) -> str:
-    from ...model.checkpoints.loading import checkpoint_sha256
-
-    return checkpoint_sha256(path)  # gigabytes: once a process, not again when they are loaded
-
-
-def resolve_device(device: str) -> str:
-    """`auto` is a GPU where torch finds one; ConfigError where a GPU is asked for and there is none."""
-    import torch
-
-    if device == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("model.device: expected cpu or auto, got cuda, and torch finds no GPU")
-    if device == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    return device
-
-
-def this_place(node: str = "", gpus: Sequence[str] = ()) -> WorkerPlace:
-    """Where this process is."""
-    return WorkerPlace(node, socket.gethostname(), os.getpid(), tuple(gpus))
 
 
 def run_shard(
@@ -164,11 +78,6 @@ def run_shard(
         log.info("shard %d: memory ran out: %s", task.shard, failure.reason)
         time.sleep(pause)  # after the handler, when the traceback no longer holds the images
     return failure
-
-
-def one_line(error: BaseException) -> str:
-    """What went wrong, with its class."""
-    return " ".join(f"{type(error).__name__}: {error}".split())
 
 
 def is_infrastructure(error: BaseException) -> bool:
@@ -266,13 +175,6 @@ def _batched(images: Iterator[_Prepared], size: int) -> Iterator[list[_Prepared]
         yield batch
 
 
-def batches_at_once(model: ModelConfig) -> int:
-    """How many batches the generator works on side by side: on a GPU two, so that it has one to do while the
-    host filters and writes down the other. On a CPU there is nothing to hide.
-    """
-    return 2 if resolve_device(model.device) == "cuda" else 1
-
-
 def _generated(
     batches: Iterator[list[_Prepared]], generator: Generates, at_once: int
 ) -> Iterator[tuple[list[_Prepared], list[GeneratedMasks]]]:
@@ -282,7 +184,7 @@ def _generated(
         usable = [prepared.decoded.pixels_HW3 for prepared in batch if prepared.decoded is not None]
         return batch, generator.generate_batch(usable) if usable else []
 
-    if at_once == 1:  # in this thread: `cluster._FewAtATime` says why
+    if at_once == 1:  # in this thread: `generator_queue.GeneratorQueue` says why
         yield from map(generate, batches)
         return
     with ThreadPoolExecutor(at_once, thread_name_prefix="generate") as pool:

@@ -5,60 +5,16 @@ Small, frozen and picklable, since each goes through Ray, and the same without i
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
-from collections.abc import Callable, Mapping, Sequence
+import os
+import socket
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
 from ..config.run import RunConfig
-from ..format.plan import PlannedImage
-from ..format.schema import ImageRow
-
-
-@dataclass(slots=True)
-class Tally:
-    """Counts over rows, and seconds by stage."""
-
-    statuses: Counter[str] = field(default_factory=Counter)
-    masks: int = 0
-    candidates: int = 0
-    drops: Counter[str] = field(default_factory=Counter)
-    rejects: Counter[str] = field(default_factory=Counter)
-    examples: dict[str, str] = field(default_factory=dict)  # class of refusal → the first image, and why
-    seconds: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
-    retries: Counter[str] = field(default_factory=Counter)  # "read", "write" → times tried again
-
-    @property
-    def images(self) -> int:
-        """Rows counted, whatever their status."""
-        return self.statuses.total()
-
-    def add_row(self, row: ImageRow) -> None:
-        """Count one row."""
-        self.statuses[row.status] += 1
-        self.masks += len(row.masks)
-        self.candidates += row.candidates
-        self.drops.update(row.drops)
-        if row.error is not None:
-            self.rejects[row.error.error_class] += 1
-            self.examples.setdefault(row.error.error_class, f"{row.key} ({row.error.message})")
-
-    def add(self, other: Tally) -> None:
-        """Count all that another one counted."""
-        self.masks += other.masks
-        self.candidates += other.candidates
-        self.statuses.update(other.statuses)
-        self.drops.update(other.drops)
-        self.rejects.update(other.rejects)
-        self.examples = {**other.examples, **self.examples}
-        self.retries.update(other.retries)
-        self.add_seconds(other.seconds)
-
-    def add_seconds(self, seconds: Mapping[str, float]) -> None:
-        """Add time spent, stage by stage."""
-        for stage, spent in seconds.items():
-            self.seconds[stage] += spent
+from ..format.tally import Tally
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,25 +28,6 @@ class Job:
     neighbours: int = 1  # workers that a machine may have to hold, each one counted
     gpu_share: float = 1.0  # of one GPU, or how many of them
     weights_sha256: str | None = None  # of the run's weights, where a worker's are to be held against them
-
-
-@dataclass(frozen=True, slots=True)
-class ShardTask:
-    """A shard's description.
-
-    Attributes:
-        deadly: ids of images that ended their workers; refused without being read.
-        probe: try the images and commit nothing.
-        replaces: the SHA-256 of the shard that is there; `images` are those of its rows that are to be made
-            anew. Empty where the whole shard is to be made.
-
-    """
-
-    shard: int
-    images: tuple[PlannedImage, ...]
-    deadly: frozenset[int] = frozenset()
-    probe: bool = False
-    replaces: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,3 +81,8 @@ class WorkerPlace(NamedTuple):
 
 OnProgress = Callable[[Sequence[Tally], int], bool]
 """Told what the shards in hand have done so far, and how many workers are at work; whether to go on."""
+
+
+def this_place(node: str = "", gpus: Sequence[str] = ()) -> WorkerPlace:
+    """Where this process is."""
+    return WorkerPlace(node, socket.gethostname(), os.getpid(), tuple(gpus))

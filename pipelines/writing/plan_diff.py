@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -16,20 +15,21 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ..errors import CorpusError, UsageError
-from ..inputs.archives import INPUT_SCHEMA
-
-if TYPE_CHECKING:
-    from ..format.plan import Mode, Plan
+from ..format.plan import Plan
+from ..inputs.table import INPUT_SCHEMA
 
 
-def new_inputs(out: Path, plan: Plan, wanted: pa.Table, mode: Mode) -> pa.Table:
-    """The wanted inputs that are not planned; CorpusError where they differ as the mode does not allow."""
+def new_inputs(out: Path, plan: Plan, wanted: pa.Table, *, extend: bool) -> pa.Table:
+    """The wanted inputs that are not planned.
+
+    Raises CorpusError where the two differ: at all, or, to `extend`, otherwise than by inputs that are new or
+    left out.
+    """
     wanted_ids = wanted["image_id"].to_numpy()
     planned_ids = plan.column("image_id").to_numpy()
     new = wanted.filter(pa.array(~np.isin(wanted_ids, planned_ids, assume_unique=True)))
     gone, moved = _Differences(out, wanted, wanted_ids).of(plan)
-    strict = mode != "extend"
-    if not strict and new.num_rows:
+    if extend and new.num_rows:
         again = new.filter(pc.is_in(new["uri"], value_set=plan.column("uri")))
         if again.num_rows:
             key, uri = again["key"][0].as_py(), again["uri"][0].as_py()
@@ -38,11 +38,11 @@ def new_inputs(out: Path, plan: Plan, wanted: pa.Table, mode: Mode) -> pa.Table:
             )
     found = [
         *_examples("now lies elsewhere", moved),
-        *(_examples("is new", new["key"]) if strict else []),
-        *(_examples("is no longer there", gone) if strict else []),
+        *([] if extend else _examples("is new", new["key"])),
+        *([] if extend else _examples("is no longer there", gone)),
     ]
     if found:
-        cure = "add the new inputs with --extend, " if strict and new.num_rows and not len(moved) else ""
+        cure = "add the new inputs with --extend, " if not extend and new.num_rows and not len(moved) else ""
         raise CorpusError(
             f"{out}: the inputs are not those of the plan: {'; '.join(found)}: {cure}"
             "start anew with --overwrite, or choose another --out"

@@ -17,12 +17,13 @@ from typing import BinaryIO
 
 import pyarrow as pa
 
-from ..format import run_record
-from ..format.shards import open_parquet, reading, shard_metadata, shard_path, unreadable, write_parquet
+from ..format.layout import CORPUS, shard_path
+from ..format.parquet_files import open_parquet, reading, unreadable, write_parquet
+from ..format.records import ShardTask
+from ..format.shards import shard_metadata
 from ..storage import atomic
 from ..storage.json_files import fingerprint
-from ..storage.paths import as_os_errors
-from ..workers.tasks import ShardTask
+from ..storage.store_errors import as_os_errors
 
 
 def refused_images(
@@ -80,7 +81,7 @@ def replace_rows(
         write_parquet(file, merged, shard_metadata(run_digest, task.shard, spent))
 
     def check() -> None:
-        if (out / run_record.CORPUS).exists() or shard_sha256(out, task.shard) != task.replaces:
+        if (out / CORPUS).exists() or shard_sha256(out, task.shard) != task.replaces:
             raise _Changed
 
     try:

@@ -5,7 +5,7 @@ import os
 import pytest
 
 from benchmarks.bench_overhead import all_quiet, middle, time_commits
-from maskmill.pipelines.format.shards import shard_path
+from maskmill.pipelines.format.layout import shard_path
 from tests.pipelines.corpora import make_corpus, make_photos
 
 SECOND = 1_000_000_000

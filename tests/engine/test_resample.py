@@ -10,8 +10,9 @@ from maskmill.engine.codes import single
 from maskmill.engine.codes.runs import Runs
 from maskmill.engine.geometry import input_size
 from maskmill.engine.resampling.bands import CompiledResampler
+from maskmill.engine.resampling.interpolation import finite
 from maskmill.engine.resampling.painting import run_ends
-from maskmill.engine.resampling.tiles import Resampler, finite
+from maskmill.engine.resampling.tiles import Resampler
 
 SHAPES = [(5, 3), (64, 64), (65, 63), (301, 33), (77, 130), (128, 1), (1, 200), (451, 300)]
 

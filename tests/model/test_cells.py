@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from maskmill.model.config import MODELS, SamConfig
 from maskmill.model.kernels import blocks
-from maskmill.model.kernels import cells as cells_compiled
+from maskmill.model.kernels import cells as compiled_cells
 from maskmill.model.networks.factored_cells import Cells
 from maskmill.model.networks.sam import Sam
 from maskmill.model.networks.two_way_transformer import TwoWayBlock
@@ -70,7 +70,7 @@ def test_two_exchanges_and_what_is_seen_of_them() -> None:
 def test_a_cell_that_what_it_takes_cancels_is_normalised_like_any_other(
     monkeypatch: pytest.MonkeyPatch, compiled: bool
 ) -> None:
-    monkeypatch.setattr(cells_compiled, "suits", lambda *_tensors: compiled)
+    monkeypatch.setattr(compiled_cells, "suits", lambda *_tensors: compiled)
     # One head, one token: every cell takes the same row, and that is minus what all the cells are.
     torch.manual_seed(0)
     decoder = Sam(SMALL).mask_decoder
@@ -156,7 +156,7 @@ def test_tensors_that_do_not_fit_each_other_are_refused_before_the_loops() -> No
     with pytest.raises(ValueError, match="for 1 image"):
         sam.attend(one, *two)
     with pytest.raises(ValueError, match="shape"):
-        cells_compiled.array_of(torch.zeros(2, 3, 4), 2, 3, 5)
+        compiled_cells.array_of(torch.zeros(2, 3, 4), 2, 3, 5)
 
 
 @torch.no_grad()

@@ -13,9 +13,9 @@ from threading import Thread
 
 import pytest
 
+from maskmill.model.checkpoints.errors import CheckpointError
 from maskmill.model.checkpoints.zoo import (
     CHECKPOINTS,
-    CheckpointError,
     PublicCheckpoint,
     cache_folder,
     cached,

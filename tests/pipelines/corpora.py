@@ -10,12 +10,13 @@ from maskmill.engine.records import DROP_REASONS, GeneratedMasks, MaskRecord
 from maskmill.pipelines.config.run import digest_of
 from maskmill.pipelines.decoding.image import decode_image
 from maskmill.pipelines.errors import InputRejected
-from maskmill.pipelines.format.plan import Mode, Run, open_run
-from maskmill.pipelines.format.run_record import RunRecord, finish_corpus, software_versions
-from maskmill.pipelines.format.schema import rejected_row, row_from_result, table_from_rows
+from maskmill.pipelines.format.rows import rejected_row, row_from_result, table_from_rows
+from maskmill.pipelines.format.run_record import RunRecord, software_versions
 from maskmill.pipelines.format.shards import commit_table, shard_metadata
 from maskmill.pipelines.inputs.listing import list_inputs
 from maskmill.pipelines.inputs.reader import read_input
+from maskmill.pipelines.writing.close import finish_corpus
+from maskmill.pipelines.writing.open import Mode, Run, open_run
 
 SHARD_SIZE = 3
 

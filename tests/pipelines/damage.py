@@ -13,8 +13,8 @@ import pyarrow.parquet as pq
 
 from maskmill.engine.codes import single
 from maskmill.engine.records import Rle
-from maskmill.pipelines.format import run_record
-from maskmill.pipelines.format.shards import write_parquet
+from maskmill.pipelines.format.layout import CORPUS
+from maskmill.pipelines.format.parquet_files import write_parquet
 from maskmill.pipelines.storage.json_files import as_bytes, fingerprint, sealed
 
 PLAN = "plan/part-000000.parquet"
@@ -34,7 +34,7 @@ def rewrite(path: Path, change, footer=None) -> None:
 
 def seal(corpus: Path) -> None:
     """Make `corpus.json`'s checksums right again: what is found after this is found in the contents alone."""
-    path = corpus / run_record.CORPUS
+    path = corpus / CORPUS
     content = json.loads(path.read_bytes())
     for entry in content["files"]:
         entry |= fingerprint(corpus / entry["path"])

@@ -10,8 +10,8 @@ from maskmill.pipelines.cli import main
 from maskmill.pipelines.errors import UsageError
 from maskmill.pipelines.evaluation.agreement import agreement
 from maskmill.pipelines.evaluation.calibration import plot_format, reliability
+from maskmill.pipelines.format.layout import shard_path
 from maskmill.pipelines.format.schema import ROW_SCHEMA
-from maskmill.pipelines.format.shards import shard_path
 from tests.pipelines.corpora import make_corpus, make_photos
 
 

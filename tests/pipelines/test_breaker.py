@@ -9,10 +9,11 @@ from maskmill.pipelines.cli import main
 from maskmill.pipelines.config.run import BreakerConfig
 from maskmill.pipelines.errors import IncompleteRun
 from maskmill.pipelines.format.shards import committed_shards
+from maskmill.pipelines.format.tally import Tally
 from maskmill.pipelines.generation.circuit_breaker import check_unwritten, too_many_refused
 from maskmill.pipelines.storage import retries
 from maskmill.pipelines.workers import shard as worker
-from maskmill.pipelines.workers.tasks import ShardFailure, Tally
+from maskmill.pipelines.workers.tasks import ShardFailure
 from tests.pipelines.commands import words
 
 

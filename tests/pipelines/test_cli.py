@@ -12,8 +12,8 @@ import yaml
 from maskmill.pipelines import cli
 from maskmill.pipelines.cli import main
 from maskmill.pipelines.errors import IncompleteRun, MaskmillError
+from maskmill.pipelines.format.layout import shard_path
 from maskmill.pipelines.format.schema import ROW_SCHEMA
-from maskmill.pipelines.format.shards import shard_path
 from tests.pipelines.corpora import make_corpus, make_photos
 
 

@@ -13,13 +13,14 @@ import pytest
 
 from maskmill.pipelines.config.run import load_config
 from maskmill.pipelines.errors import ConfigError, IncompleteRun, UsageError
-from maskmill.pipelines.format.plan import PlannedImage
+from maskmill.pipelines.format.ids import image_id
+from maskmill.pipelines.format.layout import shard_path
+from maskmill.pipelines.format.records import PlannedImage, ShardTask
 from maskmill.pipelines.format.run_record import write_run
-from maskmill.pipelines.format.schema import image_id
-from maskmill.pipelines.format.shards import committed_shards, shard_path
+from maskmill.pipelines.format.shards import committed_shards
 from maskmill.pipelines.signals import orderly
 from maskmill.pipelines.workers.placement import Node, Placement, check_sees_its_gpus, place
-from maskmill.pipelines.workers.tasks import Job, ShardReceipt, ShardTask
+from maskmill.pipelines.workers.tasks import Job, ShardReceipt
 from maskmill.pipelines.writing.rejects import shard_sha256
 from tests.pipelines.corpora import make_record
 

@@ -13,9 +13,10 @@ import pytest
 
 from maskmill.pipelines.cli import main
 from maskmill.pipelines.errors import CorpusError
-from maskmill.pipelines.format import manifest, run_record
-from maskmill.pipelines.format.shards import shard_path
+from maskmill.pipelines.format import manifest
+from maskmill.pipelines.format.layout import shard_path
 from maskmill.pipelines.verification.corpus import UNFINISHED, verify
+from maskmill.pipelines.writing import close
 from tests.pipelines.corpora import fill_shard, make_corpus, make_photos, open_corpus
 from tests.pipelines.damage import KINDS, PLAN, edit_score, masks, rewrite
 
@@ -49,11 +50,11 @@ def more(tmp_path) -> Path:
     return folder
 
 
-def close(run) -> None:
+def finish(run) -> None:
     """What a run does with a corpus that is open: the shards that are left, then `corpus.json`."""
     for shard in run.todo():
         fill_shard(run, shard)
-    run_record.finish_corpus(run.out, run.plan.shards)
+    close.finish_corpus(run.out, run.plan.shards)
 
 
 def damaged(
@@ -125,14 +126,14 @@ def test_growing_a_damaged_corpus_does_not_close_it(more, corpus):
     run = open_corpus(more, corpus, "extend")
     for _ in range(2):  # and not by asking again
         with pytest.raises(CorpusError, match=rf"{name} is damaged: it is not what was recorded.*remove it"):
-            close(run)
+            finish(run)
         assert not (corpus / "corpus.json").exists()
         run = open_corpus(more, corpus, "extend")
         assert run.todo() == []
     assert f"{name}: its bytes or its sha256 are not those in corpus.before.json" in verify(corpus).problems
 
     (corpus / name).unlink()  # as the error says
-    close(open_corpus(more, corpus, "extend"))
+    finish(open_corpus(more, corpus, "extend"))
     assert verify(corpus).ok
     assert not (corpus / "corpus.before.json").exists()
 
@@ -143,7 +144,7 @@ def test_making_a_lost_shard_anew_does_not_close_a_damaged_corpus(photos, corpus
     lost = sorted(names - {damage_score(corpus, random.Random(1)).rpartition("/")[2]})[0]
     (corpus / "shards" / lost).unlink()
     with pytest.raises(CorpusError, match="is damaged"):
-        close(open_corpus(photos, corpus))
+        finish(open_corpus(photos, corpus))
     assert (corpus / "shards" / lost).exists()
 
 
@@ -152,7 +153,7 @@ def test_damage_done_after_the_corpus_was_opened_again_does_not_close_either(mor
     open_corpus(more, corpus, "extend")
     damage_score(corpus, random.Random(2))
     with pytest.raises(CorpusError, match="is damaged"):
-        close(open_corpus(more, corpus, "extend"))
+        finish(open_corpus(more, corpus, "extend"))
 
 
 def test_a_shard_that_will_be_changed_is_held_against_its_record_first(corpus):
@@ -175,7 +176,7 @@ def test_finishing_over_a_closed_corpus_is_refused_where_a_file_differs(corpus):
     before = (corpus / "corpus.json").read_bytes()
     damage_score(corpus, random.Random(3))
     with pytest.raises(CorpusError, match="is damaged"):
-        run_record.finish_corpus(corpus, range(4))
+        close.finish_corpus(corpus, range(4))
     assert (corpus / "corpus.json").read_bytes() == before
 
 
@@ -218,7 +219,7 @@ def test_starting_anew_forgets_what_was_recorded(photos, corpus):
     shard_path(corpus, 3).unlink()
     open_corpus(photos, corpus)
     assert (corpus / "corpus.before.json").exists()
-    close(open_corpus(photos, corpus, "overwrite"))
+    finish(open_corpus(photos, corpus, "overwrite"))
     assert verify(corpus).ok
 
 

@@ -22,8 +22,11 @@ from maskmill.pipelines.corpus.reader import Corpus
 from maskmill.pipelines.corpus.views import View, ViewWarning
 from maskmill.pipelines.decoding.image import DecodedImage
 from maskmill.pipelines.format import run_record
-from maskmill.pipelines.format.plan import PlannedImage, write_part
-from maskmill.pipelines.format.schema import PLAN_SCHEMA, image_id, row_from_result, table_from_rows
+from maskmill.pipelines.format.ids import image_id
+from maskmill.pipelines.format.plan import write_part
+from maskmill.pipelines.format.records import PlannedImage
+from maskmill.pipelines.format.rows import row_from_result, table_from_rows
+from maskmill.pipelines.format.schema import PLAN_SCHEMA
 from maskmill.pipelines.format.shards import commit_table, shard_metadata
 from tests.pipelines.corpora import make_record
 

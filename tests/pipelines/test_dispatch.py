@@ -6,12 +6,14 @@ import pytest
 
 from maskmill.pipelines.config.run import load_config
 from maskmill.pipelines.errors import BreakerTripped, IncompleteRun
-from maskmill.pipelines.format.plan import PlannedImage
-from maskmill.pipelines.format.schema import image_id
+from maskmill.pipelines.format.ids import image_id
+from maskmill.pipelines.format.records import PlannedImage, ShardTask
+from maskmill.pipelines.format.tally import Tally
 from maskmill.pipelines.workers import dispatcher as dispatch_module
-from maskmill.pipelines.workers.dispatcher import Dispatcher, WorkerLost
+from maskmill.pipelines.workers.crew import WorkerLost
+from maskmill.pipelines.workers.dispatcher import Dispatcher
 from maskmill.pipelines.workers.events import Loss, Watcher
-from maskmill.pipelines.workers.tasks import Job, ShardFailure, ShardReceipt, ShardTask, Tally, WorkerPlace
+from maskmill.pipelines.workers.tasks import Job, ShardFailure, ShardReceipt, WorkerPlace
 
 
 class Crew:

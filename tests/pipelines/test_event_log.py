@@ -14,7 +14,8 @@ import pytest
 from maskmill.pipelines.cli import main
 from maskmill.pipelines.corpus.reader import Corpus
 from maskmill.pipelines.errors import BreakerTripped, CorpusError, IncompleteRun
-from maskmill.pipelines.format.shards import committed_shards, shard_path
+from maskmill.pipelines.format.layout import shard_path
+from maskmill.pipelines.format.shards import committed_shards
 from maskmill.pipelines.generation.event_log import EventLog
 from maskmill.pipelines.storage import retries
 from maskmill.pipelines.workers import shard

@@ -22,10 +22,10 @@ from maskmill.pipelines.decoding.image import decode_image
 from maskmill.pipelines.exchange.encode import label_png
 from maskmill.pipelines.exchange.export import Options, export
 from maskmill.pipelines.exchange.sa1b_import import import_sa1b
-from maskmill.pipelines.format.plan import open_run
-from maskmill.pipelines.format.run_record import finish_corpus
 from maskmill.pipelines.inputs.listing import list_inputs
 from maskmill.pipelines.verification.corpus import verify
+from maskmill.pipelines.writing.close import finish_corpus
+from maskmill.pipelines.writing.open import open_run
 from tests.pipelines import stores
 from tests.pipelines.commands import start
 from tests.pipelines.corpora import fill_shard, make_corpus, make_photos, make_record, open_corpus

@@ -15,12 +15,15 @@ from maskmill.pipelines.corpus.reader import Corpus
 from maskmill.pipelines.decoding import containers, image, jpeg, tiff
 from maskmill.pipelines.exchange import sa1b, sa1b_import
 from maskmill.pipelines.format import run_record
-from maskmill.pipelines.format.plan import PlannedImage, read_plan, write_part
-from maskmill.pipelines.format.schema import PLAN_SCHEMA, ROW_SCHEMA, image_id
+from maskmill.pipelines.format.ids import image_id
+from maskmill.pipelines.format.plan import read_plan, write_part
+from maskmill.pipelines.format.records import PlannedImage
+from maskmill.pipelines.format.schema import PLAN_SCHEMA, ROW_SCHEMA
 from maskmill.pipelines.format.shards import commit_table, shard_metadata
 from maskmill.pipelines.inputs import parquet, reader
 from maskmill.pipelines.verification.corpus import verify
 from maskmill.pipelines.verification.rows import row_problems
+from maskmill.pipelines.writing import close
 from tests.pipelines.corpora import make_record
 
 TEXT = (Path(__file__).parents[2] / "docs" / "format.md").read_text(encoding="utf-8")
@@ -57,7 +60,7 @@ def test_a_corpus_of_the_example(example, tmp_path):
     write_part(tmp_path, plan, 0, 0, record.digest)
     table = pa.Table.from_pylist([example], schema=ROW_SCHEMA)
     assert commit_table(tmp_path, 0, table, shard_metadata(record.digest, 0, {"encode": 0.5}))
-    run_record.finish_corpus(tmp_path, read_plan(tmp_path).shards)
+    close.finish_corpus(tmp_path, read_plan(tmp_path).shards)
     assert verify(tmp_path).problems == []
     assert list(Corpus(tmp_path)) == [example]
     assert pq.read_table(tmp_path / "shards").to_pylist() == [example]  # by any reader, the folder as it is

@@ -24,15 +24,17 @@ from maskmill.engine.records import DROP_REASONS, GeneratedMasks, MaskRecord, Rl
 from maskmill.pipelines.cli import main
 from maskmill.pipelines.decoding.image import decode_image
 from maskmill.pipelines.errors import CorpusError, InputRejected, UsageError
-from maskmill.pipelines.format.plan import open_run
-from maskmill.pipelines.format.run_record import finish_corpus
-from maskmill.pipelines.format.schema import ROW_SCHEMA, rejected_row, row_from_result, table_from_rows
-from maskmill.pipelines.format.shards import commit_table, shard_metadata, shard_path
+from maskmill.pipelines.format.layout import shard_path
+from maskmill.pipelines.format.rows import rejected_row, row_from_result, table_from_rows
+from maskmill.pipelines.format.schema import ROW_SCHEMA
+from maskmill.pipelines.format.shards import commit_table, shard_metadata
 from maskmill.pipelines.gallery.files import mask_colour, sampled
 from maskmill.pipelines.gallery.page import write_gallery
 from maskmill.pipelines.gallery.server import GalleryServer
 from maskmill.pipelines.inputs.listing import list_inputs
 from maskmill.pipelines.inputs.reader import read_input
+from maskmill.pipelines.writing.close import finish_corpus
+from maskmill.pipelines.writing.open import open_run
 from tests.pipelines.browser import opened_browser
 from tests.pipelines.corpora import make_corpus, make_photos, make_record, open_corpus
 

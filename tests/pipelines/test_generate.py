@@ -15,12 +15,13 @@ import pytest
 
 from maskmill.pipelines.cli import main
 from maskmill.pipelines.corpus.reader import Corpus
-from maskmill.pipelines.format import plan
+from maskmill.pipelines.format.layout import shard_path
 from maskmill.pipelines.format.plan import read_plan
-from maskmill.pipelines.format.shards import committed_shards, shard_path
+from maskmill.pipelines.format.shards import committed_shards
 from maskmill.pipelines.generation import generate
 from maskmill.pipelines.storage import atomic, retries
 from maskmill.pipelines.storage.lease import held
+from maskmill.pipelines.writing import open as opening
 from tests.pipelines.commands import start, wait_for_a_shard, words
 
 
@@ -139,7 +140,7 @@ def test_an_interruption_before_overwriting_has_begun_says_overwrite_again(
     typed = words(photos / "coffee", out, tiny_settings, "--workers", "0", "--overwrite")
     assert main(typed) == 0
     before = state_of(out)
-    for owner, name in ((generate, "list_inputs"), (plan, "_clear_corpus"), (generate, "run_shard")):
+    for owner, name in ((generate, "list_inputs"), (opening, "_clear_corpus"), (generate, "run_shard")):
         capsys.readouterr()
         with monkeypatch.context() as broken:
             broken.setattr(owner, name, interrupt)
@@ -204,7 +205,12 @@ def begun(photos, tiny_settings, tmp_path):
 )
 @pytest.mark.parametrize(
     ("owner", "name"),
-    [(Path, "read_bytes"), (atomic, "link"), (pq.ParquetFile, "read_row_group"), (plan, "committed_shards")],
+    [
+        (Path, "read_bytes"),
+        (atomic, "link"),
+        (pq.ParquetFile, "read_row_group"),
+        (opening, "committed_shards"),
+    ],
     ids=["run.json", "lease", "plan", "shards"],
 )
 def test_a_storage_that_fails_while_a_corpus_is_opened_again(

@@ -12,14 +12,15 @@ from maskmill.pipelines.cli import main
 from maskmill.pipelines.config.run import load_config
 from maskmill.pipelines.corpus.reader import Corpus
 from maskmill.pipelines.errors import CorpusUnavailable, InputRejected, UsageError
-from maskmill.pipelines.format.run_record import finish_corpus, read_run
+from maskmill.pipelines.format.run_record import read_run
 from maskmill.pipelines.format.shards import committed_shards
 from maskmill.pipelines.inputs.listing import list_inputs
 from maskmill.pipelines.inputs.reader import read_input
 from maskmill.pipelines.storage import atomic, retries
 from maskmill.pipelines.storage.paths import place, uri_of
-from maskmill.pipelines.workers.shard import check_sees_corpus
+from maskmill.pipelines.workers.loading import check_sees_corpus
 from maskmill.pipelines.workers.tasks import Job
+from maskmill.pipelines.writing.close import finish_corpus
 from tests.pipelines import stores
 from tests.pipelines.corpora import make_corpus, make_photos
 from tests.pipelines.stores import WHOLE, words

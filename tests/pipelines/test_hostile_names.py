@@ -9,7 +9,8 @@ import pytest
 
 from maskmill.pipelines.cli import main
 from maskmill.pipelines.corpus.reader import Corpus
-from maskmill.pipelines.errors import InputRejected, visible
+from maskmill.pipelines.errors import InputRejected
+from maskmill.pipelines.text import visible
 from tests.pipelines.corpora import make_corpus
 from tests.pipelines.image_files import encoded, smooth
 

@@ -12,7 +12,8 @@ from ray.cluster_utils import Cluster
 
 from maskmill.pipelines.cli import main
 from maskmill.pipelines.corpus.reader import Corpus
-from maskmill.pipelines.format.shards import committed_shards, shard_path
+from maskmill.pipelines.format.layout import shard_path
+from maskmill.pipelines.format.shards import committed_shards
 
 pytestmark = pytest.mark.slow
 

@@ -15,9 +15,10 @@ from pathlib import Path
 import pytest
 
 from maskmill.pipelines.corpus.reader import Corpus
+from maskmill.pipelines.format.tally import Tally
 from maskmill.pipelines.workers.events import Loss
 from maskmill.pipelines.workers.metrics import EXPORTED, METRICS, RUN_CHARACTERS, Metrics
-from maskmill.pipelines.workers.tasks import ShardFailure, ShardReceipt, Tally, WorkerPlace
+from maskmill.pipelines.workers.tasks import ShardFailure, ShardReceipt, WorkerPlace
 from tests.pipelines.commands import start, words
 
 DASHBOARD = Path(__file__).parents[2] / "examples" / "grafana" / "maskmill.json"
@@ -88,7 +89,7 @@ def test_deaths_by_phase_and_the_load(written):
 
 
 def test_what_goes_on_side_by_side_is_busy_once_and_a_pause_is_not():
-    from maskmill.pipelines.workers.ray_actors import _Busy
+    from maskmill.pipelines.workers.generator_queue import _Busy
 
     told, both = [], threading.Barrier(2)
 

@@ -12,11 +12,12 @@ import pytest
 from maskmill.engine.runtime.accounting import STAGES
 from maskmill.pipelines.cli import main
 from maskmill.pipelines.errors import BreakerTripped, IncompleteRun
+from maskmill.pipelines.format.tally import Tally
 from maskmill.pipelines.generation.event_log import INPUTS_TOLD, EventLog
 from maskmill.pipelines.generation.status import Status
 from maskmill.pipelines.workers.events import Loss
 from maskmill.pipelines.workers.metrics import EXPORTED, METRICS
-from maskmill.pipelines.workers.tasks import ShardFailure, ShardReceipt, Tally, WorkerPlace
+from maskmill.pipelines.workers.tasks import ShardFailure, ShardReceipt, WorkerPlace
 from tests.pipelines.commands import words
 
 TEXT = (Path(__file__).parents[2] / "docs" / "observing.md").read_text(encoding="utf-8")

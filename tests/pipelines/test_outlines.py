@@ -9,7 +9,7 @@ from hypothesis.extra.numpy import arrays
 from pycocotools import mask as coco
 
 from maskmill.engine.codes import single
-from maskmill.pipelines.corpus.views import cutout
+from maskmill.pipelines.corpus.masks import cutout
 from maskmill.pipelines.exchange.polygons import polygons
 
 masks = (

@@ -14,11 +14,15 @@ import pytest
 from maskmill.pipelines.errors import CorpusError, UsageError
 from maskmill.pipelines.format import plan as plan_module
 from maskmill.pipelines.format import run_record
-from maskmill.pipelines.format.plan import make_plan, open_run, part_path, read_plan, refuse_collisions
-from maskmill.pipelines.format.schema import PLAN_SCHEMA, image_id
+from maskmill.pipelines.format.ids import image_id, refuse_collisions
+from maskmill.pipelines.format.layout import part_path
+from maskmill.pipelines.format.plan import make_plan, read_plan
+from maskmill.pipelines.format.schema import PLAN_SCHEMA
 from maskmill.pipelines.inputs.listing import INPUT_SCHEMA
 from maskmill.pipelines.storage import atomic
 from maskmill.pipelines.verification.corpus import verify
+from maskmill.pipelines.writing import close
+from maskmill.pipelines.writing.open import open_run
 from tests.pipelines.corpora import SHARD_SIZE, fill_shard, make_corpus, make_photos, make_record, open_corpus
 
 
@@ -221,7 +225,7 @@ KILLED = textwrap.dedent(
     """
     import os, signal, sys
     from pathlib import Path
-    from maskmill.pipelines.format.run_record import finish_corpus
+    from maskmill.pipelines.writing.close import finish_corpus
     from tests.pipelines.corpora import fill_shard, open_corpus
 
     photos, mode, moments = Path(sys.argv[1]), sys.argv[2], sys.argv[3:]
@@ -271,7 +275,7 @@ def test_killed_at_any_moment_the_same_command_finishes(tmp_path, mode, moments)
         run = open_corpus(photos, out, mode)
         for shard in run.todo():
             fill_shard(run, shard)
-        run_record.finish_corpus(out, run.plan.shards)
+        close.finish_corpus(out, run.plan.shards)
         assert verify(out).ok
         assert content(out) == expected
         assert all(expected[name] == data for name, data in kept.items() if name.startswith("shards/shard"))
@@ -290,7 +294,7 @@ def test_a_shard_of_another_run_does_not_close_the_corpus(differs, tmp_path):
         (mine / name).unlink()
     (other / "shards/shard-000001.parquet").rename(mine / "shards/shard-000001.parquet")
     with pytest.raises(CorpusError, match=r"shard-000001\.parquet: made by another run; remove it"):
-        run_record.finish_corpus(mine, range(2))
+        close.finish_corpus(mine, range(2))
     assert not (mine / "corpus.json").exists()
 
 
@@ -321,7 +325,7 @@ def test_extending(tmp_path):
         assert pa.concat_tables(again.plan.tables()).equals(planned)
     for shard in run.todo():
         fill_shard(run, shard)
-    run_record.finish_corpus(out, run.plan.shards)
+    close.finish_corpus(out, run.plan.shards)
     assert verify(out).ok
     after = content(out)
     assert all(after[name] == before[name] for name in before if name != "corpus.json")
@@ -428,7 +432,7 @@ def test_corpus_json(tmp_path):
 def test_finishing_twice_gives_the_same_bytes(tmp_path):
     out = make_corpus(make_photos(tmp_path / "photos"), tmp_path / "corpus")
     before = content(out)
-    run_record.finish_corpus(out, range(3))
+    close.finish_corpus(out, range(3))
     assert content(out) == before
 
 
@@ -436,10 +440,10 @@ def test_a_corpus_is_not_finished_while_a_shard_is_missing_or_unreadable(tmp_pat
     out = make_corpus(make_photos(tmp_path / "photos"), tmp_path / "corpus")
     atomic.remove(out / "corpus.json", out / "shards" / "shard-000001.parquet")
     with pytest.raises(CorpusError, match="1 of 3 shards are missing, the first is 1"):
-        run_record.finish_corpus(out, range(3))
+        close.finish_corpus(out, range(3))
     (out / "shards" / "shard-000001.parquet").write_bytes(b"PAR1")
     with pytest.raises(CorpusError, match=r"shard-000001.parquet: cannot be read"):
-        run_record.finish_corpus(out, range(3))
+        close.finish_corpus(out, range(3))
     assert not (out / "corpus.json").exists()
 
 

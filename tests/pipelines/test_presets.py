@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from maskmill.model.checkpoints.loading import save_sam
-from maskmill.pipelines.bench.bench import random_sam
+from maskmill.pipelines.bench.random_weights import random_sam
 from maskmill.pipelines.cli import main
 from maskmill.pipelines.config.run import load_config
 from maskmill.pipelines.corpus.reader import Corpus

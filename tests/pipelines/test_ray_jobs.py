@@ -15,7 +15,8 @@ from maskmill.pipelines.cli import main
 from maskmill.pipelines.config.loading import to_yaml
 from maskmill.pipelines.config.run import load_config
 from maskmill.pipelines.corpus.reader import Corpus
-from maskmill.pipelines.format.shards import committed_shards, shard_path
+from maskmill.pipelines.format.layout import shard_path
+from maskmill.pipelines.format.shards import committed_shards
 from tests.pipelines.heads import SECONDS, name_of, started
 
 pytestmark = pytest.mark.slow

@@ -17,16 +17,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
-from maskmill.pipelines.corpus import order
+from maskmill.pipelines.corpus import windows
 from maskmill.pipelines.corpus.order import Order
 from maskmill.pipelines.corpus.reader import Corpus
 from maskmill.pipelines.corpus.views import View, ViewWarning
 from maskmill.pipelines.errors import CorpusError
-from maskmill.pipelines.format import shards
-from maskmill.pipelines.format.plan import open_run
-from maskmill.pipelines.format.run_record import finish_corpus
-from maskmill.pipelines.format.schema import image_id
+from maskmill.pipelines.format import parquet_files
+from maskmill.pipelines.format.ids import image_id
 from maskmill.pipelines.inputs.listing import list_inputs
+from maskmill.pipelines.writing.close import finish_corpus
+from maskmill.pipelines.writing.open import open_run
 from tests.pipelines.corpora import fill_shard, make_corpus, make_photos, make_record, open_corpus
 
 PHOTOS = 17
@@ -37,7 +37,7 @@ def folder(tmp_path_factory):
     """A corpus of six shards of three rows, a row group each; the last has two."""
     folder = tmp_path_factory.mktemp("reading")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(shards, "ROW_GROUP_BYTES", 100)
+        patch.setattr(parquet_files, "ROW_GROUP_BYTES", 100)
         make_corpus(make_photos(folder / "photos", PHOTOS), folder / "corpus")
     return folder
 
@@ -159,12 +159,12 @@ def test_shuffled(corpus):
 
 def test_a_shuffle_holds_a_window_and_no_more(corpus, monkeypatch):
     """Windows of six rows, a row group each: so two shards at a time, in any order."""
-    monkeypatch.setattr(order, "WINDOW_GROUPS", 6)
+    monkeypatch.setattr(windows, "WINDOW_GROUPS", 6)
     found = list(corpus.windows(Order(seed=4), ["key"]))
     assert [(len(window.batches), len(window.rows_K2)) for window in found] == [(6, 6), (6, 6), (5, 5)]
     assert [window.position for window in found] == [0, 6, 12]
     assert max(len({path.name for path in window.paths}) for window in found) <= 3
-    monkeypatch.setattr(order, "WINDOW_BYTES", 1)
+    monkeypatch.setattr(windows, "WINDOW_BYTES", 1)
     assert [len(window.batches) for window in corpus.windows(Order(seed=4), ["key"])] == [1] * PHOTOS
 
 
@@ -175,7 +175,7 @@ def test_parts_lose_nothing_and_share_nothing(folder, parts, seed, epoch, groups
     corpus = Corpus(folder / "corpus")
     shares = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(order, "WINDOW_GROUPS", groups)
+        patch.setattr(windows, "WINDOW_GROUPS", groups)
         for part in range(parts):
             one = Order(seed, epoch, part, parts)
             rows = drawn_keys(corpus.windows(one, ["key"]))
@@ -267,7 +267,7 @@ def heavy(tmp_path_factory):
         Image.fromarray(pixels).save(photos / f"{number}.png")
     inputs = list_inputs([photos], [".png"])
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(shards, "ROW_GROUP_BYTES", 1000)
+        patch.setattr(parquet_files, "ROW_GROUP_BYTES", 1000)
         run = open_run(folder / "corpus", inputs, make_record(config={"embed_images": True}), 12)
         fill_shard(run, 0)
     assert (run.out / "shards" / "shard-000000.parquet").stat().st_size > 1_400_000
@@ -291,7 +291,7 @@ def test_one_row_costs_one_row_group(heavy):
 
 def test_a_shuffle_holds_three_windows(heavy, monkeypatch):
     """By Arrow's own count of its memory: of six windows of two rows each, never more than three."""
-    monkeypatch.setattr(order, "WINDOW_GROUPS", 2)
+    monkeypatch.setattr(windows, "WINDOW_GROUPS", 2)
     gc.collect()
     before, most = pa.total_allocated_bytes(), 0
     for _ in Corpus(heavy[1]).windows(Order(seed=0)):
@@ -334,7 +334,8 @@ def test_reading_by_id_and_shuffled_is_light(folder):
     """
     script = (
         "import sys; from maskmill.pipelines.corpus.reader import Corpus\n"
-        "from maskmill.pipelines.corpus.views import View, label_map\n"
+        "from maskmill.pipelines.corpus.views import View\n"
+        "from maskmill.pipelines.corpus.masks import label_map\n"
         "corpus = Corpus(sys.argv[1]); row = corpus.row('2.png', view=View(mask_nms=0.9)); corpus[1]\n"
         "label_map(row, row['annotations']); list(corpus.rows(seed=1, columns=['width']))\n"
         "heavy = {'torch', 'ray', 'cv2', 'PIL', 'pydantic'}\n"

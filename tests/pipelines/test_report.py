@@ -6,8 +6,9 @@ import sys
 
 from rich.console import Console
 
-from maskmill.pipelines.workers.tasks import Tally
-from maskmill.pipelines.writing.progress import LiveLine, evaluation_table
+from maskmill.pipelines.evaluation.scoring import evaluation_table
+from maskmill.pipelines.format.tally import Tally
+from maskmill.pipelines.writing.progress import LiveLine
 
 
 class FullDisk(io.StringIO):

@@ -6,6 +6,7 @@ import sys
 
 import pytest
 
+from maskmill.pipelines import machine
 from maskmill.pipelines.cli import main
 from maskmill.pipelines.config.run import load_config
 from maskmill.pipelines.errors import UsageError
@@ -55,7 +56,7 @@ def test_what_the_machine_has_is_read_from_the_kernels_files(tmp_path, files, ex
     for name, text in files.items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(text)
-    assert memory.memory_of_machine(tmp_path) == expected
+    assert machine.memory_of_machine(tmp_path) == expected
 
 
 @pytest.mark.parametrize(
@@ -71,16 +72,16 @@ def test_what_the_machine_has_is_read_from_the_kernels_files(tmp_path, files, ex
     ],
 )
 def test_a_containers_quota_counts_as_its_cpus(tmp_path, monkeypatch, files, expected):
-    monkeypatch.setattr(memory.os, "sched_getaffinity", lambda _process: set(range(8)), raising=False)
+    monkeypatch.setattr(machine.os, "sched_getaffinity", lambda _process: set(range(8)), raising=False)
     for name, text in files.items():
         path = tmp_path / "sys/fs/cgroup" / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
-    assert memory.usable_cpus(tmp_path) == expected
+    assert machine.usable_cpus(tmp_path) == expected
 
 
 def test_this_machine_has_memory():
-    has, free = memory.memory_of_machine()
+    has, free = machine.memory_of_machine()
     assert 0 < free <= has
 
 
@@ -141,7 +142,7 @@ from pathlib import Path
 import numpy as np
 from maskmill.pipelines.config.run import load_config
 from maskmill.pipelines.workers.tasks import Job
-from maskmill.pipelines.workers.shard import make_generator
+from maskmill.pipelines.workers.loading import make_generator
 settings = sys.argv[1:]
 config = load_config(None, settings)
 import torch

@@ -15,13 +15,14 @@ import pytest
 from maskmill.pipelines.cli import main
 from maskmill.pipelines.config.run import load_config
 from maskmill.pipelines.format import manifest
+from maskmill.pipelines.format.layout import SHARDS, shard_path
 from maskmill.pipelines.format.plan import read_plan
-from maskmill.pipelines.format.shards import SHARDS, shard_path
+from maskmill.pipelines.format.records import ShardTask
 from maskmill.pipelines.generation import generate
 from maskmill.pipelines.storage import atomic, retries
 from maskmill.pipelines.workers import shard as worker
 from maskmill.pipelines.workers.shard import run_shard
-from maskmill.pipelines.workers.tasks import Job, ShardTask
+from maskmill.pipelines.workers.tasks import Job
 from maskmill.pipelines.writing import rejects
 from maskmill.pipelines.writing.rejects import shard_sha256
 
@@ -121,7 +122,7 @@ def test_killed_at_any_point_it_is_finished_by_the_same_command_or_without_the_o
 
     with monkeypatch.context() as broken:
         if killed == "before corpus.json":
-            broken.setattr(generate.run_record, "finish_corpus", die)
+            broken.setattr(generate.close, "finish_corpus", die)
         else:
             replace_rows, calls = worker.replace_rows, []
 

@@ -19,7 +19,9 @@ from maskmill.pipelines.format.shards import committed_shards
 from maskmill.pipelines.inputs.listing import list_inputs
 from maskmill.pipelines.inputs.reader import read_input
 from maskmill.pipelines.storage import atomic, paths, retries
-from maskmill.pipelines.storage.paths import as_os_errors, path_of, place, redacted, uri_of
+from maskmill.pipelines.storage.paths import path_of, place, uri_of
+from maskmill.pipelines.storage.store_errors import as_os_errors
+from maskmill.pipelines.text import redacted
 from tests.pipelines import stores
 from tests.pipelines.stores import WHOLE, words
 

@@ -16,8 +16,8 @@ from maskmill.pipelines.errors import UsageError
 from maskmill.pipelines.exchange import sa1b
 from maskmill.pipelines.exchange.sa1b import read_entry
 from maskmill.pipelines.exchange.sa1b_import import import_sa1b
-from maskmill.pipelines.format.ids import IMPORTED, released_id
-from maskmill.pipelines.format.run_record import RunRecord
+from maskmill.pipelines.format.ids import released_id
+from maskmill.pipelines.format.run_record import IMPORTED, RunRecord
 from maskmill.pipelines.verification.corpus import verify
 from tests.pipelines.commands import start, wait_for_a_shard
 from tests.pipelines.releases import entry_of, jpeg_of, pack, release

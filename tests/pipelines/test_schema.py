@@ -9,18 +9,11 @@ import pytest
 from maskmill.engine.records import DROP_REASONS
 from maskmill.pipelines.decoding.image import DecodedImage
 from maskmill.pipelines.errors import InputRejected
-from maskmill.pipelines.format import schema
-from maskmill.pipelines.format.plan import PlannedImage
-from maskmill.pipelines.format.schema import (
-    ROW_SCHEMA,
-    ImageRow,
-    annotation_id,
-    file_name,
-    image_id,
-    rejected_row,
-    row_from_result,
-    table_from_rows,
-)
+from maskmill.pipelines.format import rows
+from maskmill.pipelines.format.ids import annotation_id, file_name, image_id
+from maskmill.pipelines.format.records import ImageRow, PlannedImage
+from maskmill.pipelines.format.rows import rejected_row, row_from_result, table_from_rows
+from maskmill.pipelines.format.schema import ROW_SCHEMA
 from tests.pipelines.corpora import draw_masks, results
 
 PLANNED = PlannedImage(image_id("trip/a.jpg"), "trip/a.jpg", "/photos/trip/a.jpg", 2, 7)
@@ -135,9 +128,9 @@ def test_embedded_images():
 
 
 def test_large_rows_go_into_batches_of_their_own(monkeypatch):
-    monkeypatch.setattr(schema, "BATCH_BYTES", 1000)
+    monkeypatch.setattr(rows, "BATCH_BYTES", 1000)
     sizes = [600, 300, 300, 5000, 10]
-    rows = [row_from_result(PLANNED, decoded(data=bytes(size)), results([]), embed=True) for size in sizes]
-    table = table_from_rows(rows)
+    large = [row_from_result(PLANNED, decoded(data=bytes(size)), results([]), embed=True) for size in sizes]
+    table = table_from_rows(large)
     assert [batch.num_rows for batch in table.to_batches()] == [2, 1, 1, 1]
     assert [len(row["image"]["bytes"]) for row in table.to_pylist()] == sizes

@@ -12,18 +12,13 @@ import pyarrow.parquet as pq
 import pytest
 
 from maskmill.pipelines.errors import CorpusError, CorpusUnavailable
-from maskmill.pipelines.format import shards
-from maskmill.pipelines.format.plan import PlannedImage
-from maskmill.pipelines.format.schema import ROW_SCHEMA, row_from_result, table_from_rows
-from maskmill.pipelines.format.shards import (
-    commit_table,
-    committed_shards,
-    open_parquet,
-    shard_metadata,
-    shard_of,
-    shard_path,
-    unreadable,
-)
+from maskmill.pipelines.format import parquet_files
+from maskmill.pipelines.format.layout import shard_of, shard_path
+from maskmill.pipelines.format.parquet_files import open_parquet, unreadable
+from maskmill.pipelines.format.records import PlannedImage
+from maskmill.pipelines.format.rows import row_from_result, table_from_rows
+from maskmill.pipelines.format.schema import ROW_SCHEMA
+from maskmill.pipelines.format.shards import commit_table, committed_shards, shard_metadata
 from maskmill.pipelines.storage import atomic
 from tests.pipelines.corpora import draw_masks, results
 from tests.pipelines.test_schema import decoded
@@ -187,7 +182,7 @@ def test_the_file(tmp_path):
 
 def test_row_groups_are_capped_in_bytes(tmp_path, monkeypatch):
     """Five images of 40 kB under a cap of 100 kB: two and two and one."""
-    monkeypatch.setattr(shards, "ROW_GROUP_BYTES", 100_000)
+    monkeypatch.setattr(parquet_files, "ROW_GROUP_BYTES", 100_000)
     written = table(5, data=os.urandom(40_000), embed=True)
     commit_table(tmp_path, 0, written, METADATA)
     with pq.ParquetFile(shard_path(tmp_path, 0)) as file:
@@ -198,7 +193,7 @@ def test_row_groups_are_capped_in_bytes(tmp_path, monkeypatch):
 
 
 def test_an_image_over_the_cap_has_a_row_group_of_its_own(tmp_path, monkeypatch):
-    monkeypatch.setattr(shards, "ROW_GROUP_BYTES", 1000)
+    monkeypatch.setattr(parquet_files, "ROW_GROUP_BYTES", 1000)
     commit_table(tmp_path, 0, table(3, data=bytes(5000), embed=True), METADATA)
     with pq.ParquetFile(shard_path(tmp_path, 0)) as file:
         assert file.num_row_groups == 3

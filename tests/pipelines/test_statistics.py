@@ -16,7 +16,7 @@ from maskmill.engine.codes.runs import Runs
 from maskmill.pipelines.cli import main
 from maskmill.pipelines.corpus.reader import Corpus
 from maskmill.pipelines.errors import CorpusError
-from maskmill.pipelines.format.shards import shard_path
+from maskmill.pipelines.format.layout import shard_path
 from maskmill.pipelines.report.coco_statistics import coco_statistics
 from maskmill.pipelines.report.concavity import concavities
 from maskmill.pipelines.report.histogram import Histogram, Tallied

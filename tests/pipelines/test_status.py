@@ -10,9 +10,7 @@ import pytest
 
 from maskmill.pipelines.cli import main
 from maskmill.pipelines.errors import CorpusError
-from maskmill.pipelines.format import run_record
-from maskmill.pipelines.format.plan import PLAN
-from maskmill.pipelines.format.shards import shard_path
+from maskmill.pipelines.format.layout import CORPUS, PLAN, shard_path
 from maskmill.pipelines.generation.status import status_of
 from maskmill.pipelines.storage import lease
 from tests.pipelines.corpora import fill_shard, make_corpus, make_photos, open_corpus
@@ -133,10 +131,10 @@ def test_what_cannot_be_told_is_an_error(tmp_path, damage, capsys):
         for part in (out / PLAN).iterdir():
             part.unlink()
     elif damage == "shard":
-        (out / run_record.CORPUS).unlink()
+        (out / CORPUS).unlink()
         shard_path(out, 1).write_bytes(b"PAR1 and no more")
     elif damage == "totals":
-        (out / run_record.CORPUS).write_text('{"totals": {"ok": 1}}')
+        (out / CORPUS).write_text('{"totals": {"ok": 1}}')
     with pytest.raises(CorpusError):
         status_of(out)
     assert main(["status", str(out)]) == 2

@@ -14,16 +14,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.data import DataLoader, DistributedSampler
 
-from maskmill.pipelines.corpus import order
+from maskmill.pipelines.corpus import windows
 from maskmill.pipelines.corpus.reader import Corpus
 from maskmill.pipelines.corpus.views import View
 from maskmill.pipelines.errors import CorpusError
-from maskmill.pipelines.format import shards
-from maskmill.pipelines.format.plan import open_run
+from maskmill.pipelines.format import parquet_files
 from maskmill.pipelines.format.schema import ROW_SCHEMA
 from maskmill.pipelines.inputs.listing import list_inputs
 from maskmill.pipelines.torch_dataset import stream as torch_dataset
-from maskmill.pipelines.torch_dataset.stream import CorpusImages, CorpusStream, for_detection
+from maskmill.pipelines.torch_dataset.collate import for_detection
+from maskmill.pipelines.torch_dataset.indexed import CorpusImages
+from maskmill.pipelines.torch_dataset.stream import CorpusStream
+from maskmill.pipelines.writing.open import open_run
 from tests.pipelines.corpora import fill_shard, make_corpus, make_photos, make_record
 
 PHOTOS = 17
@@ -34,7 +36,7 @@ def corpus(tmp_path_factory):
     """Six shards of row groups of one or two rows: fifteen images with masks, one without, one rejected."""
     folder = tmp_path_factory.mktemp("torch")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(shards, "ROW_GROUP_BYTES", 1_500)
+        patch.setattr(parquet_files, "ROW_GROUP_BYTES", 1_500)
         return Corpus(make_corpus(make_photos(folder / "photos", PHOTOS), folder / "corpus"))
 
 
@@ -132,7 +134,7 @@ def test_samples_are_the_rows(corpus, view):
 @pytest.mark.filterwarnings("ignore::maskmill.pipelines.corpus.views.ViewWarning")
 def test_batches_are_the_samples(corpus, options, view, monkeypatch):
     """At every size, windows that end in the middle of a batch included."""
-    monkeypatch.setattr(order, "WINDOW_GROUPS", 4)
+    monkeypatch.setattr(windows, "WINDOW_GROUPS", 4)
     options = options | {"view": view, "codes": True, "masks": True, "images": True}
     samples = list(CorpusStream(corpus, **options))
     for size in (1, 3, 100):
@@ -215,7 +217,7 @@ def test_no_sample_twice_and_none_lost(corpus, world, workers, seed, epoch):
 @given(st.none() | st.integers(0, 9), st.integers(0, 16), st.integers(1, 8), st.none() | st.integers(1, 5))
 def test_a_position_can_be_kept_and_taken_up(corpus, seed, taken, groups, batch_size):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(order, "WINDOW_GROUPS", groups)
+        patch.setattr(windows, "WINDOW_GROUPS", groups)
         stream = CorpusStream(corpus, seed=seed, batch_size=batch_size)
         stream.set_epoch(3)
         whole = keys(stream)

@@ -28,11 +28,13 @@ from maskmill.pipelines.config.loading import load_settings
 from maskmill.pipelines.errors import ConfigError, IncompleteRun
 from maskmill.pipelines.labelled.load import LabelledImage, read_labelled
 from maskmill.pipelines.training import batches as training_data
+from maskmill.pipelines.training import recorder
 from maskmill.pipelines.training import train as training
-from maskmill.pipelines.training.batches import TeacherFeatures, TrainingBatches, read_ahead
+from maskmill.pipelines.training.batches import TrainingBatches, read_ahead
 from maskmill.pipelines.training.config import StageConfig, TrainConfig
 from maskmill.pipelines.training.objective import Objective, best_meant
-from maskmill.pipelines.training.recorder import prompts_and_masks
+from maskmill.pipelines.training.recorder import Recorder, prompts_and_masks
+from maskmill.pipelines.training.teacher import TeacherFeatures
 from maskmill.pipelines.training.train import batches, images_digest, to_learn_from, train
 from maskmill.pipelines.training.trainer import Trainer
 
@@ -226,7 +228,7 @@ def test_names_that_are_taken_in_the_output_folder(shapes, tmp_path):
 def test_scores_of_a_run_are_of_every_source(shapes, tmp_path):
     images = [replace(image, source=source) for source in "abcd" for image in read_labelled(shapes) * 30]
     images = [replace(image, image_id=str(number)) for number, image in enumerate(images)]
-    record = training._Record(configuration(shapes, tmp_path, validation_images=20), Mock(), images, Mock())
+    record = Recorder(configuration(shapes, tmp_path, validation_images=20), Mock(), images, Mock())
     assert len(record.validation) == 20
     assert all(image.validates for image in record.validation)
     assert {image.source for image in record.validation} == set("abcd")
@@ -340,12 +342,12 @@ PLAIN = {
 
 def test_a_pasted_object_hides_what_is_below(shapes, teacher_file, monkeypatch):
     images = read_labelled(shapes)
-    monkeypatch.setattr(training_data, "_colour_jitter", lambda pixels, _: pixels)
+    monkeypatch.setattr(training_data, "colour_jitter", lambda pixels, _: pixels)
     options = PLAIN | {"teacher": TeacherFeatures(teacher_file, images)}
     bare_batches = list(TrainingBatches(images, **options))
     negatives = cycle([False, True])  # the photograph as it is, and the one that lends its objects inverted
     jitter = lambda pixels, _: 255 - pixels if next(negatives) else pixels  # noqa: E731
-    monkeypatch.setattr(training_data, "_colour_jitter", jitter)
+    monkeypatch.setattr(training_data, "colour_jitter", jitter)
     kinds = {"pasted": 0, "of the photograph": 0}
     for bare, batch in zip(bare_batches, TrainingBatches(images, **options, paste_share=1.0), strict=True):
         difference = batch.pixels_BCHW[0].int() - bare.pixels_BCHW[0].int()
@@ -392,7 +394,7 @@ def test_a_pasted_object_that_gets_smaller_is_averaged_too(monkeypatch):
     mask[50:250, 50:250] = 1
     donor = Mock(pixels=lambda: striped)
     image = LabelledImage("1", donor, "drawn", (mask_utils.encode(np.asfortranarray(mask)),))
-    monkeypatch.setattr(training_data, "_colour_jitter", lambda pixels, _: pixels)
+    monkeypatch.setattr(training_data, "colour_jitter", lambda pixels, _: pixels)
     monkeypatch.setattr(training_data, "PASTED_SIZE", (0.3, 0.4))
     batches = TrainingBatches([image], **PLAIN | {"size": 128})
     white, valid = np.full((128, 128, 3), 255, np.uint8), np.ones((128, 128), np.uint8)
@@ -460,17 +462,17 @@ def test_only_training_goes_without_the_largest_masks(shapes, tmp_path, monkeypa
     images[images.index(given[0])] = replace(given[0], rles=(whole,))
     seen = {}
 
-    def spy(name, at):
-        function = getattr(training, name)
+    def spy(module, name, at):
+        function = getattr(module, name)
 
         def called(*arguments, **options):
             seen[name] = arguments[at]
             return function(*arguments, **options)
 
-        monkeypatch.setattr(training, name, called)
+        monkeypatch.setattr(module, name, called)
 
-    spy("batches", 1)
-    spy("evaluate", 1)
+    spy(training, "batches", 1)
+    spy(recorder, "evaluate", 1)
     monkeypatch.setattr(training, "read_labelled", lambda *_: images)
     caplog.set_level("INFO")
     train(configuration(shapes, tmp_path, stages=(StageConfig(steps=1, size=64, images=2, masks=2),)))

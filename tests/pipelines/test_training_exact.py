@@ -141,7 +141,7 @@ def test_scores_that_a_kill_prevented_are_made_when_the_run_goes_on(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("maskmill.pipelines.training.train.evaluate", killed)
+        patch.setattr("maskmill.pipelines.training.recorder.evaluate", killed)
         with pytest.raises(KeyboardInterrupt):
             train(config)
     assert started(config).step == 3

@@ -12,7 +12,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from maskmill.pipelines.errors import CorpusError
-from maskmill.pipelines.format import manifest, run_record
+from maskmill.pipelines.format import manifest
+from maskmill.pipelines.format.layout import CORPUS
 from maskmill.pipelines.format.schema import ROW_SCHEMA
 from maskmill.pipelines.storage.json_files import as_bytes, sealed
 from maskmill.pipelines.verification.corpus import verify
@@ -287,7 +288,7 @@ def test_json_of_any_kind(corpus, name, content):
 
 
 def test_the_seal_covers_totals_and_files(corpus):
-    path = corpus / run_record.CORPUS
+    path = corpus / CORPUS
     content = json.loads(path.read_bytes())
     content["totals"]["masks"] += 1
     path.write_bytes(as_bytes(content))
@@ -330,7 +331,7 @@ def test_a_disk_that_fails_at_a_folder(corpus, monkeypatch, name):
 
 def test_numbers_and_lists_that_json_has_and_a_corpus_cannot(corpus):
     """`recorded` reads them for a rerun; what has a matching checksum is no less damaged."""
-    path = corpus / run_record.CORPUS
+    path = corpus / CORPUS
     content = json.loads(path.read_bytes())
     path.write_bytes(as_bytes(sealed({**content, "files": 5})))
     with pytest.raises(CorpusError, match="damaged: its list of files"):
@@ -347,7 +348,7 @@ def test_numbers_and_lists_that_json_has_and_a_corpus_cannot(corpus):
 def test_names_that_no_corpus_has_are_told_and_not_opened(corpus, name):
     """Also by somebody who can seal the file; and what a terminal would obey is shown, not sent."""
     (corpus.parent / "notes.txt").write_text("mine")
-    path = corpus / run_record.CORPUS
+    path = corpus / CORPUS
     content = json.loads(path.read_bytes())
     content["files"].append({"path": name, "bytes": 4, "sha256": "0" * 64})
     path.write_bytes(as_bytes(sealed(content)))

@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from pycocotools import mask as coco
 
-from maskmill.pipelines.format.schema import ANNOTATION, annotation_id
+from maskmill.pipelines.format.ids import annotation_id
+from maskmill.pipelines.format.schema import ANNOTATION
 from maskmill.pipelines.verification import masks as verify_masks
 from maskmill.pipelines.verification.masks import codes_agree, doubtful_rows
 from maskmill.pipelines.verification.rows import mask_problems

@@ -6,7 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from maskmill.engine.codes import single
-from maskmill.pipelines.corpus.views import View, cutout, label_map, mask_nms
+from maskmill.pipelines.corpus.masks import cutout, label_map, mask_nms
+from maskmill.pipelines.corpus.views import View
 from maskmill.pipelines.errors import CorpusError
 
 

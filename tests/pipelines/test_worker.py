@@ -17,14 +17,16 @@ import torch
 from maskmill.engine.records import DROP_REASONS, GeneratedMasks
 from maskmill.pipelines.config.run import load_config
 from maskmill.pipelines.errors import ConfigError, UsageError
-from maskmill.pipelines.format.plan import PlannedImage
-from maskmill.pipelines.format.schema import image_id
-from maskmill.pipelines.format.shards import shard_path
+from maskmill.pipelines.format.ids import image_id
+from maskmill.pipelines.format.layout import shard_path
+from maskmill.pipelines.format.records import PlannedImage, ShardTask
+from maskmill.pipelines.format.tally import Tally
 from maskmill.pipelines.storage import retries
 from maskmill.pipelines.storage.retries import retrying
 from maskmill.pipelines.workers import shard as worker
-from maskmill.pipelines.workers.shard import make_generator, resolve_device, run_shard
-from maskmill.pipelines.workers.tasks import Job, ShardFailure, ShardReceipt, ShardTask, Tally
+from maskmill.pipelines.workers.loading import make_generator, resolve_device
+from maskmill.pipelines.workers.shard import run_shard
+from maskmill.pipelines.workers.tasks import Job, ShardFailure, ShardReceipt
 
 
 @pytest.fixture(autouse=True)

@@ -1,0 +1,92 @@
+"""What a run has left to do: shards that are not there, and refused images of shards that are."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from rich.console import Console
+
+from ..format import manifest, run_record
+from ..format.layout import CORPUS
+from ..format.records import ShardTask
+from ..storage.retries import retrying
+from ..text import one_line
+from ..workers.tasks import ShardFailure
+from ..writing.open import Run
+from ..writing.rejects import refused_images, shard_sha256
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """What this call has to do: shards that are not there, and refused images of shards that are; whether
+    the corpus is closed already.
+    """
+
+    run: Run
+    todo: Sequence[int]
+    again: Mapping[int, frozenset[int]]
+    is_closed: bool
+
+    @property
+    def shards(self) -> list[int]:
+        """The shards to do, in order."""
+        return sorted([*self.todo, *self.again])
+
+    @property
+    def images(self) -> int:
+        """How many images there are to do."""
+        return self.run.plan.size(self.todo) + sum(map(len, self.again.values()))
+
+    def facts(self) -> dict[str, Any]:
+        """What the log of events says of a run that starts."""
+        record, plan = self.run.record, self.run.plan
+        return {
+            "out": str(self.run.out),
+            "images_planned": len(plan),
+            "shards_planned": len(plan.shards),
+            "images_left": self.images,
+            "shards_left": len(self.shards),
+            "config_digest": record.config_digest,
+            "model": record.model_name,
+            "weights_sha256": record.weights_sha256,
+            "version": run_record.software_versions()["maskmill"],
+        }
+
+    def task(self, shard: int) -> ShardTask | ShardFailure:
+        """What a worker is told; a failure where the storage keeps failing that has the plan."""
+        try:
+            return retrying(lambda: self._read_task(shard))
+        except (OSError, MemoryError) as error:
+            return ShardFailure(shard, one_line(error), output=True)
+
+    def _read_task(self, shard: int) -> ShardTask:
+        images = self.run.plan.images(shard)
+        if shard in self.again:
+            chosen = tuple(image for image in images if image.image_id in self.again[shard])
+            return ShardTask(shard, chosen, replaces=shard_sha256(self.run.out, shard))
+        return ShardTask(shard, tuple(images))
+
+
+def work_of(run: Run, retry: Collection[str], console: Console) -> Work:
+    """What is left to do. Where refused images are run again, `corpus.json` goes before any shard changes.
+
+    Tells of it when all is known, since storage that fails has it asked again.
+    """
+    todo = run.todo()
+    there = sorted(set(run.plan.shards) - set(todo))
+    again, classes = refused_images(run.out, there, retry) if retry else ({}, Counter())
+    if again:
+        manifest.reopen(run.out, again)
+    is_closed = (run.out / CORPUS).exists()
+    if there and todo:
+        images = run.plan.size(there)
+        console.print(f"{run.out}: {len(there)} of {len(run.plan.shards)} shards are there ({images} images)")
+    if retry and not again:
+        found = ", ".join(f"{name} ({count})" for name, count in sorted(classes.items())) or "none"
+        console.print(
+            f"{run.out}: no image is refused as {' or '.join(retry)}; the classes there are: {found}"
+        )
+    return Work(run, todo, again, is_closed)

@@ -1,0 +1,36 @@
+"""Workers in processes of their own, as the dispatcher sees them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+
+class WorkerLost(Exception):  # noqa: N818
+    """A worker that will not answer: it died, or its node did. `preempted`: its node was taken away."""
+
+    def __init__(self, reason: str, *, preempted: bool = False) -> None:
+        super().__init__(reason)
+        self.preempted = preempted
+
+
+class Crew(Protocol):
+    """Workers in processes of their own: what the driver asks of Ray. A call's answer comes under its ref."""
+
+    def start(self) -> Any:
+        """A new worker; it may take its time to be placed."""
+
+    def call(self, worker: Any, method: str, *arguments: Any) -> Any:
+        """Call a method of `ShardWorker`; the ref of its answer."""
+
+    def answered(self, refs: Sequence[Any], seconds: float) -> list[Any]:
+        """The refs that have an answer, after at most so many seconds where none has."""
+
+    def answer(self, ref: Any) -> Any:
+        """The answer. Raises WorkerLost; MaskmillError as the worker raised it; else what was a bug there."""
+
+    def end(self, workers: Sequence[Any], refs: Sequence[Any]) -> None:
+        """End workers; return when the calls under way, `refs`, can write no more."""
+
+    def node_lives(self, node: str | None) -> bool:
+        """Whether the node is in the cluster still."""

@@ -1,0 +1,115 @@
+"""`corpus.json`, written last: it closes a corpus with totals and the SHA-256 of every other file.
+
+It holds no time and no place, so that closing twice gives the same bytes.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from concurrent.futures import Executor, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from ...engine.records import DROP_REASONS
+from ..errors import CorpusError
+from ..format.layout import BEFORE, CORPUS, RUN, shard_path
+from ..format.manifest import recorded, refuse_changed
+from ..format.parquet_files import open_parquet, reading
+from ..format.run_record import read_run
+from ..format.schema import FORMAT_NAME, FORMAT_VERSION, STATUSES
+from ..format.shards import committed_shards
+from ..prefetch import in_order
+from ..storage import atomic
+from ..storage.json_files import fingerprint, sealed, write_json
+
+FILES_AT_ONCE = 16
+"""Read side by side where a corpus is closed: a store's answers take tens of milliseconds each."""
+
+
+def finish_corpus(out: Path, shards: range) -> dict[str, Any]:
+    """Write `corpus.json` over whatever was there, once every shard of the plan is committed; returns its
+    contents.
+
+    Reads every file, several at a time. Raises CorpusError where a shard is missing, cannot be read, or is
+    not what was recorded of it before (see `reopen`); no `corpus.json` is written then.
+    """
+    missing = sorted(set(shards) - committed_shards(out))
+    if missing:
+        raise CorpusError(
+            f"{out}: {len(missing)} of {len(shards)} shards are missing, the first is {missing[0]}"
+        )
+    for folder in (out, out / "plan", out / "shards"):
+        atomic.sweep(folder)
+    with ThreadPoolExecutor(FILES_AT_ONCE) as pool:
+        totals = {**_totals(out, shards, read_run(out).digest, pool), "shards": len(shards)}
+        names = _closed_files(out, shards)
+        prints = in_order(pool, lambda name: fingerprint(out / name), names, FILES_AT_ONCE)
+        files = [{"path": name, **done.result()} for name, done in zip(names, prints, strict=True)]
+    refuse_changed(out, recorded(out), {entry["path"]: entry for entry in files})
+    content = sealed(
+        {"format": FORMAT_NAME, "format_version": FORMAT_VERSION, "totals": totals, "files": files}
+    )
+    atomic.replace(out / CORPUS, lambda file: write_json(file, content))
+    atomic.remove(out / BEFORE)
+    return content
+
+
+def _closed_files(out: Path, shards: range) -> list[str]:
+    parts = sorted(path.name for path in (out / "plan").glob("part-*.parquet"))
+    return [RUN, *(f"plan/{name}" for name in parts), *(f"shards/{shard_path(out, s).name}" for s in shards)]
+
+
+def _totals(out: Path, shards: range, digest: str, pool: Executor) -> dict[str, Any]:
+    """Sums over the rows, from the few columns that they need; CorpusError for a shard of another run."""
+    planned = _planned_ids(out, shards)
+
+    def read(shard: int) -> pa.Table:
+        return _counted_columns(shard_path(out, shard), digest, planned[shard])
+
+    statuses: Counter[str] = Counter()
+    drops: Counter[str] = Counter()
+    rejects: Counter[str] = Counter()
+    masks = candidates = 0
+    for done in in_order(pool, read, shards, FILES_AT_ONCE):
+        table = done.result()
+        statuses.update(table["status"].to_pylist())
+        rejects.update(error["class"] for error in table["error"].to_pylist() if error)
+        candidates += sum(table["candidates"].to_pylist())
+        masks += sum(map(len, table["annotations"].to_pylist()))
+        for row in table["drops"].to_pylist():
+            drops.update(row)
+    return {
+        "images": statuses.total(),
+        **{status: statuses[status] for status in STATUSES},
+        "rejects": dict(sorted(rejects.items())),
+        "masks": masks,
+        "candidates": candidates,
+        "drops": {reason: drops[reason] for reason in DROP_REASONS},
+    }
+
+
+def _counted_columns(path: Path, digest: str, planned: npt.NDArray[np.int64]) -> pa.Table:
+    columns = ["image_id", "status", "error.class", "candidates", "drops", "annotations.list.element.id"]
+    with open_parquet(path) as file:
+        with reading(path):
+            table = file.read(columns)
+        same = file.metadata.metadata.get(b"maskmill.run_digest") == digest.encode()
+    if not (same and np.array_equal(table["image_id"].to_numpy(), planned)):
+        raise CorpusError(f"{path}: made by another run; remove it, then run the same command again")
+    return table
+
+
+def _planned_ids(out: Path, shards: range) -> list[npt.NDArray[np.int64]]:
+    """The ids of each shard's images, in plan order."""
+    tables = []
+    for path in sorted((out / "plan").glob("part-*.parquet")):
+        with open_parquet(path) as file, reading(path):
+            tables.append(file.read(["image_id", "shard"]))
+    table = pa.concat_tables(tables)
+    return np.split(
+        table["image_id"].to_numpy(), np.searchsorted(table["shard"].to_numpy(), np.arange(1, len(shards)))
+    )
