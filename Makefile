@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup demo test readers chaos check audit format clean
+.PHONY: setup demo test slow readers chaos check audit format clean
 setup: .venv/installed
 
 # torch first: one package that asked for a looser torch would otherwise pull in gigabytes.
@@ -27,7 +27,12 @@ readers: setup
 	$(BIN)/python -m venv .venv/readers
 	$(BIN)/python -c 'import site; print(site.getsitepackages()[0])' > $$(echo .venv/readers/lib/*/site-packages)/base.pth
 	.venv/readers/bin/pip install --quiet 'datasets>=4.0' 'fiftyone>=1.22' 'pandas>=2.2'
-	.venv/readers/bin/python -m pytest -q -m 'slow or not slow' tests/pipelines/test_consumers_doc.py
+	.venv/readers/bin/python -m pytest -q -m 'slow or not slow' tests/docs/test_consumers.py
+
+# Kills, browsers, compilers, training: all that `make test` leaves out. Wants Chromium (Debian: apt install
+# chromium chromium-driver).
+slow: setup readers
+	$(BIN)/python -m pytest -q -m slow
 
 # Kills, full disks and jumping clocks: about twenty minutes on two cores, and a table at the end.
 chaos: setup

@@ -1,7 +1,7 @@
 """How fast a corpus becomes a COCO JSON, and that memory does not grow with it: two sizes, a process each.
 
-    python benchmarks/bench_export.py --rows 200 800
-    python benchmarks/bench_export.py --rows 30 120 --polygons
+    python -m benchmarks.bench_export --rows 200 800
+    python -m benchmarks.bench_export --rows 30 120 --polygons
 
 Builds corpora of synthetic images of 1500×2250 in a temporary folder, as `bench_verify.py` does, and runs
 `maskmill export --format coco` over each. (SA-1B's files are not measured: most of that is copying
@@ -24,8 +24,6 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks.bench_verify import build
 

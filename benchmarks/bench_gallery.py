@@ -1,6 +1,6 @@
 """How long the gallery's page takes to open in Chromium, until its list can be used.
 
-    python benchmarks/bench_gallery.py --photographs 2000 --masks 100
+    python -m benchmarks.bench_gallery --photographs 2000 --masks 100
 
 Builds a corpus of synthetic photographs in a temporary folder, with a fixed seed, writes its page, and opens
 that page from the disk in a fresh Chromium each time. The list can be used when every photograph in sight has
@@ -17,7 +17,6 @@ import json
 import os
 import platform
 import statistics
-import sys
 import tempfile
 import time
 from importlib import metadata
@@ -30,8 +29,6 @@ from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
-
 from benchmarks.bench_verify import blob
 from maskmill.engine.records import DROP_REASONS
 from maskmill.pipelines.config.run import digest_of
@@ -42,7 +39,7 @@ from maskmill.pipelines.format.shards import commit_table, shard_metadata
 from maskmill.pipelines.gallery.page import write_gallery
 from maskmill.pipelines.writing.close import finish_corpus
 from maskmill.pipelines.writing.open import open_run
-from tests.pipelines.browser import opened_browser
+from tests.support.browser import opened_browser
 
 HEIGHT, WIDTH = 1500, 2250
 IN_SIGHT = (

@@ -1,12 +1,12 @@
 """How the time an image takes grows: with the grid of points, with its pixels, and with its masks.
 
-    python benchmarks/bench_growth.py
+    python -m benchmarks.bench_growth
 
 One photograph (scikit-image's `coffee`, or --image), the bundled weights and their preset, from the array to
 run-length codes, a point of each curve at a time. Beside each stands the floor: the matrix products of the
-network, counted from its shapes (`benchmarks/flops.py`), at the best rate at which this machine multiplies
-matrices. Prints a table for people and JSON on the last line; writes the JSON to benchmarks/results/ and the
-plot to docs/growth.png. Takes about a minute on two CPUs that are otherwise idle.
+network, counted from its shapes (`benchmarks/support/flops.py`), at the best rate at which this machine
+multiplies matrices. Prints a table for people and JSON on the last line; writes the JSON to
+benchmarks/results/ and the plot to docs/growth.png. Takes about a minute on two CPUs that are otherwise idle.
 """
 
 from __future__ import annotations
@@ -33,11 +33,9 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
-
-from benchmarks.arguments import OneLineParser, at_least
-from benchmarks.flops import decoder_flops, encoder_flops, published_decoder_flops
-from benchmarks.machine import Watch, forget_peak, matrix_rate, peak_since, short_name
+from benchmarks.support.arguments import OneLineParser, at_least
+from benchmarks.support.flops import decoder_flops, encoder_flops, published_decoder_flops
+from benchmarks.support.machine import Watch, forget_peak, matrix_rate, peak_since, short_name
 from maskmill.engine import MaskGenerator
 from maskmill.engine.records import GeneratedMasks
 from maskmill.model import SamConfig, load_sam
@@ -88,7 +86,7 @@ def main() -> None:
     given = parser.parse_args()
     try:
         photograph = read_photograph(given.image)
-        from benchmarks.growth_plot import plot
+        from benchmarks.support.growth_plot import plot
     except ImportError as error:
         parser.error(f"expected {error.name}: pip install 'maskmill[bench]'")
     except OSError as error:

@@ -1,6 +1,6 @@
 """What `maskmill generate` costs beside the bare engine: seconds an image in steady state, three ways.
 
-    python benchmarks/bench_overhead.py --images 64 --points 16
+    python -m benchmarks.bench_overhead --images 64 --points 16
 
 Copies of one photograph (scikit-image's `coffee` at 1500×2250, or --image) are turned into masks
 
@@ -38,10 +38,8 @@ from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
-
-from benchmarks.arguments import OneLineParser, at_least
-from benchmarks.machine import Watch
+from benchmarks.support.arguments import OneLineParser, at_least
+from benchmarks.support.machine import Watch
 from maskmill.engine import MaskGenerator
 from maskmill.model import load_sam
 from maskmill.pipelines.config.run import RunConfig, load_config

@@ -1,6 +1,6 @@
 """How long a large collection takes to be planned, and in how much memory: no image is read, none exists.
 
-    .venv/bin/python benchmarks/bench_plan.py --inputs 11000000
+    python -m benchmarks.bench_plan --inputs 11000000
 
 A file list of that many paths, in no order, is written, listed, planned and opened again as a rerun would; a
 process of its own does that, so that its peak of memory is the planner's. Then what every run goes on to do:
@@ -36,7 +36,7 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
         write_list(Path(folder), arguments.inputs)
-        command = [sys.executable, __file__, "--planner", folder]
+        command = [sys.executable, "-m", "benchmarks.bench_plan", "--planner", folder]
         said = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
     measured = {"inputs": arguments.inputs, **json.loads(said.splitlines()[-1])}
     for name, value in measured["stages"].items():

@@ -1,6 +1,6 @@
 """One click on an image that is encoded already: how long until its three masks are there, as logits.
 
-    python benchmarks/bench_point.py --model vit_b --threads 2
+    python -m benchmarks.bench_point --model vit_b --threads 2
 
 The weights are noise: the time depends on the shapes alone. Prints a line for people and one of JSON.
 """
@@ -9,14 +9,10 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 import time
 from dataclasses import replace
-from pathlib import Path
 
 import torch
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from maskmill.model import MODELS, Sam
 

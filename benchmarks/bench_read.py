@@ -1,6 +1,6 @@
 """How fast a corpus is read into PyTorch, beside what Parquet costs by itself.
 
-    python benchmarks/bench_read.py --rows 2000 --masks 100
+    python -m benchmarks.bench_read --rows 2000 --masks 100
 
 Builds a corpus of synthetic images as `bench_verify.py` does, in a temporary folder. Then, by turns and many
 times over, so that what else runs on the machine hits all alike:
@@ -41,11 +41,9 @@ import pyarrow.parquet as pq
 from rich.console import Console
 from rich.table import Table
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
-
-from benchmarks.arguments import OneLineParser, at_least
 from benchmarks.bench_verify import build
-from benchmarks.machine import Watch
+from benchmarks.support.arguments import OneLineParser, at_least
+from benchmarks.support.machine import Watch
 from maskmill.pipelines.corpus.order import Order
 from maskmill.pipelines.corpus.reader import Corpus
 from maskmill.pipelines.format.layout import shard_path

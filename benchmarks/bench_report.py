@@ -1,6 +1,6 @@
 """How fast a corpus's statistics are computed: with and without the convex hulls of its masks.
 
-    python benchmarks/bench_report.py --rows 1200 --masks 100
+    python -m benchmarks.bench_report --rows 1200 --masks 100
 
 Builds the corpus that `bench_verify.py` builds: photographs of 1500×2250, masks with ragged edges whose codes
 have about 600 characters. Prints a table for people and JSON on the last line. Elapsed time includes the
@@ -14,7 +14,6 @@ import json
 import os
 import platform
 import resource
-import sys
 import tempfile
 import time
 from importlib import metadata
@@ -23,8 +22,6 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks.bench_verify import build
 from maskmill.pipelines.report.statistics import corpus_statistics

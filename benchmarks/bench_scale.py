@@ -1,6 +1,6 @@
 """What the driver costs as workers grow in number: shards handed out, answers taken in, deaths mended.
 
-    python benchmarks/bench_scale.py                 # shards of 60 s and of 5 s; eighteen minutes
+    python -m benchmarks.bench_scale                 # shards of 60 s and of 5 s; eighteen minutes
 
 The driver is the real one (`maskmill.pipelines.workers.dispatcher`), with the progress that `maskmill
 generate` shows; the workers are stand-ins: they sleep in place of the network, by turns for the two shards
@@ -44,10 +44,8 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
-
-from benchmarks.arguments import OneLineParser, at_least
-from benchmarks.machine import forget_peak, peak_since, short_name
+from benchmarks.support.arguments import OneLineParser, at_least
+from benchmarks.support.machine import forget_peak, peak_since, short_name
 from maskmill.pipelines.config.run import RunConfig, digest, load_config
 from maskmill.pipelines.format.layout import CORPUS
 from maskmill.pipelines.format.records import ImageRow, PlannedImage, ShardTask

@@ -1,6 +1,6 @@
 """The encoder's part of a training step on the CPU, with attention in parts and with PyTorch's own.
 
-    python benchmarks/bench_training.py --size 512 --images 4
+    python -m benchmarks.bench_training --size 512 --images 4
 
 Forward and backward of noise, in turns within one run; medians. Prints a line for people and one of JSON.
 """
@@ -9,19 +9,15 @@ from __future__ import annotations
 
 import json
 import platform
-import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 from statistics import median
 from unittest import mock
 
 import torch
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
-
-from benchmarks.arguments import OneLineParser, at_least
-from benchmarks.machine import Watch
+from benchmarks.support.arguments import OneLineParser, at_least
+from benchmarks.support.machine import Watch
 from maskmill.model import MODELS
 from maskmill.model.networks import image_encoder
 from maskmill.model.networks.attention import fused, in_parts

@@ -1,6 +1,6 @@
 """How fast a corpus is verified: checksums in bytes, all of it in masks; beside pycocotools, mask by mask.
 
-    python benchmarks/bench_verify.py --rows 1200 --masks 100
+    python -m benchmarks.bench_verify --rows 1200 --masks 100
 
 Builds a corpus of synthetic images of 1500×2250 in a temporary folder, with a fixed seed: blobs with ragged
 edges, whose codes have about 600 characters. Then measures its checksums alone, `maskmill verify`, and, for
@@ -30,8 +30,6 @@ import pyarrow as pa
 from pycocotools import mask as coco
 from rich.console import Console
 from rich.table import Table
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from maskmill.engine.codes import single
 from maskmill.engine.records import DROP_REASONS, MaskRecord

@@ -12,54 +12,76 @@ class GeneratorConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
-    points_per_side: int = Field(32, ge=1, description="Prompts along one side of the image's grid.")
+    points_per_side: int = Field(default=32, ge=1, description="Prompts along one side of the image's grid.")
     points_per_batch: int = Field(
-        8,
+        default=8,
         ge=1,
         description="Prompts decoded together in each lane of a CPU; a GPU goes by its budget.",
     )
     encode_batch: int = Field(
-        1, ge=1, description="Images or crops encoded together; above 1 pays on a GPU only."
+        default=1, ge=1, description="Images or crops encoded together; above 1 pays on a GPU only."
     )
     pred_iou_thresh: float = Field(
-        0.88, ge=0, le=1, description="Masks need a predicted IoU above this, tested before they are drawn."
+        default=0.88,
+        ge=0,
+        le=1,
+        description="Masks need a predicted IoU above this, tested before they are drawn.",
     )
     stability_score_thresh: float = Field(
-        0.95, ge=0, le=1, description="Masks need at least this stability (IoU of tight and loose threshold)."
+        default=0.95,
+        ge=0,
+        le=1,
+        description="Masks need at least this stability (IoU of tight and loose threshold).",
     )
     stability_score_offset: float = Field(
-        1.0, ge=0, description="How far the logits' threshold is moved, both ways, for the stability score."
+        default=1.0,
+        ge=0,
+        description="How far the logits' threshold is moved, both ways, for the stability score.",
     )
     box_nms_thresh: float = Field(
-        0.7, ge=0, le=1, description="In a crop, of two boxes with more IoU than this the better mask stays."
+        default=0.7,
+        ge=0,
+        le=1,
+        description="In a crop, of two boxes with more IoU than this the better mask stays.",
     )
     crop_n_layers: int = Field(
-        0, ge=0, le=6, description="Layers of crops beside the whole image; layer i has 2^i × 2^i crops."
+        default=0,
+        ge=0,
+        le=6,
+        description="Layers of crops beside the whole image; layer i has 2^i × 2^i crops.",
     )
     crop_nms_thresh: float = Field(
-        0.7, ge=0, le=1, description="As box_nms_thresh, between crops; the mask of the smaller crop stays."
+        default=0.7,
+        ge=0,
+        le=1,
+        description="As box_nms_thresh, between crops; the mask of the smaller crop stays.",
     )
     crop_overlap_ratio: float = Field(
-        512 / 1500, ge=0, lt=1, description="Overlap of layer 1's crops, as a share of the shorter side."
+        default=512 / 1500,
+        ge=0,
+        lt=1,
+        description="Overlap of layer 1's crops, as a share of the shorter side.",
     )
     crop_n_points_downscale_factor: int = Field(
-        1, ge=1, description="Layer i has points_per_side / factor^i prompts along a side."
+        default=1, ge=1, description="Layer i has points_per_side / factor^i prompts along a side."
     )
     min_mask_region_area: int = Field(
-        0, ge=0, description="Holes and islands of a mask with fewer pixels are filled and removed; 0 is off."
+        default=0,
+        ge=0,
+        description="Holes and islands of a mask with fewer pixels are filled and removed; 0 is off.",
     )
     drop_small_masks: bool = Field(
-        False,
+        default=False,
         description="With min_mask_region_area: drop masks whose largest part is smaller.",
     )
     max_mask_area_fraction: float | None = Field(
-        None,
+        default=None,
         gt=0,
         le=1,
         description="Masks of at least this share of the image are dropped; null keeps them.",
     )
     device_budget_bytes: int = Field(
-        8 << 30,
+        default=8 << 30,
         ge=1 << 20,
         description="GPU memory, beside weights and encoder, that decides how much is worked on together.",
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 
 _USER = re.compile(r"(://)(?:[^/\s]+|[^/\s@]*:[^\s@]*)@")  # a password may have a `/`
+_ESCAPES = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
 _SIGNED = re.compile(
     r"([?&](?:X-(?:Amz|Goog)-[\w-]+|AWSAccessKeyId|Signature|Key-Pair-Id|Policy|access_token|token|sig)=)[^&\s'\"]+",
     re.IGNORECASE,
@@ -14,6 +15,11 @@ _SIGNED = re.compile(
 def visible(text: str) -> str:
     r"""The text with everything that would break a line or steer a terminal written out, a newline as \n."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def without_escapes(text: str) -> str:
+    """The text without the codes that colour it on a terminal."""
+    return _ESCAPES.sub("", text)
 
 
 def redacted(text: str) -> str:

@@ -1,8 +1,9 @@
 """What `docs/security.md` promises: nothing that is read runs code, and no secret is printed.
 
-Elsewhere: a malicious checkpoint (`tests/model/test_checkpoint.py`), tags in YAML (`tests/pipelines/
-test_config.py`), malformed run-length codes (`tests/engine/test_rle.py`), names in a `corpus.json` that lead
-out of the corpus (`tests/pipelines/test_verify.py`), addresses with passwords (`tests/pipelines/test_s3.py`).
+Elsewhere: a malicious checkpoint (`tests/model/checkpoints/test_loading.py`), tags in YAML
+(`tests/pipelines/config/ test_config.py`), malformed run-length codes (`tests/engine/codes/test_single.py`),
+names in a `corpus.json` that lead out of the corpus (`tests/pipelines/verification/test_corpus.py`),
+addresses with passwords (`tests/pipelines/storage/test_s3.py`).
 """
 
 import ast

@@ -21,8 +21,8 @@ shapes 45,000 multiplications a cell for 100,000, and arrays of 56 or 112 number
 
 It is linear algebra, exact up to rounding, and ordinary autograd goes through it. In fp32 on a CPU, without
 gradients, the loops over the cells are compiled (`model.kernels.cells`). Axis letters are those of
-`transformer`; S = N·T counts through heads and tokens, M through the heads of all exchanges so far, R = M·T
-through their tokens.
+`two_way_transformer`; S = N·T counts through heads and tokens, M through the heads of all exchanges so far, R
+= M·T through their tokens.
 """
 
 from __future__ import annotations

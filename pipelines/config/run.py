@@ -24,15 +24,17 @@ class ModelConfig(Section):
     """Which network, which weights, where and how precisely."""
 
     name: Literal["nano", "vit_b", "vit_l", "vit_h", "vit_t"] = Field(
-        "nano", description="Size of the network."
+        default="nano", description="Size of the network."
     )
     checkpoint: str | None = Field(
-        None, description="File of weights; null takes the bundled ones (nano) or those in the cache."
+        default=None, description="File of weights; null takes the bundled ones (nano) or those in the cache."
     )
-    precision: Literal["fp32", "bf16"] = Field("fp32", description="fp32 is exact, bf16 is fast.")
-    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto takes a GPU where there is one.")
+    precision: Literal["fp32", "bf16"] = Field(default="fp32", description="fp32 is exact, bf16 is fast.")
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        default="auto", description="auto takes a GPU where there is one."
+    )
     compile: bool = Field(
-        False, description="Fuse the image encoder by torch.compile: a minute or more at each start."
+        default=False, description="Fuse the image encoder by torch.compile: a minute or more at each start."
     )
 
 
@@ -40,17 +42,18 @@ class InputConfig(Section):
     """What counts as a photograph."""
 
     max_pixels: int = Field(
-        MAX_PIXELS,
+        default=MAX_PIXELS,
         ge=1,
         description="Larger images are rejected, by their header, before anything is allocated.",
     )
     extensions: tuple[str, ...] = Field(
-        IMAGE_EXTENSIONS,
+        default=IMAGE_EXTENSIONS,
         min_length=1,
         description="Files taken from a folder or a tar file: those ending so, in any case.",
     )
     image_column: str | None = Field(
-        None, description="Column of Parquet inputs with the images; null: image, or the only one of bytes."
+        default=None,
+        description="Column of Parquet inputs with the images; null: image, or the only one of bytes.",
     )
 
 
@@ -58,27 +61,38 @@ class ClusterConfig(Section):
     """How the work is placed and watched; decides no row."""
 
     gpus_per_worker: float | None = Field(
-        None,
+        default=None,
         ge=0,
         description="GPUs a worker reserves, fractions allowed; null: 1 where the cluster has any, else 0.",
     )
     min_workers: int = Field(
-        1, ge=1, description="No shard is handed out before so many workers are ready; more may come later."
+        default=1,
+        ge=1,
+        description="No shard is handed out before so many workers are ready; more may come later.",
     )
     shards_in_flight: int = Field(
-        2, ge=1, le=8, description="Shards a worker holds at once, so that decoding overlaps with computing."
+        default=2,
+        ge=1,
+        le=8,
+        description="Shards a worker holds at once, so that decoding overlaps with computing.",
     )
-    images_ahead: int = Field(2, ge=1, le=64, description="Images of a shard decoded before they are needed.")
+    images_ahead: int = Field(
+        default=2, ge=1, le=64, description="Images of a shard decoded before they are needed."
+    )
     stall_seconds: float = Field(
-        1800,
+        default=1800,
         gt=0,
         description="A shard that finishes no image for this long is taken from its worker, which is killed.",
     )
     start_seconds: float = Field(
-        900, gt=0, description="A worker that is placed but has not loaded its weights by then is replaced."
+        default=900,
+        gt=0,
+        description="A worker that is placed but has not loaded its weights by then is replaced.",
     )
     grace_seconds: float = Field(
-        20, ge=0, description="After Ctrl-C or SIGTERM the shards in hand may finish within this time."
+        default=20,
+        ge=0,
+        description="After Ctrl-C or SIGTERM the shards in hand may finish within this time.",
     )
 
 
@@ -86,21 +100,25 @@ class BreakerConfig(Section):
     """When a run stops by itself, since something is wrong that no image can help; decides no row."""
 
     rejected_share: float = Field(
-        0.5,
+        default=0.5,
         ge=0,
         le=1,
         description="Stop when more than this share of the run's images is refused; 1: never.",
     )
     min_images: int = Field(
-        100, ge=1, description="Images that a run commits before its share is looked at, shard by shard."
+        default=100,
+        ge=1,
+        description="Images that a run commits before its share is looked at, shard by shard.",
     )
     worker_deaths: int = Field(
-        10,
+        default=10,
         ge=1,
         description="Stop when this many workers for each slot died in a row, over different images.",
     )
     unwritten_shards: int = Field(
-        3, ge=1, description="Stop when the corpus's storage failed for this many shards a worker in a row."
+        default=3,
+        ge=1,
+        description="Stop when the corpus's storage failed for this many shards a worker in a row.",
     )
 
 
@@ -111,16 +129,16 @@ class RunConfig(Section):
     generator: GeneratorConfig = GeneratorConfig()
     input: InputConfig = InputConfig()
     shard_size: int = Field(
-        64, ge=1, le=100_000, description="Images in a shard, the unit of work and of commit."
+        default=64, ge=1, le=100_000, description="Images in a shard, the unit of work and of commit."
     )
-    embed_images: bool = Field(False, description="Keep each image's own bytes in its row.")
+    embed_images: bool = Field(default=False, description="Keep each image's own bytes in its row.")
     workers: int | None = Field(
-        None,
+        default=None,
         ge=0,
         description="Worker processes at most; null: one a GPU, or 2 CPUs; 0: this process, without Ray.",
     )
     threads_per_worker: int | None = Field(
-        None, ge=1, description="CPU threads of each worker; null: the machine's CPUs shared evenly."
+        default=None, ge=1, description="CPU threads of each worker; null: the machine's CPUs shared evenly."
     )
     cluster: ClusterConfig = ClusterConfig()
     breaker: BreakerConfig = BreakerConfig()

@@ -47,25 +47,27 @@ class StageConfig(Section):
     size: int = Field(
         ge=64, multiple_of=16, description="Side of the training squares, in pixels; whole patches."
     )
-    images: int = Field(6, ge=1, description="Photographs a step, of all processes together.")
-    masks: int = Field(16, ge=1, description="Masks a photograph a step.")
+    images: int = Field(default=6, ge=1, description="Photographs a step, of all processes together.")
+    masks: int = Field(default=16, ge=1, description="Masks a photograph a step.")
     zoom: tuple[PositiveFloat, PositiveFloat] = Field(
-        (0.1, 2.0), description="Longer side of the jittered photograph, in sides of the square: from, to."
+        default=(0.1, 2.0),
+        description="Longer side of the jittered photograph, in sides of the square: from, to.",
     )
     augment: bool = Field(
-        True, description="false: no jitter, no flips, no change of colour; the square's whole side is used."
+        default=True,
+        description="false: no jitter, no flips, no change of colour; the square's whole side is used.",
     )
     train: Literal["all", "encoder", "decoder"] = Field(
-        "all",
+        default="all",
         description="encoder: on the auxiliary losses, with no masks drawn; decoder: it and the prompt "
         "encoder, the image encoder is frozen.",
     )
     focal_weight: float | None = Field(
-        None, ge=0, description="In place of the run's: without much of it masks become decided."
+        default=None, ge=0, description="In place of the run's: without much of it masks become decided."
     )
-    iou_target: Literal["prompt", "point"] | None = Field(None, description="In place of the run's.")
+    iou_target: Literal["prompt", "point"] | None = Field(default=None, description="In place of the run's.")
     area_power: float = Field(
-        0.0, ge=0, le=1, description="A mask is drawn with a chance by its area to this power."
+        default=0.0, ge=0, le=1, description="A mask is drawn with a chance by its area to this power."
     )
 
     @field_validator("zoom")
@@ -83,99 +85,120 @@ class TrainConfig(Section):
         description="Labelled images: a folder of tables, a COCO JSON, a folder of SA-1B, or a corpus."
     )
     photographs: LocalPath | None = Field(
-        None, description="Folder of a COCO JSON's photographs; null: the one that it lies in."
+        default=None, description="Folder of a COCO JSON's photographs; null: the one that it lies in."
     )
     out: LocalPath = Field(description="Folder for checkpoints, TensorBoard logs and weights.")
-    model: Literal["nano", "vit_b", "vit_l", "vit_h"] = Field("nano", description="Size of the network.")
+    model: Literal["nano", "vit_b", "vit_l", "vit_h"] = Field(
+        default="nano", description="Size of the network."
+    )
     stages: tuple[StageConfig, ...] = Field(min_length=1, description="The schedule, in order.")
     source_weights: dict[str, NonNegativeFloat] = Field(
-        {}, description="How often a source's images are drawn: 0 never; sources not named count 1."
+        default={}, description="How often a source's images are drawn: 0 never; sources not named count 1."
     )
     largest_mask: float = Field(
-        0.9,
+        default=0.9,
         gt=0,
         le=1,
         description="Masks that cover a larger share of their photograph are left out. (A square that shows "
         "nothing else still has itself asked for.)",
     )
     paste_share: float = Field(
-        0.0, ge=0, le=1, description="Share of squares with objects of another photograph pasted on."
+        default=0.0, ge=0, le=1, description="Share of squares with objects of another photograph pasted on."
     )
-    grey_share: float = Field(0.0, ge=0, le=1, description="Share of squares without colour.")
+    grey_share: float = Field(default=0.0, ge=0, le=1, description="Share of squares without colour.")
     centre_share: float = Field(
-        0.0,
+        default=0.0,
         ge=0,
         le=1,
         description="Share of first clicks in the middle of their mask; the rest anywhere in it.",
     )
-    learning_rate: float = Field(8e-4, gt=0, description="Peak of the schedule, after a linear warm-up.")
-    warmup_steps: int = Field(250, ge=1, description="Steps of linear warm-up.")
-    schedule: Literal["steps", "cosine"] = Field(
-        "steps", description="How the rate falls: to a tenth at each of drop_at, or along a cosine to 1 %."
+    learning_rate: float = Field(
+        default=8e-4, gt=0, description="Peak of the schedule, after a linear warm-up."
     )
-    drop_at: tuple[float, ...] = Field((2 / 3, 0.963), description="Shares of all steps; for steps.")
+    warmup_steps: int = Field(default=250, ge=1, description="Steps of linear warm-up.")
+    schedule: Literal["steps", "cosine"] = Field(
+        default="steps",
+        description="How the rate falls: to a tenth at each of drop_at, or along a cosine to 1 %.",
+    )
+    drop_at: tuple[float, ...] = Field(default=(2 / 3, 0.963), description="Shares of all steps; for steps.")
     layer_decay: float = Field(
-        0.8, gt=0, le=1, description="Each block of the encoder learns at so much of the next one's rate."
+        default=0.8,
+        gt=0,
+        le=1,
+        description="Each block of the encoder learns at so much of the next one's rate.",
     )
     weight_decay: float = Field(
-        0.1, ge=0, description="On all that has two axes or more: not on biases and norms."
+        default=0.1, ge=0, description="On all that has two axes or more: not on biases and norms."
     )
-    beta2: float = Field(0.999, ge=0, lt=1, description="AdamW's memory of squared gradients.")
+    beta2: float = Field(default=0.999, ge=0, lt=1, description="AdamW's memory of squared gradients.")
     drop_path: float = Field(
-        0.4,
+        default=0.4,
         ge=0,
         lt=1,
         description="Chance that a photograph goes without the last block's attention, or its MLP; a smaller "
         "one for those before.",
     )
     accumulate: int = Field(
-        1, ge=1, description="Parts in which a process works on its share of a step, to save memory."
+        default=1, ge=1, description="Parts in which a process works on its share of a step, to save memory."
     )
     optimizer: Literal["adamw", "muon"] = Field(
-        "adamw",
+        default="adamw",
         description="muon takes the transformers' matrices and leaves the rest to AdamW.",
     )
-    clip_norm: float = Field(1.0, gt=0, description="Largest norm of the gradient.")
-    focal_weight: float = Field(20.0, ge=0, description="Weight of the focal loss beside dice's 1.")
+    clip_norm: float = Field(default=1.0, gt=0, description="Largest norm of the gradient.")
+    focal_weight: float = Field(default=20.0, ge=0, description="Weight of the focal loss beside dice's 1.")
     iou_target: Literal["prompt", "point"] = Field(
-        "prompt",
+        default="prompt",
         description="point: a click's predicted IoU is that with the best of the image's masks that hold it, "
         "unless it was put in the middle of its own.",
     )
-    iou_weight: float = Field(1.0, ge=0, description="Weight of the predicted IoU's squared error.")
-    contrast_weight: float = Field(0.0, ge=0, description="Weight of the encoder's auxiliary loss.")
+    iou_weight: float = Field(default=1.0, ge=0, description="Weight of the predicted IoU's squared error.")
+    contrast_weight: float = Field(default=0.0, ge=0, description="Weight of the encoder's auxiliary loss.")
     teacher_features: LocalPath | None = Field(
-        None,
+        default=None,
         description="Feature maps for the encoder to imitate (examples/teacher_features.py); null: none.",
     )
-    teacher_weight: float = Field(1.0, ge=0, description="Weight of imitating them.")
+    teacher_weight: float = Field(default=1.0, ge=0, description="Weight of imitating them.")
     prompts: Literal["interaction", "simple"] = Field(
-        "interaction",
+        default="interaction",
         description="interaction: rounds of clicks and mask prompts; simple: one prompt, of a kind a step.",
     )
-    clicks: int = Field(8, ge=0, description="Rounds of an interaction with a click on what is wrong.")
-    refine: bool = Field(True, description="Two rounds more that bring no click (without clicks: one).")
-    single_mask_for_boxes: bool = Field(
-        False, description="In an interaction: the single-mask token answers boxes, too."
+    clicks: int = Field(
+        default=8, ge=0, description="Rounds of an interaction with a click on what is wrong."
     )
-    recompute: bool = Field(False, description="Compute rounds twice, to save memory.")
+    refine: bool = Field(
+        default=True, description="Two rounds more that bring no click (without clicks: one)."
+    )
+    single_mask_for_boxes: bool = Field(
+        default=False, description="In an interaction: the single-mask token answers boxes, too."
+    )
+    recompute: bool = Field(default=False, description="Compute rounds twice, to save memory.")
     box_share: float = Field(
-        0.5, ge=0, le=1, description="Share of masks whose first prompt is a box; simple: share of steps."
+        default=0.5,
+        ge=0,
+        le=1,
+        description="Share of masks whose first prompt is a box; simple: share of steps.",
     )
     points_share: float = Field(
-        0.15, ge=0, le=1, description="Share of steps prompted with several points; for simple."
+        default=0.15, ge=0, le=1, description="Share of steps prompted with several points; for simple."
     )
-    ema_decay: float = Field(0.998, ge=0, lt=1, description="Decay of the averaged weights, a step.")
-    precision: Literal["fp32", "bf16"] = Field("bf16", description="bf16 runs matrix products in bfloat16.")
-    device: str = Field("cpu", pattern=r"^(cpu|cuda(:\d+)?)$", description="cpu, cuda or cuda:N.")
+    ema_decay: float = Field(default=0.998, ge=0, lt=1, description="Decay of the averaged weights, a step.")
+    precision: Literal["fp32", "bf16"] = Field(
+        default="bf16", description="bf16 runs matrix products in bfloat16."
+    )
+    device: str = Field(default="cpu", pattern=r"^(cpu|cuda(:\d+)?)$", description="cpu, cuda or cuda:N.")
     initial: LocalPath | None = Field(
-        None, description="Weights to start from, and their shapes; null starts from nothing."
+        default=None, description="Weights to start from, and their shapes; null starts from nothing."
     )
-    seed: int = Field(0, ge=0, lt=2**63, description="Decides initial weights, batches and prompts.")
-    loader_workers: int = Field(1, ge=0, description="Processes that prepare batches.")
-    checkpoint_every: int = Field(200, ge=1, description="Steps between checkpoints.")
-    evaluate_every: int = Field(400, ge=1, description="Steps between evaluations on the validation images.")
-    validation_images: int = Field(60, ge=1, description="Validation images looked at while training.")
+    seed: int = Field(default=0, ge=0, lt=2**63, description="Decides initial weights, batches and prompts.")
+    loader_workers: int = Field(default=1, ge=0, description="Processes that prepare batches.")
+    checkpoint_every: int = Field(default=200, ge=1, description="Steps between checkpoints.")
+    evaluate_every: int = Field(
+        default=400, ge=1, description="Steps between evaluations on the validation images."
+    )
+    validation_images: int = Field(
+        default=60, ge=1, description="Validation images looked at while training."
+    )
 
     @model_validator(mode="after")
     def _whole_parts(self) -> TrainConfig:

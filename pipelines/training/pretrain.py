@@ -56,21 +56,29 @@ class PretrainConfig(Section):
 
     data: LocalPath = Field(description="Folder of photographs, with or without folders in it.")
     out: LocalPath = Field(description="Folder for the checkpoint and the weights.")
-    model: Literal["nano", "vit_b", "vit_l", "vit_h"] = Field("nano", description="Size of the network.")
-    steps: int = Field(ge=1, description="Optimiser steps.")
-    size: int = Field(256, ge=64, multiple_of=16, description="Side of the squares, in pixels.")
-    images: int = Field(64, ge=1, description="Photographs a step.")
-    hidden_share: float = Field(0.75, gt=0, lt=1, description="Share of the patches that is hidden.")
-    learning_rate: float = Field(6e-4, gt=0, description="Peak: a linear warm-up, then a cosine to 0.")
-    warmup_steps: int = Field(100, ge=1, description="Steps of linear warm-up.")
-    weight_decay: float = Field(
-        0.05, ge=0, description="On all that has two axes or more: not on biases and norms."
+    model: Literal["nano", "vit_b", "vit_l", "vit_h"] = Field(
+        default="nano", description="Size of the network."
     )
-    precision: Literal["fp32", "bf16"] = Field("bf16", description="bf16 runs matrix products in bfloat16.")
-    device: str = Field("cpu", pattern=r"^(cpu|cuda(:\d+)?)$", description="cpu, cuda or cuda:N.")
-    seed: int = Field(0, ge=0, lt=2**63, description="Decides initial weights, squares and what is hidden.")
-    loader_workers: int = Field(1, ge=0, description="Processes that prepare batches.")
-    checkpoint_every: int = Field(200, ge=1, description="Steps between checkpoints.")
+    steps: int = Field(ge=1, description="Optimiser steps.")
+    size: int = Field(default=256, ge=64, multiple_of=16, description="Side of the squares, in pixels.")
+    images: int = Field(default=64, ge=1, description="Photographs a step.")
+    hidden_share: float = Field(default=0.75, gt=0, lt=1, description="Share of the patches that is hidden.")
+    learning_rate: float = Field(
+        default=6e-4, gt=0, description="Peak: a linear warm-up, then a cosine to 0."
+    )
+    warmup_steps: int = Field(default=100, ge=1, description="Steps of linear warm-up.")
+    weight_decay: float = Field(
+        default=0.05, ge=0, description="On all that has two axes or more: not on biases and norms."
+    )
+    precision: Literal["fp32", "bf16"] = Field(
+        default="bf16", description="bf16 runs matrix products in bfloat16."
+    )
+    device: str = Field(default="cpu", pattern=r"^(cpu|cuda(:\d+)?)$", description="cpu, cuda or cuda:N.")
+    seed: int = Field(
+        default=0, ge=0, lt=2**63, description="Decides initial weights, squares and what is hidden."
+    )
+    loader_workers: int = Field(default=1, ge=0, description="Processes that prepare batches.")
+    checkpoint_every: int = Field(default=200, ge=1, description="Steps between checkpoints.")
 
     def learning_rate_at(self, step: int) -> float:
         """Linear warm-up, then a cosine."""

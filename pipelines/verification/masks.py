@@ -6,7 +6,7 @@ background, a run of foreground), so that the differences that COCO writes are u
 for each kind of run. Areas are sums of runs; a box needs the first and the last run, and the image row that
 each starts in. The scratch memory is that of a piece, not of a row group.
 
-What is said here is one-sided: a row that is not in doubt is sound in all that `verify_rows.mask_problems`
+What is said here is one-sided: a row that is not in doubt is sound in all that `rows.mask_problems`
 looks at, and a row in doubt is for that function to say, which reads each mask by itself.
 """
 

@@ -21,6 +21,7 @@ from ..errors import MaskmillError, UsageError
 from ..format.records import ShardTask
 from ..format.tally import Tally
 from ..machine import usable_cpus
+from ..text import without_escapes
 from .crew import WorkerLost
 from .dispatcher import Dispatcher
 from .events import Watcher, Watchers
@@ -163,6 +164,17 @@ def instrument(metric: Metric, run: str) -> Instrument:
     return shown(Histogram(metric.name, metric.description, list(metric.boundaries), labels).observe)
 
 
+def _not_loaded(reason: str) -> Exception:
+    """The error for a worker whose process could not load `ShardWorker`, by what was raised there last."""
+    last = reason.strip().splitlines()[-1].strip()
+    if last.startswith("MemoryError"):
+        return WorkerLost(last)
+    return UsageError(
+        f"a worker cannot import maskmill: {last}: does a file or folder called maskmill hide it there, in "
+        "the folder that the command was started in, or is it missing on that node, or of another version?"
+    )
+
+
 class ShardWorker:
     """The actor: weights loaded once, then shard after shard."""
 
@@ -258,7 +270,10 @@ class RayCrew:
                 raise error.cause from None
             raise
         except RayError as error:
-            raise WorkerLost(str(error), preempted=getattr(error, "preempted", False)) from None
+            reason = without_escapes(str(error))
+            if getattr(error, "actor_init_failed", False):  # the constructor does nothing that could fail
+                raise _not_loaded(reason) from None
+            raise WorkerLost(reason, preempted=getattr(error, "preempted", False)) from None
 
     def end(self, workers: Sequence[Any], refs: Sequence[Any]) -> None:
         """Kill the actors; each call of a dead one is answered with its death."""

@@ -7,7 +7,8 @@ import sys
 import pytest
 from PIL import Image
 
-from benchmarks import bench_growth, bench_overhead, growth_plot
+from benchmarks import bench_growth, bench_overhead
+from benchmarks.support import growth_plot
 
 
 @pytest.mark.parametrize(

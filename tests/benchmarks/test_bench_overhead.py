@@ -6,7 +6,7 @@ import pytest
 
 from benchmarks.bench_overhead import all_quiet, middle, time_commits
 from maskmill.pipelines.format.layout import shard_path
-from tests.pipelines.corpora import make_corpus, make_photos
+from tests.support.corpora import make_corpus, make_photos
 
 SECOND = 1_000_000_000
 

@@ -7,7 +7,7 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode, bmm_flop
 
-from benchmarks.flops import TOKENS, decoder_flops, encoder_flops, published_decoder_flops
+from benchmarks.support.flops import TOKENS, decoder_flops, encoder_flops, published_decoder_flops
 from maskmill.model import MODELS, Sam
 from maskmill.model.kernels import cells
 from maskmill.pipelines.bench.released import released_generator
@@ -39,15 +39,6 @@ def counted(work):
     with counter, sdpa_kernel(SDPBackend.MATH), torch.no_grad():
         result = work()
     return counter.get_total_flops(), result
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Two wait for each other where other programs are at work; what is counted is the same."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

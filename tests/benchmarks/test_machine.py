@@ -5,7 +5,7 @@ import threading
 
 import pytest
 
-from benchmarks.machine import Watch, forget_peak, matrix_rate, peak_since, short_name
+from benchmarks.support.machine import Watch, forget_peak, matrix_rate, peak_since, short_name
 
 
 @pytest.mark.parametrize(

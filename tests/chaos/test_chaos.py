@@ -27,7 +27,6 @@ from PIL import Image
 from skimage import data
 
 from tests.chaos.conftest import SURVIVED
-from tests.pipelines.conftest import tiny_settings, tiny_weights  # noqa: F401  (fixtures)
 
 pytestmark = pytest.mark.slow
 
@@ -119,7 +118,7 @@ def end_group(process: subprocess.Popen[str]) -> None:
 
 
 @pytest.fixture(scope="session")
-def undisturbed(collection, tiny_settings, tmp_path_factory) -> pa.Table:  # noqa: F811
+def undisturbed(collection, tiny_settings, tmp_path_factory) -> pa.Table:
     scene = Scene(collection, tiny_settings, tmp_path_factory.mktemp("undisturbed") / "corpus")
     assert scene.run() == 0, scene.said
     rows = scene.rows()
@@ -129,7 +128,7 @@ def undisturbed(collection, tiny_settings, tmp_path_factory) -> pa.Table:  # noq
 
 
 @pytest.fixture
-def scene(collection, tiny_settings, tmp_path) -> Iterator[Scene]:  # noqa: F811
+def scene(collection, tiny_settings, tmp_path) -> Iterator[Scene]:
     scene = Scene(collection, tiny_settings, tmp_path / "corpus")
     yield scene
     for process in scene.started:  # a test that fails leaves none to disturb the next

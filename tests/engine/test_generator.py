@@ -14,22 +14,8 @@ from maskmill.engine import DROP_REASONS, GeneratedMasks, GeneratorConfig, MaskG
 from maskmill.engine.codes import single
 from maskmill.engine.runtime.accounting import STAGES
 from maskmill.engine.runtime.batching import in_batches
-from maskmill.model.config import SamConfig
 from maskmill.model.networks.sam import Sam
-
-TINY = SamConfig(
-    img_size=64,
-    embed_dim=16,
-    depth=1,
-    num_heads=2,
-    window_size=2,
-    global_attn_indexes=(0,),
-    out_chans=32,
-    decoder_mlp_dim=32,
-    decoder_num_heads=4,
-    iou_head_hidden_dim=16,
-)
-OPEN = GeneratorConfig(points_per_side=4, pred_iou_thresh=0, stability_score_thresh=0, box_nms_thresh=1)
+from tests.support.tiny import OPEN, tiny
 
 
 class ConstantSam(Sam):
@@ -39,16 +25,6 @@ class ConstantSam(Sam):
 
     def draw(self, decoded, prompt_K, token_K):
         return torch.full_like(super().draw(decoded, prompt_K, token_K), self.logit)
-
-
-def tiny(kind: type[Sam] = Sam) -> Sam:
-    """Random weights whose masks have firm edges."""
-    torch.manual_seed(0)
-    sam = kind(TINY).eval()
-    with torch.no_grad():
-        for mlp in sam.mask_decoder.output_hypernetworks_mlps:
-            mlp.layers[-1].weight *= 1000
-    return sam
 
 
 @pytest.fixture(scope="module")

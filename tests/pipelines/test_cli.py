@@ -14,7 +14,7 @@ from maskmill.pipelines.cli import main
 from maskmill.pipelines.errors import IncompleteRun, MaskmillError
 from maskmill.pipelines.format.layout import shard_path
 from maskmill.pipelines.format.schema import ROW_SCHEMA
-from tests.pipelines.corpora import make_corpus, make_photos
+from tests.support.corpora import make_corpus, make_photos
 
 
 @pytest.mark.parametrize(

@@ -11,8 +11,8 @@ from maskmill.pipelines.cli import main
 from maskmill.pipelines.corpus.reader import Corpus
 from maskmill.pipelines.errors import InputRejected
 from maskmill.pipelines.text import visible
-from tests.pipelines.corpora import make_corpus
-from tests.pipelines.image_files import encoded, smooth
+from tests.support.corpora import make_corpus
+from tests.support.image_files import encoded, smooth
 
 NAMES = [
     b"line\nbreak.png",

@@ -1,0 +1,219 @@
+"""What a user installs: one package, the same files however it was built, and right among files of the user's
+own that have our folders' names.
+"""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import sysconfig
+import tarfile
+import venv
+import zipfile
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+ROOT = Path(__file__).parents[1]
+NOT_OURS = (".git", ".venv", "out", "runs", "dist", "__pycache__", ".*_cache", ".hypothesis", "*.egg-info")
+FOLDERS = ("configs", "engine", "model", "pipelines")
+
+
+def build(kind, tree, out):
+    command = [sys.executable, "-m", "hatchling", "build", "--target", kind, "--directory", str(out)]
+    subprocess.run(command, cwd=tree, check=True, capture_output=True)
+    (built,) = out.iterdir()
+    return built
+
+
+@pytest.fixture(scope="module")
+def tree(tmp_path_factory) -> Path:
+    """The checkout, links and all, without what git does not know."""
+    folder = tmp_path_factory.mktemp("tree") / "maskmill"
+    return Path(shutil.copytree(ROOT, folder, symlinks=True, ignore=shutil.ignore_patterns(*NOT_OURS)))
+
+
+@pytest.fixture(scope="module")
+def wheel(tree, tmp_path_factory) -> Path:
+    return build("wheel", tree, tmp_path_factory.mktemp("wheel"))
+
+
+@pytest.fixture(scope="module")
+def installed(wheel, tmp_path_factory) -> Path:
+    """An environment with the wheel in it; what it depends on comes from the one that runs the tests."""
+    folder = tmp_path_factory.mktemp("installed")
+    venv.create(folder, symlinks=True)
+    (packages,) = folder.glob("lib/python*/site-packages")
+    (packages / "dependencies.pth").write_text(sysconfig.get_path("purelib"))
+    pip = [sys.executable, "-m", "pip", "--python", str(folder / "bin/python"), "install", "--quiet"]
+    subprocess.run([*pip, "--no-deps", "--no-index", str(wheel)], check=True, capture_output=True)
+    for path in (packages / "maskmill").rglob("*.py"):
+        take_along_what_is_compiled(ROOT / path.relative_to(packages / "maskmill"), path)
+    return folder
+
+
+def take_along_what_is_compiled(source, installed):
+    """Numba's files of a module, whose source has to be as old: a quarter of a minute of compiling saved."""
+    if source.exists():
+        os.utime(installed, ns=(source.stat().st_atime_ns, source.stat().st_mtime_ns))
+        for kept in source.parent.glob(f"__pycache__/{source.stem}.*.nb[ic]"):
+            (installed.parent / "__pycache__").mkdir(exist_ok=True)
+            shutil.copy2(kept, installed.parent / "__pycache__")
+
+
+def files_of(wheel):
+    """Name and checksum of each file."""
+    with zipfile.ZipFile(wheel) as archive:
+        return {entry.filename: entry.CRC for entry in archive.infolist()}
+
+
+def test_the_wheel_is_one_package_with_every_file_in_it(wheel, tree):
+    names = set(files_of(wheel))
+    assert {name.split("/")[0] for name in names} == {"maskmill", "maskmill-0.1.0.dist-info"}
+    ours = {path for folder in FOLDERS for path in (tree / folder).rglob("*") if path.is_file()}
+    ours |= {tree / "maskmill" / name for name in ("__init__.py", "__main__.py", "py.typed")}
+    wanted = {str(path.relative_to(tree)).removeprefix("maskmill/") for path in ours}
+    assert {name.removeprefix("maskmill/") for name in names if name.startswith("maskmill/")} == wanted
+    assert {"configs/nano.yaml", "model/weights/nano.safetensors", "pipelines/gallery/gallery.js"} <= wanted
+
+
+def test_by_way_of_an_sdist_or_of_a_zip_download_it_is_the_same(wheel, tree, tmp_path):
+    with tarfile.open(build("sdist", tree, tmp_path / "sdist")) as archive:
+        archive.extractall(tmp_path / "unpacked", filter="data")
+    (unpacked,) = (tmp_path / "unpacked").iterdir()
+    assert files_of(build("wheel", unpacked, tmp_path / "from-sdist")) == files_of(wheel)
+
+    zipped = Path(shutil.copytree(tree, tmp_path / "zipped", symlinks=True))
+    links = [path for path in (zipped / "maskmill").iterdir() if path.is_symlink()]
+    assert sorted(link.name for link in links) == sorted(FOLDERS)
+    for link in links:  # as a zip of the tree has them: text files
+        target = link.readlink()
+        link.unlink()
+        link.write_text(str(target))
+    assert files_of(build("wheel", zipped, tmp_path / "from-zip")) == files_of(wheel)
+
+
+@pytest.fixture
+def hostile(tmp_path, photos) -> Path:
+    """A folder of photographs, and of a user's own files that have names of ours; each says if it is run."""
+    folder = tmp_path / "work"
+    (folder / "photos").mkdir(parents=True)
+    for number in range(2):
+        shutil.copy(photos / "coffee" / f"{number}.png", folder / "photos")
+    Image.open(photos / "coffee" / "0.png").convert("RGB").save(folder / "photo.jpg")
+    own = 'open(__file__ + ".executed", "w").close()\nraise RuntimeError("the user\'s own file was run")\n'
+    for name in ("model.py", "engine/__init__.py", "pipelines.py", "configs/__init__.py", "antigravity.py"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text(own)
+    (folder / "configs" / "nano.yaml").write_text("generator: {points_per_side: none of yours}\n")
+    yield folder
+    assert not list(folder.rglob("*.executed"))
+
+
+def run(folder, *command):
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, env=environment, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+FEW_POINTS = ("generator.points_per_side=4", "generator.crop_n_layers=0", "generator.pred_iou_thresh=0.3")
+
+
+def generate(*options):
+    settings = [word for value in FEW_POINTS for word in ("--set", value)]
+    return ["generate", "photos", "--out", "corpus", "--config", "nano", *settings, *options]
+
+
+def test_the_command_has_two_ways_in(installed, tmp_path):
+    assert run(tmp_path, installed / "bin/maskmill", "--version") == "maskmill 0.1.0\n"
+    assert run(tmp_path, installed / "bin/python", "-m", "maskmill", "--version") == "maskmill 0.1.0\n"
+    where = run(tmp_path, installed / "bin/python", "-c", "import maskmill; print(maskmill.__file__)")
+    assert Path(where).is_relative_to(installed)
+
+
+@pytest.mark.parametrize(
+    "options", [[], pytest.param(["--workers", "2"], marks=pytest.mark.slow)], ids=["default", "two workers"]
+)
+def test_a_run_among_files_with_our_names(installed, hostile, options):
+    python = installed / "bin/python"  # -m puts the folder first, where the script `maskmill` does not
+    run(hostile, python, "-m", "maskmill", *generate(*options))
+    run(hostile, python, "-m", "maskmill", "verify", "corpus")
+
+
+def test_a_worker_that_cannot_import_maskmill_says_so(installed, hostile):
+    """And not that there is too little memory. A file of our one name hides the package from workers."""
+    (hostile / "maskmill.py").write_text("")
+    command = [installed / "bin/maskmill", *generate()]
+    done = subprocess.run(command, cwd=hostile, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    (line,) = done.stderr.splitlines()
+    assert (
+        "a worker cannot import maskmill: ModuleNotFoundError: No module named 'maskmill.pipelines'" in line
+    )
+    assert "does a file or folder called maskmill hide it there" in line
+    assert "memory" not in line
+    assert "\x1b" not in line
+    assert "x1b" not in line
+
+
+def test_python_among_files_with_our_names(installed, hostile):
+    python = installed / "bin/python"
+    run(hostile, python, "-m", "maskmill", *generate("--workers", "0"))
+    readme = (ROOT / "README.md").read_text()
+    first, second = re.findall(r"```python\n(from maskmill import .*?)```", readme, re.DOTALL)
+    (hostile / "masks.py").write_text(first)
+    assert re.search(r"^\d+ \(.*\) \d", run(hostile, python, "masks.py"), re.MULTILINE)
+    (hostile / "rows.py").write_text(second + "    print(masks_HWN.shape)\n")
+    assert "(120, 160, " in run(hostile, python, "rows.py")
+    (hostile / "stream.py").write_text(
+        "from torch.utils.data import DataLoader\n"
+        "from maskmill.pipelines.torch_dataset import CorpusStream\n"
+        "if __name__ == '__main__':\n"
+        "    stream = CorpusStream('corpus', masks=True, images=True)\n"
+        "    options = {'batch_size': None, 'num_workers': 1, 'multiprocessing_context': 'spawn'}\n"
+        "    print(sorted(sample['key'] for sample in DataLoader(stream, **options)))\n"
+    )
+    assert run(hostile, python, "stream.py") == "['0.png', '1.png']\n"
+
+
+USER = """
+import numpy as np
+import numpy.typing as npt
+
+from maskmill import Corpus, GeneratorConfig, MaskGenerator, View, __version__, load_sam, open_image
+from maskmill.engine import MaskRecord
+
+image: npt.NDArray[np.uint8] = open_image("photo.jpg")
+generator = MaskGenerator(load_sam("nano"), GeneratorConfig(pred_iou_thresh=0.7))
+records: list[MaskRecord] = generator.generate(image)
+masks: list[npt.NDArray[np.bool_]] = []
+for row in Corpus("corpus").rows(status="ok", view=View(min_area=100)):
+    masks.append(Corpus("corpus").masks(row))
+print(__version__.upper(), records[0].predicted_iou + 1)
+{mistake}
+"""
+
+
+@pytest.mark.slow
+def test_a_users_script_is_checked_by_type(installed, tmp_path):
+    script = tmp_path / "script.py"
+
+    def checked(mistake):
+        script.write_text(USER.format(mistake=mistake))
+        command = [sys.executable, "-m", "mypy", "--strict", "--python-executable", installed / "bin/python"]
+        options = ["--cache-dir", tmp_path / "cache", script.name]
+        return subprocess.run([*command, *options], cwd=tmp_path, capture_output=True, text=True, check=False)
+
+    assert checked("").stdout == "Success: no issues found in 1 source file\n"
+    for mistake, said in (
+        ("open_image(3)", 'incompatible type "int"; expected "str | Path"'),
+        ("Corpus('corpus').rowz()", '"Corpus" has no attribute "rowz"'),
+        ("import maskmill; maskmill.Predicator", 'Module has no attribute "Predicator"'),
+    ):
+        found = checked(mistake)
+        assert found.returncode == 1
+        assert said in found.stdout
