@@ -12,7 +12,6 @@ from __future__ import annotations
 import platform
 from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -130,6 +129,8 @@ class RunRecord:
 
 def software_versions() -> dict[str, str]:
     """Versions of what makes the rows, as installed; a package that is not installed is left out."""
+    from importlib import metadata  # takes as long to load as pyarrow's compute; readers do without
+
     versions = {"python": platform.python_version()}
     for package in _SOFTWARE:
         try:
