@@ -13,7 +13,14 @@ and reading a corpus loads neither torch nor Ray. What else outside code may use
 
 from __future__ import annotations
 
+from os.path import dirname, isdir, join
 from typing import TYPE_CHECKING
+
+if not isdir(join(dirname(__file__), "engine")):  # noqa: PTH112, PTH118, PTH120  (pathlib takes time to load)
+    raise ImportError(
+        f"{__file__}: the symbolic links beside it, to engine, model, pipelines and configs, are missing: "
+        "this tree was unpacked without them; clone the repository, or install a wheel (pip install .)"
+    )
 
 if TYPE_CHECKING:
     from .engine.config import GeneratorConfig

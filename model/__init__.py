@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from .networks.sam import Sam
 else:
     _HOMES = {
-        "CheckpointError": ".checkpoints.zoo",
+        "CheckpointError": ".checkpoints.errors",
         "MODELS": ".config",
         "Sam": ".networks.sam",
         "SamConfig": ".config",

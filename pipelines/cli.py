@@ -10,11 +10,11 @@ from __future__ import annotations
 import shlex
 import sys
 from collections.abc import Sequence
-from importlib import metadata
 from typing import Annotated, Any
 
 import typer
 
+from .. import __version__
 from .commands import corpus, exchange, inspect, models
 from .errors import IncompleteRun, MaskmillError, UsageError
 from .signals import INTERRUPTED, orderly
@@ -111,7 +111,7 @@ def _maskmill(
     version: Annotated[bool, typer.Option("--version", help="Say which version this is.")] = False,
 ) -> None:
     if version:
-        typer.echo(f"maskmill {metadata.version('maskmill')}")
+        typer.echo(f"maskmill {__version__}")
     elif context.invoked_subcommand is None:
         raise UsageError("expected a command, see maskmill --help")
 

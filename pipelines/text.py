@@ -5,7 +5,9 @@ from __future__ import annotations
 import re
 
 _USER = re.compile(r"(://)(?:[^/\s]+|[^/\s@]*:[^\s@]*)@")  # a password may have a `/`
-_ESCAPES = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
+_ESCAPES = re.compile(
+    r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)|[ -/]*[0-~])|\x9b[0-?]*[ -/]*[@-~]"
+)
 _SIGNED = re.compile(
     r"([?&](?:X-(?:Amz|Goog)-[\w-]+|AWSAccessKeyId|Signature|Key-Pair-Id|Policy|access_token|token|sig)=)[^&\s'\"]+",
     re.IGNORECASE,
@@ -18,7 +20,7 @@ def visible(text: str) -> str:
 
 
 def without_escapes(text: str) -> str:
-    """The text without the codes that colour it on a terminal."""
+    """The text without the codes that colour it on a terminal, or steer one."""
     return _ESCAPES.sub("", text)
 
 

@@ -29,8 +29,6 @@ from .errors import CheckpointError
 from .tensor_file import listed, read_tensors, unreadable
 from .zoo import cached, how_to_get, nearest, sha256_of
 
-__all__ = ["CheckpointError", "checkpoint_sha256", "find_checkpoint", "load_sam", "save_sam"]
-
 WEIGHTS = Path(__file__).parents[1] / "weights"
 OWN_SIZES = frozenset({"nano"})  # trained here: the file knows its shapes, not the name
 

@@ -29,6 +29,7 @@ import torch
 from PIL import Image
 from rich.table import Table
 
+from ... import __version__
 from ...engine import MaskGenerator
 from ...model import Sam, load_sam
 from ..config.run import RunConfig
@@ -44,12 +45,11 @@ from ..workers.loading import make_generator
 from ..workers.shard import run_shard
 from ..workers.tasks import Job, ShardReceipt
 from .random_weights import placed, random_sam
-from .released import released_options
 
 DEFAULT_SIZE = (1500, 2250)
 """Height and width of the photograph that is taken where none is given."""
 
-PACKAGES = ("maskmill", "torch", "numba", "numpy", "opencv-python", "pycocotools", "Pillow", "pyarrow")
+PACKAGES = ("torch", "numba", "numpy", "opencv-python", "pycocotools", "Pillow", "pyarrow")
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +112,7 @@ def bench(
     return result | {
         "config": config.model_dump(mode="json")
         | {"size": size and list(size), "repeat": repeat, "random_weights": random_weights},
-        "versions": {"python": platform.python_version()}
+        "versions": {"python": platform.python_version(), "maskmill": __version__}
         | {name: metadata.version(name) for name in versions},
         "hardware": hardware(generator.sam.device),
     }
@@ -231,6 +231,23 @@ def sample_pixels(
     """The first photograph that `bench` would time."""
     with tempfile.TemporaryDirectory(prefix="maskmill-bench-") as folder:
         return _pixels(_photographs(inputs, config, size, Path(folder))[0], config)
+
+
+def released_options(config: RunConfig) -> dict[str, Any]:
+    """The released generator's arguments for the same masks."""
+    names = (
+        "points_per_side",
+        "pred_iou_thresh",
+        "stability_score_thresh",
+        "stability_score_offset",
+        "box_nms_thresh",
+        "crop_n_layers",
+        "crop_nms_thresh",
+        "crop_overlap_ratio",
+        "crop_n_points_downscale_factor",
+        "min_mask_region_area",
+    )
+    return {name: getattr(config.generator, name) for name in names} | {"output_mode": "coco_rle"}
 
 
 def parse_size(text: str) -> tuple[int, int]:

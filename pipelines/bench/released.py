@@ -23,7 +23,6 @@ from torch import Tensor, nn
 
 from ...engine.records import MaskRecord
 from ...model.config import SamConfig
-from ..config.run import RunConfig
 
 
 def box_area(boxes_N4: Tensor) -> Tensor:
@@ -210,20 +209,3 @@ def compare(
         float(differences.max(initial=0.0)),
         int(swaps.sum()),
     )
-
-
-def released_options(config: RunConfig) -> dict[str, Any]:
-    """The released generator's arguments for the same masks."""
-    names = (
-        "points_per_side",
-        "pred_iou_thresh",
-        "stability_score_thresh",
-        "stability_score_offset",
-        "box_nms_thresh",
-        "crop_n_layers",
-        "crop_nms_thresh",
-        "crop_overlap_ratio",
-        "crop_n_points_downscale_factor",
-        "min_mask_region_area",
-    )
-    return {name: getattr(config.generator, name) for name in names} | {"output_mode": "coco_rle"}

@@ -68,7 +68,7 @@ def _fields(kind: pa.DataType) -> list[pa.Field]:
 
 
 def _damage(row: Mapping[str, Any]) -> str | None:
-    """What keeps a row, or what was read of it, from being used; `pipelines.verification.corpus` looks
+    """What keeps a row, or what was read of it, from being used; `verification.rows` looks
     closer.
     """
     if row["status"] not in STATUSES:

@@ -211,20 +211,6 @@ class Corpus:
                     yield as_dict(window.paths[at], window.batches[at], row, view)
 
 
-def _size(row: Mapping[str, Any], what: str = "masks") -> tuple[int, int]:
-    """Height and width; ValueError for a rejected image, which has no such thing."""
-    height, width = row["height"], row["width"]
-    if height is None or width is None:
-        raise ValueError(f"{row['key']}: a rejected image has no {what}")
-    return height, width
-
-
-def _in_memory(path: str | Path) -> Path:
-    from upath import UPath
-
-    return cast(Path, UPath(path))
-
-
 class Lookup:
     """From an `image_id` to a shard and a row of it: the plan's ids in memory, sorted, 16 bytes an image.
 
@@ -243,3 +229,17 @@ class Lookup:
         if at == len(self._ids) or self._ids[at] != image_id:
             raise KeyError(f"{image_id}: there is no such image in the plan")
         return self._plan.place(int(self._rows[at]))
+
+
+def _size(row: Mapping[str, Any], what: str = "masks") -> tuple[int, int]:
+    """Height and width; ValueError for a rejected image, which has no such thing."""
+    height, width = row["height"], row["width"]
+    if height is None or width is None:
+        raise ValueError(f"{row['key']}: a rejected image has no {what}")
+    return height, width
+
+
+def _in_memory(path: str | Path) -> Path:
+    from upath import UPath
+
+    return cast(Path, UPath(path))

@@ -22,7 +22,7 @@ from pycocotools.cocoeval import COCOeval
 
 from ...engine import MaskGenerator
 from ...engine.records import MaskRecord
-from ..labelled.load import LabelledImage
+from ..labelled.image import LabelledImage
 from .interactive import Evaluation
 
 MAX_MASKS = (10, 100, 1000)

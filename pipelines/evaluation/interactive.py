@@ -1,4 +1,4 @@
-"""`maskmill evaluate`: how well a model finds masks that people drew.
+"""How well a model finds masks that people drew, asked by clicks and boxes.
 
 One click: the point farthest from the mask's edge (the maximum of its distance transform), as in the paper's
 section 7.1. `oracle` takes the best of the three masks, `chosen` the one with the highest predicted IoU. The
@@ -25,7 +25,7 @@ from torch import Tensor
 
 from ...model.networks.sam import EncodedImages, Sam
 from ...model.training.simulated_prompts import tight_boxes
-from ..labelled.load import LabelledImage
+from ..labelled.image import LabelledImage
 from .click_points import centre, correction
 
 DISC_RADII = (8 / 256, 20 / 256, 50 / 256)

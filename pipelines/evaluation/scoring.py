@@ -15,7 +15,8 @@ from ...engine import MaskGenerator
 from ...model import load_sam
 from ..config.run import load_config
 from ..errors import ConfigError, UsageError
-from ..labelled.load import VALIDATION_SHARE, read_labelled
+from ..labelled.image import VALIDATION_SHARE
+from ..labelled.load import read_labelled
 from ..storage.paths import is_remote
 from .agreement import agreement
 from .automatic import evaluate_automatic

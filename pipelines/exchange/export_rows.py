@@ -7,7 +7,6 @@ first row is read. One that is unfinished has no such record; of it, page checks
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,7 +18,7 @@ from ..corpus.reader import Corpus
 from ..corpus.views import View
 from ..corpus.windows import pieces
 from ..errors import CorpusError
-from ..format.layout import CORPUS, SHARDS, shard_path
+from ..format.layout import CORPUS, SHARDS, shard_name, shard_path
 from ..format.manifest import recorded
 from ..format.parquet_files import open_parquet, reading
 from ..storage.json_files import canonical, fingerprint, sha256_hex
@@ -50,7 +49,7 @@ class Source:
         self._view = view
         self._recorded = recorded(corpus.path)
         self._checked: set[int] = set()
-        names = {self._name(shard) for shard in self.shards}
+        names = {shard_name(shard) for shard in self.shards}
         lost = sorted(name for name in self._recorded if name.startswith(SHARDS) and name not in names)
         if lost and corpus.complete:
             raise CorpusError(f"{corpus.path}: {lost[0]} is missing; the run that made it makes it anew")
@@ -62,7 +61,7 @@ class Source:
 
     def identity(self) -> dict[str, Any]:
         """What tells these rows from others, as plain JSON."""
-        entries = [self._recorded.get(name, name) for name in map(self._name, self.shards)]
+        entries = [self._recorded.get(name, name) for name in map(shard_name, self.shards)]
         return {
             "run_digest": self.corpus.run.digest,
             "shards": len(self.shards),
@@ -92,11 +91,6 @@ class Source:
             for row in np.flatnonzero(usable.to_numpy(zero_copy_only=False)).tolist():
                 yield as_dict(piece.path, batch, row, self._view)
 
-    @staticmethod
-    def _name(shard: int) -> str:
-        """What `corpus.json` calls a shard."""
-        return f"{SHARDS}/{shard_path(Path(), shard).name}"
-
     def _count(self, shard: int) -> tuple[int, int]:
         path = shard_path(self.corpus.path, shard)
         with open_parquet(path) as file, reading(path):
@@ -106,7 +100,7 @@ class Source:
 
     def _check(self, shard: int) -> None:
         """Hold a shard against what the corpus recorded of it, once."""
-        path, name = shard_path(self.corpus.path, shard), self._name(shard)
+        path, name = shard_path(self.corpus.path, shard), shard_name(shard)
         if shard in self._checked or (name not in self._recorded and not self.corpus.complete):
             return
         with reading(path):

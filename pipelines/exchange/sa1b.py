@@ -2,7 +2,7 @@
 
 Reading is strict, since an import promises to lose nothing: a value that the format does not have, a number
 that is none, a text in the place of a number are errors, and so is JSON that is larger than any image's masks
-can be. What the values mean, whether a mask has the area that is said of it, is for `verify_rows`.
+can be. What the values mean, whether a mask has the area that is said of it, is for `verification.rows`.
 
 Writing gives the same bytes each time: headers of a tar file hold no date and no owner.
 """

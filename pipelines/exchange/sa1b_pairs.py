@@ -10,8 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ..errors import UsageError
-from ..format.layout import PLAN
-from ..format.plan import read_plan
+from ..format.plan import part_names, read_plan
 from ..format.shards import committed_shards
 from ..inputs.listing import list_inputs
 from ..text import redacted
@@ -54,7 +53,7 @@ def paired(inputs: Sequence[str], note: Callable[[str], None]) -> pa.Table:
 
 def refuse_left_over(out: Path, keys: pa.ChunkedArray) -> None:
     """Raise UsageError where a planned image is not imported yet, and its files are not among these."""
-    if not any((out / PLAN).glob("part-*")):
+    if not part_names(out):
         return  # killed before it was planned: nothing is left over
     plan = read_plan(out)
     for shard in sorted(set(plan.shards) - committed_shards(out)):

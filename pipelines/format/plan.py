@@ -1,8 +1,8 @@
 """Which image goes into which shard, decided once: a pure function of the inputs and the shard size.
 
 The inputs are sorted by key and cut into shards of N. The plan is written before any work starts and then
-only grows: `extend` appends a part with the new inputs in new shards, so that no shard is ever renumbered. A
-row's place in the whole plan is its position, part after part.
+only grows: `--extend` appends a part with the new inputs in new shards, so that no shard is ever renumbered.
+A row's place in the whole plan is its position, part after part.
 
 Inputs are Arrow columns from the listing to the file, and hashed, gathered and written a piece at a time:
 eleven million Python objects would not fit a laptop. Once planned, a `Plan` holds where its shards begin and

@@ -1,7 +1,4 @@
-"""How an image's result becomes a row, and rows become a table of `ROW_SCHEMA`.
-
-Columns are built whole: a dict for each mask would cost more than the commit.
-"""
+"""How an image's result becomes a row, and rows become a table of `ROW_SCHEMA`."""
 
 from __future__ import annotations
 

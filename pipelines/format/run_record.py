@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ... import __version__
 from ..errors import CorpusError
 from ..storage import atomic
 from ..storage.json_files import canonical, read_json, sha256_hex, write_json
@@ -43,7 +44,6 @@ SOURCE = "import"
 SA1B = "sa1b"
 
 _SOFTWARE = (
-    "maskmill",
     "numba",
     "numpy",
     "opencv-python",
@@ -131,7 +131,7 @@ def software_versions() -> dict[str, str]:
     """Versions of what makes the rows, as installed; a package that is not installed is left out."""
     from importlib import metadata  # takes as long to load as pyarrow's compute; readers do without
 
-    versions = {"python": platform.python_version()}
+    versions = {"python": platform.python_version(), "maskmill": __version__}
     for package in _SOFTWARE:
         try:
             versions[package] = metadata.version(package)

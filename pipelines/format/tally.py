@@ -1,4 +1,4 @@
-"""Counts over rows, and seconds by stage."""
+"""What was done, counted: rows by status, masks, drops, rejects, seconds, retries."""
 
 from __future__ import annotations
 

@@ -21,9 +21,7 @@ from ..writing.rejects import refused_images, shard_sha256
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """What this call has to do: shards that are not there, and refused images of shards that are; whether
-    the corpus is closed already.
-    """
+    """What this call has to do; whether the corpus is closed already."""
 
     run: Run
     todo: Sequence[int]

@@ -24,7 +24,6 @@ from ..text import redacted
 HIDDEN = re.compile(r"(?:^|/)\.(?!\.?(?:/|$))")
 """A name with a part that begins with a dot, other than `.` and `..`."""
 
-
 _WILDCARD = re.compile(r"[*?[]")
 _LIST_EXTENSION = ".txt"
 _COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst")

@@ -18,7 +18,7 @@ import pyarrow as pa
 
 from ..decoding.image import MAX_PIXELS, decode_image
 from ..errors import InputRejected
-from ..storage.paths import is_home_there, is_remote, path_of, scheme_of, store_of, uri_of
+from ..storage.paths import is_home_there, is_remote, path_of, place, scheme_of, store_of, uri_of
 from ..storage.store_errors import as_os_errors, store_code
 from ..text import redacted
 from .parquet import read_row
@@ -32,12 +32,15 @@ _FINAL = (errno.EACCES, errno.EPERM, errno.ELOOP, errno.ENOTDIR, errno.ENAMETOOL
 def open_image(path: str | Path, max_pixels: int = MAX_PIXELS) -> npt.NDArray[np.uint8]:
     """The upright pixels of an image file, H×W×3 uint8 RGB, as a run sees them (docs/inputs.md).
 
-    `path` is a local file, or an object's address (`s3://`, `gs://`, `hf://`). Raises InputRejected, naming
-    the path, for a file that cannot be used: missing, not an image, cut short, damaged, or larger than
-    `max_pixels`; UsageError for an address of an unknown kind; OSError where the storage fails.
+    `path` is a local file, a `file://` URI, or an object's address (`s3://`, `gs://`, `hf://`). Raises
+    InputRejected, naming the path, for a file that cannot be used: missing, not an image, cut short, damaged,
+    or larger than `max_pixels`; UsageError for an address of an unknown kind, both of
+    `maskmill.pipelines.errors`; OSError where the storage fails, also where a whole folder is not there.
     """
     text = str(path)
-    uri = uri_of(text if scheme_of(text) else str(Path(text).expanduser().absolute()))
+    if scheme_of(text) in (None, "file"):
+        text = os.path.abspath(os.path.expanduser(place(text)))  # noqa: PTH100, PTH111  (links stay)
+    uri = uri_of(text)
     try:
         return decode_image(read_input(uri), max_pixels).pixels_HW3
     except InputRejected as error:

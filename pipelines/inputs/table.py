@@ -11,7 +11,6 @@ from ..storage.paths import scheme_of
 INPUT_SCHEMA = pa.schema([("key", pa.string()), ("uri", pa.string())])
 """An input's name for good, and where its bytes are (see `paths.uri_of`)."""
 
-
 PIECE_ROWS = 1 << 16
 """Rows that are worked on at a time."""
 

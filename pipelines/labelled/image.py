@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pycocotools import mask as mask_utils
 
-from ...engine.codes import single as rle
+from ...engine.codes import single
 from ...engine.records import Rle
 from ..errors import ConfigError
 
@@ -122,5 +122,5 @@ def checked_rle(size: Sequence[int], counts: str, expected: tuple[int, int] | No
         raise ValueError(f"the mask is for {height}×{width}, its image is {expected[0]}×{expected[1]}")
     if not isinstance(counts, str):
         raise ValueError("counts are to be text, COCO's compressed run lengths")
-    runs = rle.run_lengths(Rle((height, width), counts))
+    runs = single.run_lengths(Rle((height, width), counts))
     return {"size": [height, width], "counts": counts.encode()} if runs[1::2].any() else None

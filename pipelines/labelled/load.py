@@ -18,10 +18,8 @@ import pyarrow.parquet as pq
 from ..errors import ConfigError
 from ..format.layout import RUN
 from .corpus import read_corpus
-from .image import VALIDATION_SHARE, LabelledImage, PhotographFile, checked_rle
+from .image import LabelledImage, PhotographFile, checked_rle
 from .json import read_coco, read_sa1b
-
-__all__ = ["VALIDATION_SHARE", "LabelledImage", "read_labelled"]
 
 COLUMNS = ["image_id", "file_name", "source", "masks"]
 """What is read of a table."""

@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from ..errors import MaskmillError
 from ..evaluation.click_points import centre
-from ..labelled.load import LabelledImage
+from ..labelled.image import LabelledImage
 from .augmentation import colour_jitter, point_inside, warp_mask, warp_picture
 from .teacher import PATCH, TeacherFeatures
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from ...model.networks.sam import Sam
 from ..evaluation.click_points import centre
 from ..evaluation.interactive import encode_square, evaluate, to_photograph
-from ..labelled.load import LabelledImage
+from ..labelled.image import LabelledImage
 from ..storage import atomic
 from ..storage.json_files import write_json
 from .checkpoints import writing

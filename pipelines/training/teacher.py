@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
 from ..errors import ConfigError
-from ..labelled.load import LabelledImage
+from ..labelled.image import LabelledImage
 
 PATCH = 16
 """Pixels of a cell of the encoder's output, in every size of the model."""

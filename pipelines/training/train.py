@@ -20,7 +20,8 @@ from typing import TYPE_CHECKING
 
 from ...model.checkpoints.loading import save_sam
 from ..errors import ConfigError
-from ..labelled.load import LabelledImage, read_labelled
+from ..labelled.image import LabelledImage
+from ..labelled.load import read_labelled
 from ..storage import atomic
 from .batches import Batch, TrainingBatches, read_ahead
 from .checkpoints import writing

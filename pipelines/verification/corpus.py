@@ -23,7 +23,7 @@ from ..config.run import digest_of
 from ..errors import CorpusError
 from ..format import run_record
 from ..format.ids import identify
-from ..format.layout import BEFORE, CORPUS, PLAN, RUN, SHARDS, part_path, shard_path
+from ..format.layout import BEFORE, CORPUS, PLAN, RUN, SHARDS, part_name, part_path, shard_name
 from ..format.manifest import listed
 from ..format.parquet_files import open_parquet
 from ..format.plan import Plan, read_part, read_plan
@@ -122,8 +122,8 @@ class _Check:
             for part in range(plan.parts):
                 path, own = part_path(self.out, part), {"part": str(part), "first_row": str(first_row)}
                 with open_parquet(path) as file:
-                    check_footer(_part_name(part), file, record, own, self.found)
-                first_row += self._part(path, _part_name(part), bool(record and record.is_imported))
+                    check_footer(part_name(part), file, record, own, self.found)
+                first_row += self._part(path, part_name(part), bool(record and record.is_imported))
         except (CorpusError, OSError) as error:
             self.say(PLAN, f"{without_path(self.out / PLAN, error)}; no row can be accounted for")
             return None
@@ -169,7 +169,7 @@ class _Check:
 
     def _shards(self, plan: Plan | None, record: RunRecord | None) -> None:
         """Every shard that is planned or recorded, in threads; the findings come in order."""
-        planned = {_shard_name(shard): shard for shard in plan.shards} if plan else {}
+        planned = {shard_name(shard): shard for shard in plan.shards} if plan else {}
         recorded = {name for name in self.recorded if name.startswith(f"{SHARDS}/")}
 
         def check(name: str) -> Findings:
@@ -234,15 +234,7 @@ def _closed_names(plan: Plan | None) -> list[str]:
     """The files that `corpus.json` must list."""
     if plan is None:
         return [RUN]
-    return [RUN, *map(_part_name, range(plan.parts)), *map(_shard_name, plan.shards)]
-
-
-def _part_name(part: int) -> str:
-    return f"{PLAN}/{part_path(Path(), part).name}"
-
-
-def _shard_name(shard: int) -> str:
-    return f"{SHARDS}/{shard_path(Path(), shard).name}"
+    return [RUN, *map(part_name, range(plan.parts)), *map(shard_name, plan.shards)]
 
 
 def _tree(

@@ -1,7 +1,7 @@
 """One shard against the plan: its footer, its columns, its rows in their order, its masks.
 
-A row group is read at a time, its masks are looked at all at once (`verify_masks`), and only the masks of
-rows that are in doubt become Python objects (`verify_rows`). Nothing is shared, so that shards are checked
+A row group is read at a time, its masks are looked at all at once (`masks`), and only the masks of
+rows that are in doubt become Python objects (`rows`). Nothing is shared, so that shards are checked
 side by side in threads.
 """
 
@@ -11,7 +11,8 @@ import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -27,9 +28,6 @@ from ..format.schema import FORMAT_VERSION, ROW_SCHEMA, STATUSES
 from ..text import visible
 from .masks import doubtful_rows
 from .rows import head_problems, mask_problems
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 PER_FILE = 20
 """Problems told of one file; the rest of them are counted."""

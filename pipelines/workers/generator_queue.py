@@ -7,16 +7,13 @@ import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
 
+import numpy as np
+
+from ...engine.records import GeneratedMasks
 from .loading import batches_at_once, make_generator
 from .metrics import Instrument
 from .tasks import Job
-
-if TYPE_CHECKING:
-    import numpy as np
-
-    from ...engine.records import GeneratedMasks
 
 
 class _Busy:

@@ -7,6 +7,7 @@ import socket
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ... import __version__
 from ...model.checkpoints.errors import CheckpointError
 from ..config.run import ModelConfig
 from ..errors import ConfigError, CorpusError, CorpusUnavailable, UsageError
@@ -48,6 +49,15 @@ def make_generator(job: Job) -> MaskGenerator:
     if chosen.compile:
         sam.compile_encoder()
     return MaskGenerator(sam, job.config.generator)
+
+
+def check_same_version(job: Job) -> None:
+    """Raise UsageError where this process has another maskmill than the run's driver."""
+    if job.version != __version__:
+        raise UsageError(
+            f"{socket.gethostname()}: expected maskmill {job.version}, which started the run, got "
+            f"{__version__} there ({Path(__file__).parents[2]}); install the same version on every node"
+        )
 
 
 def check_sees_corpus(job: Job) -> None:

@@ -11,15 +11,12 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
 
+from ...engine.config import GeneratorConfig
+from ...model.config import SamConfig
+from ..config.run import RunConfig
 from ..errors import UsageError
 from ..machine import memory_of_machine
-
-if TYPE_CHECKING:
-    from ...engine.config import GeneratorConfig
-    from ...model.config import SamConfig
-    from ..config.run import RunConfig
 
 MIB = 2**20
 PROCESS_BYTES = 512 * MIB

@@ -9,14 +9,19 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import signal
+import site
 import socket
+import sysconfig
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
+from ..config.run import RunConfig
 from ..errors import MaskmillError, UsageError
 from ..format.records import ShardTask
 from ..format.tally import Tally
@@ -26,7 +31,7 @@ from .crew import WorkerLost
 from .dispatcher import Dispatcher
 from .events import Watcher, Watchers
 from .generator_queue import GeneratorQueue
-from .loading import check_sees_corpus, limit_threads
+from .loading import check_same_version, check_sees_corpus, limit_threads
 from .metrics import BUSY, RUN_CHARACTERS, Instrument, Metric, Metrics
 from .placement import Node, Placement, check_sees_its_gpus, how_many_fit, place
 from .shard import is_infrastructure, run_shard
@@ -40,10 +45,8 @@ os.environ.setdefault("RAY_worker_niceness", "0")
 
 import ray
 from ray.exceptions import RayError, RayTaskError
+from ray.job_config import JobConfig
 from ray.util.metrics import Counter, Gauge, Histogram
-
-if TYPE_CHECKING:
-    from ..config.run import RunConfig
 
 log = logging.getLogger(__name__)
 
@@ -100,7 +103,7 @@ def join(address: str, named: str = "--ray") -> None:
         if host:
             socket.create_connection((host, int(port)), CONNECT_SECONDS).close()
             hint = "; something answers there: are RAY_AUTH_MODE, the token and Ray's version the cluster's?"
-        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+        ray.init(address=address, job_config=_OwnPath(), log_to_driver=False, logging_level=logging.ERROR)
     except (OSError, ValueError, RuntimeError, RayError) as error:
         line = " ".join(str(error).split())
         raise UsageError(
@@ -116,9 +119,27 @@ def _start(config: RunConfig) -> None:
         num_cpus=max(usable_cpus(), (config.workers or 1) * (config.threads_per_worker or 1)),
         include_dashboard=False,
         object_store_memory=OBJECT_STORE_BYTES,
+        job_config=_OwnPath(),
         log_to_driver=False,
         logging_level=logging.ERROR,
     )
+
+
+class _OwnPath(JobConfig):
+    """Workers find maskmill where this process has it, and nothing in the folder it was started in.
+
+    Ray puts that folder, and the script's, before all others on each worker's path: a `model.py`, `numpy.py`
+    or `maskmill.py` of the user's would be imported in place of what is meant. A job with a working directory
+    of its own is left without them, so every one is made to look like that here.
+    """
+
+    def __init__(self) -> None:
+        home = str(Path(__file__).parents[3])
+        installed = {*map(sysconfig.get_path, ("purelib", "platlib")), site.getusersitepackages()}
+        super().__init__(_py_driver_sys_path=[] if home in installed else [home])
+
+    def _runtime_env_has_working_dir(self) -> bool:
+        return True
 
 
 def _placement(config: RunConfig, *, grows: bool) -> Placement:
@@ -164,14 +185,19 @@ def instrument(metric: Metric, run: str) -> Instrument:
     return shown(Histogram(metric.name, metric.description, list(metric.boundaries), labels).observe)
 
 
-def _not_loaded(reason: str) -> Exception:
-    """The error for a worker whose process could not load `ShardWorker`, by what was raised there last."""
-    last = reason.strip().splitlines()[-1].strip()
-    if last.startswith("MemoryError"):
-        return WorkerLost(last)
+def not_loaded(reason: str) -> Exception:
+    """The error for a worker whose process could not load `ShardWorker`, by Ray's text of what was raised.
+
+    What is missing or of another version is wrong use; memory or storage that failed is a lost worker.
+    """
+    raised = re.findall(r"^(?:\w+\.)*\w*(?:Error|Exception)\b.*", reason, re.MULTILINE)
+    last = raised[-1].strip() if raised else " ".join(reason.split()) or "no reason given"
+    name = last.partition(":")[0].rpartition(".")[2]
+    passing = "Cannot allocate memory" in reason or "failed to map segment" in reason
+    if passing or name not in ("ImportError", "ModuleNotFoundError", "AttributeError", "SyntaxError"):
+        return WorkerLost(f"it could not load maskmill: {last}")
     return UsageError(
-        f"a worker cannot import maskmill: {last}: does a file or folder called maskmill hide it there, in "
-        "the folder that the command was started in, or is it missing on that node, or of another version?"
+        f"a worker cannot import maskmill: {last}: is maskmill missing on that node, or of another version?"
     )
 
 
@@ -198,11 +224,13 @@ class ShardWorker:
     def load(self) -> None:
         """Load the weights: a call, not the constructor, so that an error keeps its type and traceback.
 
-        Raises UsageError where this node does not see the run's corpus, whose shards would stay here, where
-        the process sees other GPUs than it was given, and where it can never have the memory it needs.
+        Raises UsageError where this node has another maskmill, where it does not see the run's corpus, whose
+        shards would stay here, where the process sees other GPUs than it was given, and where it can never
+        have the memory it needs.
         """
         here = self._place()
         check_sees_its_gpus(here.host, here.gpus, os.environ.get("CUDA_VISIBLE_DEVICES"))
+        check_same_version(self._job)
         check_sees_corpus(self._job)
         limit_threads(self._job.threads or 1)
         self._generator = GeneratorQueue(self._job, instrument(BUSY, self._job.run_digest))
@@ -272,7 +300,7 @@ class RayCrew:
         except RayError as error:
             reason = without_escapes(str(error))
             if getattr(error, "actor_init_failed", False):  # the constructor does nothing that could fail
-                raise _not_loaded(reason) from None
+                raise not_loaded(reason) from None
             raise WorkerLost(reason, preempted=getattr(error, "preempted", False)) from None
 
     def end(self, workers: Sequence[Any], refs: Sequence[Any]) -> None:

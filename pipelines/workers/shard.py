@@ -21,7 +21,9 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
+
+import numpy as np
 
 from ...engine.records import GeneratedMasks
 from ..config.run import RunConfig
@@ -33,16 +35,12 @@ from ..format.shards import commit_table, shard_metadata
 from ..format.tally import Tally
 from ..inputs.reader import read_input
 from ..prefetch import in_order
-from ..storage import retries as patience
+from ..storage import retries
 from ..storage.retries import COMMIT_ATTEMPTS, retrying
 from ..text import one_line
 from ..writing.rejects import replace_rows
 from .loading import batches_at_once
 from .tasks import Job, ShardFailure, ShardReceipt, this_place
-
-if TYPE_CHECKING:
-    import numpy as np
-
 
 log = logging.getLogger(__name__)
 
@@ -62,17 +60,17 @@ def run_shard(
     `on_progress` gets a copy of the counts after each batch of images. Returns a ShardFailure where storage
     or memory kept failing; whatever else is raised is a bug.
     """
-    began, me, retries = time.perf_counter(), this_place().name, Counter[str]()
-    for pause in (patience.FIRST_PAUSE_SECONDS, 0):
+    began, me, again = time.perf_counter(), this_place().name, Counter[str]()
+    for pause in (retries.FIRST_PAUSE_SECONDS, 0):
         try:
-            outcome = _attempt(task, generator, job, on_progress, retries)
+            outcome = _attempt(task, generator, job, on_progress, again)
             if isinstance(outcome, ShardFailure):
-                return replace(outcome, worker=me, retries=retries)
+                return replace(outcome, worker=me, retries=again)
             return replace(outcome, worker=me, seconds=time.perf_counter() - began)
         except (OSError, MemoryError, RuntimeError) as error:
             if not is_infrastructure(error):
                 raise
-            failure = ShardFailure(task.shard, one_line(error), worker=me, retries=retries)
+            failure = ShardFailure(task.shard, one_line(error), worker=me, retries=again)
             if isinstance(error, OSError):  # tried again already, where it happened
                 return failure
         log.info("shard %d: memory ran out: %s", task.shard, failure.reason)

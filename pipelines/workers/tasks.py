@@ -1,6 +1,6 @@
-"""What travels between the driver and its workers: a shard's description, its receipt, counts. No pixels.
+"""What travels between the driver and its workers, beside shards' tasks: the job, receipts, failures.
 
-Small, frozen and picklable, since each goes through Ray, and the same without it.
+No pixels. Small, frozen and picklable, since each goes through Ray, and the same without it.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
+from ... import __version__
 from ..config.run import RunConfig
 from ..format.tally import Tally
 
@@ -27,6 +28,7 @@ class Job:
     threads: int | None = None  # of the CPU; None leaves torch its own choice
     neighbours: int = 1  # workers that a machine may have to hold, each one counted
     gpu_share: float = 1.0  # of one GPU, or how many of them
+    version: str = __version__  # of the maskmill that started the run
     weights_sha256: str | None = None  # of the run's weights, where a worker's are to be held against them
 
 

@@ -16,9 +16,10 @@ import pyarrow as pa
 
 from ...engine.records import DROP_REASONS
 from ..errors import CorpusError
-from ..format.layout import BEFORE, CORPUS, RUN, shard_path
+from ..format.layout import BEFORE, CORPUS, PLAN, RUN, SHARDS, shard_name, shard_path
 from ..format.manifest import recorded, refuse_changed
 from ..format.parquet_files import open_parquet, reading
+from ..format.plan import part_names
 from ..format.run_record import read_run
 from ..format.schema import FORMAT_NAME, FORMAT_VERSION, STATUSES
 from ..format.shards import committed_shards
@@ -42,7 +43,7 @@ def finish_corpus(out: Path, shards: range) -> dict[str, Any]:
         raise CorpusError(
             f"{out}: {len(missing)} of {len(shards)} shards are missing, the first is {missing[0]}"
         )
-    for folder in (out, out / "plan", out / "shards"):
+    for folder in (out, out / PLAN, out / SHARDS):
         atomic.sweep(folder)
     with ThreadPoolExecutor(FILES_AT_ONCE) as pool:
         totals = {**_totals(out, shards, read_run(out).digest, pool), "shards": len(shards)}
@@ -59,8 +60,7 @@ def finish_corpus(out: Path, shards: range) -> dict[str, Any]:
 
 
 def _closed_files(out: Path, shards: range) -> list[str]:
-    parts = sorted(path.name for path in (out / "plan").glob("part-*.parquet"))
-    return [RUN, *(f"plan/{name}" for name in parts), *(f"shards/{shard_path(out, s).name}" for s in shards)]
+    return [RUN, *(f"{PLAN}/{name}" for name in part_names(out)), *map(shard_name, shards)]
 
 
 def _totals(out: Path, shards: range, digest: str, pool: Executor) -> dict[str, Any]:
@@ -106,7 +106,8 @@ def _counted_columns(path: Path, digest: str, planned: npt.NDArray[np.int64]) ->
 def _planned_ids(out: Path, shards: range) -> list[npt.NDArray[np.int64]]:
     """The ids of each shard's images, in plan order."""
     tables = []
-    for path in sorted((out / "plan").glob("part-*.parquet")):
+    for name in part_names(out):
+        path = out / PLAN / name
         with open_parquet(path) as file, reading(path):
             tables.append(file.read(["image_id", "shard"]))
     table = pa.concat_tables(tables)

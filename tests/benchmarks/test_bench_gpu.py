@@ -51,7 +51,9 @@ def test_thresholds_leave_about_as_many_masks_as_asked_for(script, tmp_path):
     picture = np.full((90, 120, 3), 60, np.uint8)
     cv2.circle(picture, (40, 45), 25, (200, 90, 30), -1)
     cv2.imwrite(str(tmp_path / "0.png"), picture)
-    config = load_config("nano", ["generator.points_per_side=6", "model.device=cpu"])
+    config = load_config(
+        "nano", ["generator.points_per_side=6", "generator.crop_n_layers=0", "model.device=cpu"]
+    )
     found = script.with_thresholds(config, [str(tmp_path)], (60, 80), 10)
     sam = script.of_noise(config, script.sample_pixels([str(tmp_path)], config, (60, 80)))
     pixels_HW3 = script.sample_pixels([str(tmp_path)], config, (60, 80))

@@ -16,7 +16,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from maskmill.model.checkpoints.loading import CheckpointError, _official_names, load_sam
+from maskmill.model.checkpoints.errors import CheckpointError
+from maskmill.model.checkpoints.loading import _official_names, load_sam
 from maskmill.model.config import MODELS, SamConfig
 from maskmill.model.networks.image_encoder import ImageEncoderViT
 from maskmill.model.networks.mask_decoder import Decoded

@@ -21,7 +21,8 @@ from maskmill.model.checkpoints.loading import save_sam
 from maskmill.model.config import SamConfig
 from maskmill.model.training.initialisation import initialise
 from maskmill.pipelines.evaluation.interactive import evaluate
-from maskmill.pipelines.labelled.load import LabelledImage, read_labelled
+from maskmill.pipelines.labelled.image import LabelledImage
+from maskmill.pipelines.labelled.load import read_labelled
 from maskmill.pipelines.training.config import StageConfig, TrainConfig
 from maskmill.pipelines.training.train import train
 

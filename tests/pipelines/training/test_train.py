@@ -26,7 +26,8 @@ from maskmill.model.training.simulated_prompts import Draws
 from maskmill.pipelines.cli import main
 from maskmill.pipelines.config.loading import load_settings
 from maskmill.pipelines.errors import ConfigError, IncompleteRun
-from maskmill.pipelines.labelled.load import LabelledImage, read_labelled
+from maskmill.pipelines.labelled.image import LabelledImage
+from maskmill.pipelines.labelled.load import read_labelled
 from maskmill.pipelines.training import batches as training_data
 from maskmill.pipelines.training import recorder
 from maskmill.pipelines.training import train as training

@@ -165,6 +165,44 @@ def test_a_node_that_does_not_see_the_corpus_ends_the_run(job, photos):
         dispatch(job, tasks_of(photos, 1))
 
 
+def test_a_node_with_another_maskmill_ends_the_run(job, photos):
+    with pytest.raises(
+        UsageError, match=r"expected maskmill 0\.0\.9, which started the run, got .*/maskmill\)"
+    ):
+        dispatch(replace(job, version="0.0.9"), tasks_of(photos, 1))
+
+
+FRAMES = "The actor died because of an error raised in its creation task, ray::X.__init__()\n  File x\n"
+
+
+@pytest.mark.parametrize(
+    ("raised", "kind", "said"),
+    [
+        ("", "WorkerLost", "no reason given"),
+        ("gone", "WorkerLost", "it could not load maskmill: gone"),
+        (f"{FRAMES}MemoryError", "WorkerLost", "MemoryError"),
+        (f"{FRAMES}OSError: [Errno 116] Stale file handle", "WorkerLost", "Stale file handle"),
+        (f"{FRAMES}numpy._core._exceptions._ArrayMemoryError: no", "WorkerLost", "ArrayMemoryError"),
+        (f"{FRAMES}RuntimeError: can't start new thread", "WorkerLost", "new thread"),
+        (f"{FRAMES}ImportError: x.so: Cannot allocate memory", "WorkerLost", "Cannot allocate memory"),
+        (
+            f"{FRAMES}ModuleNotFoundError: No module named 'maskmill'",
+            "UsageError",
+            "No module named 'maskmill'",
+        ),
+        (f"{FRAMES}ImportError: first\n\nsecond: see https://host/x", "UsageError", "ImportError: first: is"),
+        (f"{FRAMES}AttributeError: no 'ShardWorker'", "UsageError", "or of another version"),
+    ],
+)
+def test_a_worker_that_could_not_be_loaded(raised, kind, said):
+    from maskmill.pipelines.workers.ray_actors import not_loaded
+
+    error = not_loaded(raised)
+    assert type(error).__name__ == kind
+    assert said in str(error)
+    assert "\n" not in str(error)
+
+
 def tasks_of(photos, shards):
     """Shards of two images."""
     paths = sorted(photos.rglob("*.png"))
