@@ -1,10 +1,17 @@
-"""What the generator can be told. The defaults are the released generator's; they were chosen for ViT-H."""
+"""What the generator can be told.
+
+The defaults are the released generator's, but for the two thresholds, which are the model's own: those that
+were chosen for ViT-H leave a smaller model without masks.
+"""
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from ..model.config import Thresholds
 
 
 class GeneratorConfig(BaseModel):
@@ -21,17 +28,17 @@ class GeneratorConfig(BaseModel):
     encode_batch: int = Field(
         default=1, ge=1, description="Images or crops encoded together; above 1 pays on a GPU only."
     )
-    pred_iou_thresh: float = Field(
-        default=0.88,
+    pred_iou_thresh: float | None = Field(
+        default=None,
         ge=0,
         le=1,
-        description="Masks need a predicted IoU above this, tested before they are drawn.",
+        description="Masks need a predicted IoU above this, tested before they are drawn; null: the model's.",
     )
-    stability_score_thresh: float = Field(
-        default=0.95,
+    stability_score_thresh: float | None = Field(
+        default=None,
         ge=0,
         le=1,
-        description="Masks need at least this stability (IoU of tight and loose threshold).",
+        description="Masks need at least this stability, the IoU of two thresholds; null: the model's.",
     )
     stability_score_offset: float = Field(
         default=1.0,
@@ -94,6 +101,11 @@ class GeneratorConfig(BaseModel):
                 f"with crop_n_points_downscale_factor {self.crop_n_points_downscale_factor}"
             )
         return self
+
+    def with_thresholds(self, thresholds: Thresholds) -> Self:
+        """The same with a model's thresholds where none are given."""
+        known = {name: value for name, value in asdict(thresholds).items() if getattr(self, name) is None}
+        return self.model_copy(update=known)
 
     def points_per_side_in_layer(self, layer: int) -> int:
         """Prompts along one side of a crop's grid."""

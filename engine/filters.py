@@ -38,7 +38,7 @@ def filter_masks(
         "empty": empty,
         "too_large": too_large(measures.area_N, image_size, config.max_mask_area_fraction),
     }
-    if config.stability_score_thresh > 0:
+    if config.stability_score_thresh:
         failures["stability"] = stability_scores(measures) < np.float32(config.stability_score_thresh)
     passing = np.ones_like(empty)
     drops = {}

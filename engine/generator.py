@@ -35,12 +35,13 @@ from .runtime.transfer import upload
 class MaskGenerator:
     """Finds an image's masks with a promptable model: `MaskGenerator(load_sam("nano")).generate(image)`.
 
-    `way` says how the work is done; by default as it suits the device that the model is on.
+    Thresholds that the configuration leaves open are the model's. `way` says how the work is done; by default
+    as it suits the device that the model is on.
     """
 
     def __init__(self, sam: Sam, config: GeneratorConfig | None = None, way: Way | None = None) -> None:
         self.sam = sam
-        self.config = config or GeneratorConfig()
+        self.config = (config or GeneratorConfig()).with_thresholds(sam.thresholds)
         kind = OnCpu if sam.device.type == "cpu" else OnDevice
         self.way: Way = way or kind(sam, self.config)
 

@@ -64,6 +64,28 @@ class SamConfig:
         return 4 * self.embedding_size
 
 
+@dataclass(frozen=True)
+class Thresholds:
+    """Which of a model's own masks to keep, by the scores that it gives them.
+
+    How sure a model has to be depends on how well it knows itself, so these belong to the weights: a mask is
+    kept with a predicted IoU above the first and a stability score of at least the second, both from 0 to 1.
+    Raises ValueError for other numbers; they may come from a file.
+    """
+
+    pred_iou_thresh: float = 0.88
+    stability_score_thresh: float = 0.95
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if type(value) not in (int, float) or not 0 <= value <= 1:
+                raise ValueError(f"{field.name} {value!r} is not a number from 0 to 1")
+
+
+PUBLISHED = Thresholds()
+"""The released generator's, which were chosen for ViT-H and are used with all published weights."""
+
 MODELS: dict[str, SamConfig] = {
     "nano": SamConfig(
         img_size=512,
@@ -81,3 +103,9 @@ MODELS: dict[str, SamConfig] = {
     "vit_l": SamConfig(embed_dim=1024, depth=24, num_heads=16, global_attn_indexes=(5, 11, 17, 23)),
     "vit_h": SamConfig(embed_dim=1280, depth=32, num_heads=16, global_attn_indexes=(7, 15, 23, 31)),
 }
+
+THRESHOLDS: dict[str, Thresholds] = {
+    **dict.fromkeys(MODELS, PUBLISHED),
+    "nano": Thresholds(pred_iou_thresh=0.58, stability_score_thresh=0.8),  # docs/nano.md says why
+}
+"""Recommended for each model, where a file of weights does not say otherwise."""

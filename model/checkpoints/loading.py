@@ -23,10 +23,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from ..config import MODELS, SamConfig
+from ..config import MODELS, THRESHOLDS, SamConfig, Thresholds
 from ..networks.sam import Sam
 from .errors import CheckpointError
-from .tensor_file import listed, read_tensors, unreadable
+from .tensor_file import listed, read_metadata, read_tensors, unreadable
 from .zoo import cached, how_to_get, nearest, sha256_of
 
 WEIGHTS = Path(__file__).parents[1] / "weights"
@@ -75,7 +75,8 @@ def load_sam(
 
     Without `checkpoint` the weights are those that ship with the package (`nano`), else a download in the
     cache folder. A file of ours says its shapes itself: for `nano` they are taken from it, for the published
-    sizes they must be the published ones.
+    sizes they must be the published ones. The model's `thresholds` are those that are recommended for these
+    weights.
     Raises CheckpointError: unknown name, no such file, not a checkpoint, or not one of this model.
     """
     path = find_checkpoint(name, checkpoint)
@@ -84,7 +85,14 @@ def load_sam(
     with _Uninitialised():
         sam = Sam(config)
     _load_strictly(sam, _official_names(state, path), path, name)
+    sam.thresholds = _thresholds_for(name, metadata, path)
     return sam.to(device).in_precision(dtype).eval()
+
+
+def recommended_thresholds(name: str, checkpoint: str | Path | None = None) -> Thresholds:
+    """The `thresholds` of what `load_sam` would load, without loading it. Raises CheckpointError."""
+    path = find_checkpoint(name, checkpoint)
+    return _thresholds_for(name, read_metadata(path), path)
 
 
 def find_checkpoint(name: str, checkpoint: str | Path | None = None) -> Path:
@@ -117,7 +125,8 @@ def save_sam(
     extra_metadata: Mapping[str, str] | None = None,
     dtype: torch.dtype = torch.float16,
 ) -> None:
-    """Write safetensors that `load_sam` and outside programs can build the model from (metadata: `config`).
+    """Write safetensors that `load_sam` and outside programs can build the model from (metadata: `config`,
+    and `thresholds`, as `load_sam` gives them).
 
     The file appears whole or not at all. Raises ValueError for a weight that `dtype` cannot hold.
     """
@@ -130,7 +139,8 @@ def save_sam(
         raise ValueError(f"not finite in {dtype}: {listed(lost)}")
     path = Path(path)
     unfinished = path.with_name(path.name + ".unfinished")
-    save_file(state, unfinished, {**(extra_metadata or {}), "config": json.dumps(asdict(sam.config))})
+    said = {"config": json.dumps(asdict(sam.config)), "thresholds": json.dumps(asdict(sam.thresholds))}
+    save_file(state, unfinished, {**(extra_metadata or {}), **said})
     with unfinished.open("rb") as file:
         os.fsync(file.fileno())
     unfinished.replace(path)
@@ -178,6 +188,15 @@ def _parse_config(metadata: Mapping[str, str], path: Path) -> SamConfig | None:
         raise CheckpointError(
             f"{path} has a `config` in its metadata that makes no model: {error}"
         ) from error
+
+
+def _thresholds_for(name: str, metadata: Mapping[str, str], path: Path) -> Thresholds:
+    if "thresholds" not in metadata:
+        return THRESHOLDS[name]
+    try:
+        return Thresholds(**json.loads(metadata["thresholds"]))
+    except (ValueError, TypeError) as error:
+        raise CheckpointError(f"{path} has `thresholds` in its metadata that are none: {error}") from error
 
 
 def _load_strictly(sam: Sam, state: dict[str, Tensor], path: Path, name: str) -> None:

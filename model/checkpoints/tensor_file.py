@@ -38,12 +38,7 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
     Tensors are mapped rather than read where the format allows. Raises CheckpointError for anything else.
     """
-    try:
-        with path.open("rb") as file:
-            start = file.read(9)
-    except OSError as error:
-        raise unreadable(path, error) from error
-    # A safetensors file opens with the length of its header, any eight bytes, which may look like the others.
+    start = _start_of(path)
     if start[8:] == b"{":
         return _read_safetensors(path)
     if start.startswith(b"PK\x03\x04"):
@@ -51,6 +46,29 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     if start.startswith(b"\x80"):  # PyTorch before 1.6
         return _tensors_of(_unpickle(path, mmap=False), path), {}
     raise CheckpointError(f"{path} {'is no checkpoint' if start else 'is empty'}: {EXPECTED}")
+
+
+def read_metadata(path: Path) -> dict[str, str]:
+    """The metadata alone, without reading a tensor; empty where it is no safetensors file.
+
+    Raises CheckpointError where the file cannot be read, or is a damaged safetensors file.
+    """
+    if _start_of(path)[8:] != b"{":
+        return {}
+    try:
+        with safe_open(path, framework="pt") as file:
+            return file.metadata() or {}
+    except SafetensorError as error:
+        raise CheckpointError(f"{path} is a damaged safetensors file: {error}") from error
+
+
+def _start_of(path: Path) -> bytes:
+    """Nine bytes: a safetensors file opens with the length of its header, any eight, and a brace."""
+    try:
+        with path.open("rb") as file:
+            return file.read(9)
+    except OSError as error:
+        raise unreadable(path, error) from error
 
 
 def unreadable(path: Path, error: OSError) -> CheckpointError:

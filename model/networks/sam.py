@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..config import SamConfig
+from ..config import PUBLISHED, SamConfig
 from .image_encoder import ImageEncoderViT
 from .mask_decoder import Decoded, MaskDecoder, SharedImage
 from .prompt_encoder import PromptEncoder
@@ -49,6 +49,7 @@ class Sam(nn.Module):
     def __init__(self, config: SamConfig) -> None:
         super().__init__()
         self.config = config
+        self.thresholds = PUBLISHED  # recommended; `load_sam` knows those of its weights
         self.image_encoder = TinyViT(config) if config.encoder == "tiny_vit" else ImageEncoderViT(config)
         self.prompt_encoder = PromptEncoder(config)
         self.mask_decoder = MaskDecoder(config)

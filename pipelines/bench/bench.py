@@ -32,6 +32,7 @@ from rich.table import Table
 from ... import __version__
 from ...engine import MaskGenerator
 from ...model import Sam, load_sam
+from ...model.config import THRESHOLDS
 from ..config.run import RunConfig
 from ..decoding.image import decode_image
 from ..errors import ConfigError, UsageError
@@ -41,7 +42,7 @@ from ..format.tally import Tally
 from ..inputs.listing import list_inputs
 from ..inputs.reader import read_input
 from ..machine import hardware, peak_rss_bytes
-from ..workers.loading import make_generator
+from ..workers.loading import make_generator, with_thresholds
 from ..workers.shard import run_shard
 from ..workers.tasks import Job, ShardReceipt
 from .random_weights import placed, random_sam
@@ -77,6 +78,11 @@ def bench(
     """
     if released:
         check_comparable(config)
+    if random_weights:
+        thresholds = THRESHOLDS[config.model.name]
+        config = config.model_copy(update={"generator": config.generator.with_thresholds(thresholds)})
+    else:
+        config = with_thresholds(config)
     size = size or (None if inputs else DEFAULT_SIZE)
     with tempfile.TemporaryDirectory(prefix="maskmill-bench-") as folder:
         photographs = _photographs(inputs, config, size, Path(folder))

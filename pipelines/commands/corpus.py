@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -12,6 +12,9 @@ from ..errors import UsageError, VerificationFailed
 from ..storage.paths import place
 from ..text import visible
 from .options import Config, CorpusArgument, Set, mode_of
+
+if TYPE_CHECKING:
+    from ..config.run import RunConfig
 
 
 def generate(
@@ -59,7 +62,6 @@ def generate(
     ] = False,
 ) -> None:
     """Make a corpus of masks from photographs, or go on where the last run stopped."""
-    from ..config.loading import to_yaml
     from ..config.run import load_config
 
     overrides = [] if workers is None else _workers(workers)
@@ -67,7 +69,7 @@ def generate(
     overrides += [] if cpus_per_worker is None else [f"threads_per_worker={cpus_per_worker}"]
     settings = load_config(config, [*(set_ or ()), *overrides])
     if print_config:
-        typer.echo(to_yaml(settings), nl=False)
+        typer.echo(_printed(settings), nl=False)
         return
     if not inputs:
         from ..inputs.listing import EXPECTED
@@ -121,6 +123,27 @@ def status(
     from ..generation.status import status_table
 
     Console(markup=False, soft_wrap=True).print(status_table(found))
+
+
+def _printed(settings: RunConfig) -> str:
+    """What would run, as YAML; thresholds that are the model's are said to be."""
+    from ...model.checkpoints.errors import CheckpointError
+    from ...model.config import THRESHOLDS
+    from ..config.loading import to_yaml
+    from ..workers.loading import with_thresholds
+
+    model, generator = settings.model, settings.generator
+    said = f"recommended for {model.name}"
+    try:
+        settings = with_thresholds(settings)
+    except CheckpointError:
+        said += ", whose weights are not here"
+        thresholds = generator.with_thresholds(THRESHOLDS[model.name])
+        settings = settings.model_copy(update={"generator": thresholds})
+    names = ("pred_iou_thresh", "stability_score_thresh")
+    return to_yaml(
+        settings, {f"generator.{name}": said for name in names if getattr(generator, name) is None}
+    )
 
 
 def _workers(text: str) -> list[str]:

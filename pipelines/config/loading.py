@@ -68,9 +68,12 @@ def find_config(name_or_path: str | Path) -> Path:
     )
 
 
-def to_yaml(config: BaseModel) -> str:
-    """The whole configuration as YAML, each value under its description; `load_settings` reads it back."""
-    return "\n".join(_lines(config, "")) + "\n"
+def to_yaml(config: BaseModel, notes: Mapping[str, str] | None = None) -> str:
+    """The whole configuration as YAML, each value under its description; `load_settings` reads it back.
+
+    `notes`, by dotted name, are put behind their values as comments.
+    """
+    return "\n".join(_lines(config, "", "", notes or {})) + "\n"
 
 
 class _ValuesOnly(yaml.SafeLoader):
@@ -192,15 +195,16 @@ def _leaves(kind: type[BaseModel], prefix: str) -> Iterator[str]:
             yield from _leaves(sections[name], f"{prefix}{name}.")
 
 
-def _lines(config: BaseModel, indent: str) -> Iterator[str]:
+def _lines(config: BaseModel, indent: str, prefix: str, notes: Mapping[str, str]) -> Iterator[str]:
     values = config.model_dump(mode="json")
     for name, field in type(config).model_fields.items():
-        value = getattr(config, name)
+        value, dotted = getattr(config, name), f"{prefix}{name}"
         if isinstance(value, BaseModel):
             yield f"{indent}{name}:"
-            yield from _lines(value, indent + "  ")
+            yield from _lines(value, indent + "  ", f"{dotted}.", notes)
             continue
         if field.description:
             yield f"{indent}# {' '.join(field.description.split())}"
         text = yaml.safe_dump(values[name], default_flow_style=True, width=10**6)
-        yield f"{indent}{name}: {text.removesuffix(_END_OF_SCALAR).strip()}"
+        note = f"  # {notes[dotted]}" if dotted in notes else ""
+        yield f"{indent}{name}: {text.removesuffix(_END_OF_SCALAR).strip()}{note}"

@@ -17,6 +17,7 @@ from typing import Any
 
 from rich.console import Console
 
+from ...engine.config import GeneratorConfig
 from ..config.run import RunConfig, digest
 from ..errors import BreakerTripped, IncompleteRun
 from ..format import run_record
@@ -27,7 +28,7 @@ from ..storage import atomic
 from ..storage.lease import Lease, held
 from ..storage.retries import opening, retrying
 from ..workers.events import Watcher
-from ..workers.loading import make_generator, weights_sha256
+from ..workers.loading import make_generator, weights_sha256, with_thresholds
 from ..workers.shard import run_shard
 from ..workers.tasks import Job, OnProgress, ShardFailure, ShardReceipt, this_place
 from ..writing import close
@@ -60,7 +61,7 @@ def generate(
     events = events or EventLog()
     console = Console(stderr=events.is_standard_output, soft_wrap=True, markup=False, highlight=False)
     with events.of_a_run():
-        out, config = out.absolute(), _with_absolute_checkpoint(config)
+        out, config = out.absolute(), with_thresholds(_with_absolute_checkpoint(config))
         listed = list_inputs(inputs, config.input.extensions, config.input.image_column, console.print)
         record = _record(config)
         events.identify(record.digest)
@@ -87,12 +88,27 @@ def _do(
     lease.check()
     totals = None if failures else _finish(work.run)["totals"]
     console.print(summary_table(done, time.monotonic() - started, totals))
+    if advice := _advice(done, config.generator):
+        console.print(advice)
     if failures:
         raise IncompleteRun(
             f"{len(failures)} of {len(work.shards)} shards are left undone, run it again to go on; "
             f"shard {failures[0].shard}: {failures[0].reason}"
         )
     return done
+
+
+def _advice(done: Tally, generator: GeneratorConfig) -> str | None:
+    """What to say of a run in which over half of the images have no mask."""
+    used = done.images - done.statuses["rejected"]
+    if 2 * done.statuses["empty"] <= used:
+        return None
+    return (
+        f"{done.statuses['empty']} of {used} images are empty: they have no mask with a predicted IoU above "
+        f"{generator.pred_iou_thresh} and a stability score of at least {generator.stability_score_thresh}; "
+        "try lower thresholds (--set generator.pred_iou_thresh=N, --set generator.stability_score_thresh=N) "
+        "or another model"
+    )
 
 
 def _run_shards(

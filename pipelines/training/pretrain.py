@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from ...model.checkpoints.loading import save_sam
-from ...model.config import MODELS
+from ...model.config import MODELS, THRESHOLDS
 from ...model.networks.image_encoder import ImageEncoderViT
 from ...model.networks.sam import Sam
 from ...model.training.initialisation import initialise
@@ -164,6 +164,7 @@ class Learner:
         torch.manual_seed(config.seed)
         self.config, self.step = config, 0
         self.sam = Sam(MODELS[config.model]).to(config.device)
+        self.sam.thresholds = THRESHOLDS[config.model]
         initialise(self.sam)
         encoder = cast(ImageEncoderViT, self.sam.image_encoder)
         self.model = MaskedAutoencoder(encoder, config.size // MODELS[config.model].patch_size)

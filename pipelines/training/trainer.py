@@ -22,7 +22,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ...model.checkpoints.loading import load_sam
-from ...model.config import MODELS
+from ...model.config import MODELS, THRESHOLDS
 from ...model.networks.sam import Sam
 from ...model.training.initialisation import initialise
 from ...model.training.simulated_prompts import Draws
@@ -76,6 +76,7 @@ class Trainer:
         torch.manual_seed(config.seed)
         if config.initial is None:
             sam = Sam(MODELS[config.model])
+            sam.thresholds = THRESHOLDS[config.model]
             initialise(sam)
         else:
             sam = load_sam(config.model, config.initial).train()

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from ... import __version__
 from ...model.checkpoints.errors import CheckpointError
-from ..config.run import ModelConfig
+from ..config.run import ModelConfig, RunConfig
 from ..errors import ConfigError, CorpusError, CorpusUnavailable, UsageError
 from ..format.run_record import read_run
 from ..storage.retries import retrying
@@ -77,6 +77,17 @@ def check_sees_corpus(job: Job) -> None:
             f"{socket.gethostname()}: {job.out} is not this run's corpus there{reason}; every node has to "
             "see the same --out: a shared file system or a store"
         )
+
+
+def with_thresholds(config: RunConfig) -> RunConfig:
+    """The configuration with the thresholds that are recommended for its weights, where it leaves them open.
+
+    Raises CheckpointError where there are no such weights.
+    """
+    from ...model.checkpoints.loading import recommended_thresholds  # loads torch
+
+    thresholds = recommended_thresholds(config.model.name, config.model.checkpoint)
+    return config.model_copy(update={"generator": config.generator.with_thresholds(thresholds)})
 
 
 def weights_sha256(model: ModelConfig) -> str:

@@ -7,6 +7,7 @@ import tracemalloc
 import numpy as np
 import pytest
 import torch
+from skimage import data
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -14,6 +15,8 @@ from maskmill.engine import DROP_REASONS, GeneratedMasks, GeneratorConfig, MaskG
 from maskmill.engine.codes import single
 from maskmill.engine.runtime.accounting import STAGES
 from maskmill.engine.runtime.batching import in_batches
+from maskmill.model import load_sam
+from maskmill.model.config import Thresholds
 from maskmill.model.networks.sam import Sam
 from tests.support.tiny import OPEN, tiny
 
@@ -294,3 +297,29 @@ def test_a_large_image_stays_within_its_memory(sam):
     assert max(mask.area for mask in result.masks) > height * width / 4
     assert 0 < largest.numbers < height * width / 8
     assert peak < height * width / 3
+
+
+def test_thresholds_that_are_left_open_are_the_models():
+    sam = tiny()
+    sam.thresholds = Thresholds(0.25, 0.75)
+
+    def thresholds(**options):
+        config = MaskGenerator(sam, GeneratorConfig(**options)).config
+        return config.pred_iou_thresh, config.stability_score_thresh
+
+    assert thresholds() == thresholds(points_per_side=4) == (0.25, 0.75)
+    assert thresholds(pred_iou_thresh=0) == (0, 0.75)
+    assert thresholds(stability_score_thresh=0.5) == (0.25, 0.5)
+    assert MaskGenerator(sam).config == GeneratorConfig(pred_iou_thresh=0.25, stability_score_thresh=0.75)
+
+
+def test_the_bundled_model_finds_masks_by_itself():
+    """With thresholds that were chosen for ViT-H it finds one on this photograph."""
+    generator = MaskGenerator(load_sam("nano"), GeneratorConfig(points_per_side=16))
+    strict = GeneratorConfig(points_per_side=16, pred_iou_thresh=0.88, stability_score_thresh=0.95)
+    photograph = data.coffee()
+    assert (
+        len(generator.generate(photograph))
+        >= 5
+        > len(MaskGenerator(generator.sam, strict).generate(photograph))
+    )

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import pickle
+import re
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -17,14 +18,15 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 import maskmill.model.checkpoints.loading
+from maskmill.model.checkpoints.errors import CheckpointError
 from maskmill.model.checkpoints.loading import (
-    CheckpointError,
     checkpoint_sha256,
     find_checkpoint,
     load_sam,
+    recommended_thresholds,
     save_sam,
 )
-from maskmill.model.config import MODELS, SamConfig
+from maskmill.model.config import MODELS, SamConfig, Thresholds
 from maskmill.model.networks.sam import Sam
 
 TINY = SamConfig(
@@ -337,3 +339,41 @@ def test_a_weight_that_half_precision_cannot_hold_is_not_written(tmp_path: Path)
     with pytest.raises(ValueError, match=r"not finite in torch\.float16: mask_decoder\.iou_token\.weight"):
         save_sam(broken, tmp_path / "own.safetensors")
     assert list(tmp_path.iterdir()) == []
+
+
+# Thresholds that belong to the weights.
+
+
+@pytest.mark.parametrize(
+    ("said", "message"),
+    [
+        ("no json", "has `thresholds` in its metadata that are none: Expecting value"),
+        ("[0.5, 0.5]", "that are none"),
+        ('{"pred_iou_thresh": 1.5}', "pred_iou_thresh 1.5 is not a number from 0 to 1"),
+        ('{"pred_iou_thresh": true}', "pred_iou_thresh True is not a number"),
+        ('{"other": 0.5}', "unexpected keyword argument 'other'"),
+    ],
+)
+def test_thresholds_of_a_file_that_are_none(tmp_path: Path, sam: Sam, said: str, message: str) -> None:
+    path = tmp_path / "odd.safetensors"
+    save_file(sam.state_dict(), path, {"config": json.dumps(asdict(TINY)), "thresholds": said})
+    for read in (load_sam, recommended_thresholds):
+        with pytest.raises(CheckpointError, match=re.escape(message)):
+            read("nano", path)
+
+
+def test_thresholds_are_the_files_or_else_the_models(tmp_path: Path, sam: Sam) -> None:
+    published, nano = Thresholds(0.88, 0.95), Thresholds(0.58, 0.8)
+    assert sam.thresholds == published
+    torch.save(sam.state_dict(), tmp_path / "official.pth")
+    save_file(sam.state_dict(), tmp_path / "before.safetensors", {"config": json.dumps(asdict(TINY))})
+    sam.thresholds = Thresholds(0.3, 0.4)
+    save_sam(sam, tmp_path / "own.safetensors")
+    sam.thresholds = published
+    for name, file, expected in (
+        ("vit_b", "official.pth", published),
+        ("nano", "before.safetensors", nano),
+        ("nano", "own.safetensors", Thresholds(0.3, 0.4)),
+    ):
+        assert load_sam(name, tmp_path / file).thresholds == expected
+        assert recommended_thresholds(name, tmp_path / file) == expected

@@ -8,6 +8,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from maskmill.model.config import MODELS
+from maskmill.pipelines.cli import main
 from maskmill.pipelines.config.loading import find_config, to_yaml
 from maskmill.pipelines.config.run import ModelConfig, RunConfig, decides_rows, digest, digest_of, load_config
 from maskmill.pipelines.errors import ConfigError
@@ -264,3 +265,32 @@ def flat(values, prefix=""):
 def test_the_digest_is_that_of_the_values_not_of_the_objects():
     assert len(digest(RunConfig())) == 64
     assert digest(RunConfig()) == digest(RunConfig.model_validate(RunConfig().model_dump(mode="json")))
+
+
+@pytest.mark.parametrize(
+    ("settings", "pred_iou", "stability"),
+    [
+        ([], "0.58  # recommended for nano", "0.8  # recommended for nano"),
+        (["generator.pred_iou_thresh=0.5"], "0.5", "0.8  # recommended for nano"),
+        (
+            ["model.name=vit_h", "generator.stability_score_thresh=0.9"],
+            "0.88  # recommended for vit_h, whose weights are not here",
+            "0.9",
+        ),
+    ],
+)
+def test_print_config_says_which_thresholds_are_the_models(
+    settings, pred_iou, stability, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setenv("MASKMILL_CACHE", str(tmp_path))
+    words = [word for setting in settings for word in ("--set", setting)]
+    assert main(["generate", "--print-config", *words]) == 0
+    printed = capsys.readouterr().out
+    assert f"  pred_iou_thresh: {pred_iou}\n" in printed
+    assert f"  stability_score_thresh: {stability}\n" in printed
+    (tmp_path / "printed.yaml").write_text(printed)
+    thresholds = load_config(tmp_path / "printed.yaml").generator
+    assert (thresholds.pred_iou_thresh, thresholds.stability_score_thresh) == (
+        float(pred_iou.split()[0]),
+        float(stability.split()[0]),
+    )

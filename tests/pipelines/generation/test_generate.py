@@ -1,6 +1,7 @@
 """The run, end to end and seen through what it leaves: wrong use first, then resuming, then the kill."""
 
 import errno
+import json
 import os
 import re
 import shlex
@@ -278,6 +279,26 @@ def test_the_same_command_again_has_nothing_to_do(corpus, photos, tiny_settings,
     assert main(words(photos, corpus, tiny_settings, "--workers", "0")) == 0
     assert "complete, nothing to do" in capsys.readouterr().out
     assert state_of(corpus) == before
+
+
+def test_thresholds_that_are_left_open_are_the_weights_own(photos, tiny_weights, tmp_path, capsys):
+    """They are recorded: a run that names them goes on with a corpus of one that left them open."""
+    out = tmp_path / "corpus"
+    options = [f"model.checkpoint={tiny_weights}", "generator.points_per_side=2", "threads_per_worker=1"]
+    assert main(words(photos / "coffee", out, options, "--workers", "0")) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    generator = json.loads((out / "run.json").read_text())["config"]["generator"]
+    assert (generator["pred_iou_thresh"], generator["stability_score_thresh"]) == (0.88, 0.95)
+    assert (
+        "3 of 3 images are empty: they have no mask with a predicted IoU above 0.88 and a stability" in said
+    )
+    assert "score of at least 0.95; try lower thresholds (--set generator.pred_iou_thresh=N," in said
+    named = ["generator.pred_iou_thresh=0.88", "generator.stability_score_thresh=0.95"]
+    assert main(words(photos / "coffee", out, [*options, *named], "--workers", "0")) == 0
+    assert "complete, nothing to do" in capsys.readouterr().out
+    one = ["generator.pred_iou_thresh=0.5"]
+    assert main(words(photos / "coffee", out, [*options, *one], "--workers", "0")) == 2
+    assert "generator.pred_iou_thresh was 0.88, now 0.5" in capsys.readouterr().err
 
 
 def test_ray_and_this_process_make_equal_rows(corpus, photos, tiny_settings, tmp_path, local_ray, capfd):
