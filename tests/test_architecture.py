@@ -276,6 +276,19 @@ def test_what_reads_a_corpus_loads_neither_torch_nor_ray():
         assert not loaded & {"maskmill.pipelines.workers.shard", "maskmill.pipelines.workers.ray_actors"}
 
 
+def test_the_reader_is_light_by_pythons_own_account():
+    done = subprocess.run(
+        [sys.executable, "-X", "importtime", "-c", "from maskmill import Corpus"],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=ROOT,
+    )
+    imported = {line.rsplit("|", 1)[-1].strip().split(".")[0] for line in done.stderr.splitlines()}
+    assert "pyarrow" in imported
+    assert not imported & {"torch", "ray", "pandas"}
+
+
 @pytest.mark.parametrize(
     ("package", "names"),
     [
