@@ -94,6 +94,9 @@ def test_by_way_of_an_sdist_or_of_a_zip_download_it_is_the_same(wheel, tree, tmp
         link.unlink()
         link.write_text(str(target))
     assert files_of(build("wheel", zipped, tmp_path / "from-zip")) == files_of(wheel)
+    command = [sys.executable, "-c", "import maskmill"]  # from the tree itself, as an editable install has it
+    done = subprocess.run(command, cwd=zipped, capture_output=True, text=True, env=NO_PATHS, check=False)
+    assert "the symbolic links beside it, to engine, model, pipelines and configs, are missing" in done.stderr
 
 
 @pytest.fixture
