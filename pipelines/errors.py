@@ -10,9 +10,9 @@
     │   └── BreakerTripped       by a run that got nowhere and stopped itself
     └── InputRejected        –   one image that cannot be used: it becomes a `rejected` row and stops nothing
 
-What is not in the tree is either infrastructure (storage and memory,
-`pipelines.workers.shard.is_infrastructure`: tried again (`pipelines.storage.retries`), then a shard left
-undone) or a bug (exit code 1).
+What is not in the tree is either infrastructure (storage and memory, see
+`pipelines.workers.shard.is_infrastructure`), which is tried again and then leaves a shard undone, or a bug
+(exit code 1).
 """
 
 from .text import visible

@@ -114,7 +114,11 @@ def hostile(tmp_path, photos) -> Path:
         (folder / name).write_text(own)
     (folder / "configs" / "nano.yaml").write_text("generator: {points_per_side: none of yours}\n")
     yield folder
-    assert not list(folder.rglob("*.executed"))
+    assert executed(folder) == []
+
+
+def executed(folder):
+    return list(folder.rglob("*.executed"))
 
 
 def run(folder, *command):
@@ -144,7 +148,8 @@ def test_the_command_has_two_ways_in(installed, tmp_path):
 def test_a_run_among_files_with_our_names(installed, hostile, options):
     python = installed / "bin/python"  # -m puts the folder first, where the script `maskmill` does not
     run(hostile, python, "-m", "maskmill", *generate(*options))
-    run(hostile, python, "-m", "maskmill", "verify", "corpus")
+    assert "corpus: verified, 2 images, 2 ok, " in run(hostile, python, "-m", "maskmill", "verify", "corpus")
+    assert executed(hostile) == []
 
 
 @pytest.mark.slow
@@ -157,6 +162,10 @@ def test_a_run_in_a_folder_with_another_maskmill(installed, hostile):
     package = Path(shutil.copytree(ROOT / "maskmill", hostile / "maskmill"))
     (package / "__init__.py").write_text((hostile / "model.py").read_text())
     run(hostile, installed / "bin/maskmill", *generate("--overwrite"))
+    assert "corpus: verified, 2 images, 2 ok, " in run(
+        hostile, installed / "bin/maskmill", "verify", "corpus"
+    )
+    assert executed(hostile) == []
 
 
 HIDE = """

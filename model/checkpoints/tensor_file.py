@@ -9,7 +9,8 @@ from __future__ import annotations
 import pickle
 import re
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -55,11 +56,8 @@ def read_metadata(path: Path) -> dict[str, str]:
     """
     if _start_of(path)[8:] != b"{":
         return {}
-    try:
-        with safe_open(path, framework="pt") as file:
-            return file.metadata() or {}
-    except SafetensorError as error:
-        raise CheckpointError(f"{path} is a damaged safetensors file: {error}") from error
+    with _damage_told(path), safe_open(path, framework="pt") as file:
+        return file.metadata() or {}
 
 
 def _start_of(path: Path) -> bytes:
@@ -82,9 +80,14 @@ def listed(names: list[str]) -> str:
 
 
 def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    with _damage_told(path), safe_open(path, framework="pt") as file:
+        return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}  # noqa: SIM118
+
+
+@contextmanager
+def _damage_told(path: Path) -> Iterator[None]:
     try:
-        with safe_open(path, framework="pt") as file:
-            return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}  # noqa: SIM118
+        yield
     except SafetensorError as error:
         raise CheckpointError(f"{path} is a damaged safetensors file: {error}") from error
 

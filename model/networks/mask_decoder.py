@@ -7,8 +7,7 @@ share the image's tokens, and what they change in its cells stays in factors
 alone, so `attend` scores the prompts and `draw` upscales only those that the caller still wants.
 
 Axis letters: those of `model.networks.two_way_transformer`, and K masks drawn. A prompt that brings a mask
-has cells of its
-own from the start: it is here an image of its own, with one prompt.
+has cells of its own from the start: it is here an image of its own, with one prompt.
 """
 
 from __future__ import annotations

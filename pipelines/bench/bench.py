@@ -78,11 +78,8 @@ def bench(
     """
     if released:
         check_comparable(config)
-    if random_weights:
-        thresholds = THRESHOLDS[config.model.name]
-        config = config.model_copy(update={"generator": config.generator.with_thresholds(thresholds)})
-    else:
-        config = with_thresholds(config)
+    noise_thresholds = THRESHOLDS[config.model.name]
+    config = config.with_thresholds(noise_thresholds) if random_weights else with_thresholds(config)
     size = size or (None if inputs else DEFAULT_SIZE)
     with tempfile.TemporaryDirectory(prefix="maskmill-bench-") as folder:
         photographs = _photographs(inputs, config, size, Path(folder))

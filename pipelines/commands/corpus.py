@@ -138,8 +138,7 @@ def _printed(settings: RunConfig) -> str:
         settings = with_thresholds(settings)
     except CheckpointError:
         said += ", whose weights are not here"
-        thresholds = generator.with_thresholds(THRESHOLDS[model.name])
-        settings = settings.model_copy(update={"generator": thresholds})
+        settings = settings.with_thresholds(THRESHOLDS[model.name])
     names = ("pred_iou_thresh", "stability_score_thresh")
     return to_yaml(
         settings, {f"generator.{name}": said for name in names if getattr(generator, name) is None}

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 from pydantic import Field
 
 from ...engine.config import GeneratorConfig
+from ...model.config import Thresholds
 from ..decoding.image import MAX_PIXELS
 from ..storage.json_files import canonical, sha256_hex
 from .loading import Section, load_settings
@@ -142,6 +143,10 @@ class RunConfig(Section):
     )
     cluster: ClusterConfig = ClusterConfig()
     breaker: BreakerConfig = BreakerConfig()
+
+    def with_thresholds(self, thresholds: Thresholds) -> Self:
+        """The same with a model's thresholds where none are given."""
+        return self.model_copy(update={"generator": self.generator.with_thresholds(thresholds)})
 
 
 # What moves numbers by rounding at most, or not at all. The weights themselves are told apart by their

@@ -68,9 +68,7 @@ def _fields(kind: pa.DataType) -> list[pa.Field]:
 
 
 def _damage(row: Mapping[str, Any]) -> str | None:
-    """What keeps a row, or what was read of it, from being used; `verification.rows` looks
-    closer.
-    """
+    """What keeps a row, or what was read of it, from being used; `verification.rows` looks closer."""
     if row["status"] not in STATUSES:
         return f"the status is {row['status']!r}"
     if missing := [name for name in _NEVER_NULL if name in row and row[name] is None]:

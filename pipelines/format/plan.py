@@ -112,8 +112,8 @@ class Plan:
 def make_plan(inputs: pa.Table, shard_size: int, *, first_shard: int = 0, imported: bool = False) -> pa.Table:
     """The inputs (columns `key` and `uri`), sorted by key, in shards of `shard_size`: `PLAN_SCHEMA`.
 
-    Of an `imported` corpus each key has its image_id in it (`ids.released_id`). Raises UsageError
-    where two keys share an image_id, ValueError for a shard size below 1.
+    Of an `imported` corpus each key has its image_id in it (`ids.released_id`). Raises UsageError where two
+    keys share an image_id, ValueError for a shard size below 1.
     """
     if shard_size < 1:
         raise ValueError(f"expected a shard size of at least 1, got {shard_size}")

@@ -9,7 +9,8 @@ from typing import Any
 
 from rich.console import Console
 
-from ..format import manifest, run_record
+from ... import __version__
+from ..format import manifest
 from ..format.layout import CORPUS
 from ..format.records import ShardTask
 from ..storage.retries import retrying
@@ -50,7 +51,7 @@ class Work:
             "config_digest": record.config_digest,
             "model": record.model_name,
             "weights_sha256": record.weights_sha256,
-            "version": run_record.software_versions()["maskmill"],
+            "version": __version__,
         }
 
     def task(self, shard: int) -> ShardTask | ShardFailure:

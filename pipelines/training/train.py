@@ -1,9 +1,8 @@
 """`maskmill train`: teach the promptable model from labelled masks (paper, section 3 and appendix A).
 
 Each step encodes a few photographs once and asks about several masks of each
-(`pipelines.training.objective`).
-Stages run one after another, small squares first: a small model learns objects sooner from 256-pixel squares
-and needs only a short time at full size afterwards.
+(`pipelines.training.objective`). Stages run one after another, small squares first: a small model learns
+objects sooner from 256-pixel squares and needs only a short time at full size afterwards.
 
 Several processes, started by `torchrun`, share each step's photographs; the first of them writes.
 """

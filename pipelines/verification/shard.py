@@ -1,8 +1,8 @@
 """One shard against the plan: its footer, its columns, its rows in their order, its masks.
 
-A row group is read at a time, its masks are looked at all at once (`masks`), and only the masks of
-rows that are in doubt become Python objects (`rows`). Nothing is shared, so that shards are checked
-side by side in threads.
+A row group is read at a time, its masks are looked at all at once (`masks`), and only the masks of rows that
+are in doubt become Python objects (`rows`). Nothing is shared, so that shards are checked side by side in
+threads.
 """
 
 from __future__ import annotations

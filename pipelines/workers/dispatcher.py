@@ -4,12 +4,11 @@ The driver owns the slots. A slot is fed only after its worker has said that it 
 hangs or is lost is fenced and a new one takes its slot. Its shards are suspects
 (`pipelines.workers.quarantine`): each is tried alone, on a worker that holds nothing else. A death that comes
 with its node's, or with a pre-emption, proves nothing against a shard. Workers that die over one image after
-the other without any
-coming through, anywhere, end the run: the fault is not the images'. That one image ends its worker twice more
-says nothing new, and is not counted. A folder of bad images looks the same, though, as long as only suspects
-are tried. So before the last death that is allowed comes a control: an image that came through earlier, or,
-where none has, work that nobody suspects. If it comes through, the trial of the suspects goes on; the run
-ends if its worker dies too.
+the other without any coming through, anywhere, end the run: the fault is not the images'. That one image ends
+its worker twice more says nothing new, and is not counted. A folder of bad images looks the same, though, as
+long as only suspects are tried. So before the last death that is allowed comes a control: an image that came
+through earlier, or, where none has, work that nobody suspects. If it comes through, the trial of the suspects
+goes on; the run ends if its worker dies too.
 """
 
 from __future__ import annotations

@@ -86,8 +86,7 @@ def with_thresholds(config: RunConfig) -> RunConfig:
     """
     from ...model.checkpoints.loading import recommended_thresholds  # loads torch
 
-    thresholds = recommended_thresholds(config.model.name, config.model.checkpoint)
-    return config.model_copy(update={"generator": config.generator.with_thresholds(thresholds)})
+    return config.with_thresholds(recommended_thresholds(config.model.name, config.model.checkpoint))
 
 
 def weights_sha256(model: ModelConfig) -> str:
