@@ -3,7 +3,8 @@
 Three kinds of file are understood, told apart by what is in them rather than by their names:
 - official ones (`sam_vit_h_4b8939.pth`, `mobile_sam.pt`, anything with their keys): loaded as they are;
 - Hugging Face `SamModel` files: renamed by one table (`HUGGING_FACE`), then loaded strictly;
-- our own: safetensors with official names and, as JSON under `config` in the metadata, the model's shapes.
+- our own: safetensors with official names and, as JSON in the metadata, the model's shapes (`config`) and its
+  thresholds.
 
 Whatever does not fit the model is named in the error, all of it counted.
 """
@@ -19,14 +20,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from ..config import MODELS, THRESHOLDS, SamConfig, Thresholds
 from ..networks.sam import Sam
 from .errors import CheckpointError
-from .tensor_file import listed, read_metadata, read_tensors, unreadable
+from .tensor_file import listed, read_metadata, read_tensors, unreadable, write_tensors
 from .zoo import cached, how_to_get, nearest, sha256_of
 
 WEIGHTS = Path(__file__).parents[1] / "weights"
@@ -128,7 +128,8 @@ def save_sam(
     """Write safetensors that `load_sam` and outside programs can build the model from (metadata: `config`,
     and `thresholds`, as `load_sam` gives them).
 
-    The file appears whole or not at all. Raises ValueError for a weight that `dtype` cannot hold.
+    The file appears whole or not at all, and its bytes are the same for the same model. Raises ValueError
+    for a weight that `dtype` cannot hold.
     """
     state = {
         key: (value.to(dtype) if value.is_floating_point() else value).detach().cpu().contiguous()
@@ -140,7 +141,7 @@ def save_sam(
     path = Path(path)
     unfinished = path.with_name(path.name + ".unfinished")
     said = {"config": json.dumps(asdict(sam.config)), "thresholds": json.dumps(asdict(sam.thresholds))}
-    save_file(state, unfinished, {**(extra_metadata or {}), **said})
+    write_tensors(state, unfinished, {**(extra_metadata or {}), **said})
     with unfinished.open("rb") as file:
         os.fsync(file.fileno())
     unfinished.replace(path)

@@ -1,4 +1,4 @@
-"""Tensors out of a file, and nothing else out of it.
+"""Tensors out of a file, and nothing else out of it; and into one, the same bytes each time.
 
 A pickle is read by `torch.load(weights_only=True)`, which builds tensors and runs nothing: a file that asks
 for more is refused. What kind of file it is shows in its first bytes; the name may be anything.
@@ -6,6 +6,7 @@ for more is refused. What kind of file it is shows in its first bytes; the name 
 
 from __future__ import annotations
 
+import json
 import pickle
 import re
 import struct
@@ -15,6 +16,7 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
 from .errors import CheckpointError
@@ -58,6 +60,21 @@ def read_metadata(path: Path) -> dict[str, str]:
         return {}
     with _damage_told(path), safe_open(path, framework="pt") as file:
         return file.metadata() or {}
+
+
+def write_tensors(state: dict[str, Tensor], path: Path, metadata: Mapping[str, str]) -> None:
+    """Write safetensors whose bytes depend on nothing but the tensors and the metadata.
+
+    The library leaves the order of the metadata to chance, and a checkpoint is known by its sha256: put it in
+    order, which takes as many bytes.
+    """
+    save_file(state, path, dict(metadata))
+    with path.open("r+b") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(length))
+        header["__metadata__"] = dict(sorted(metadata.items()))
+        file.seek(8)
+        file.write(json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode().ljust(length))
 
 
 def _start_of(path: Path) -> bytes:

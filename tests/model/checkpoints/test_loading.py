@@ -279,6 +279,20 @@ def test_save_and_load(tmp_path: Path, sam: Sam) -> None:
     assert_same(load_sam("vit_b", path), sam.state_dict())
 
 
+def test_the_same_weights_make_the_same_file(tmp_path: Path, sam: Sam) -> None:
+    """Its sha256 decides whether a corpus goes on; safetensors itself leaves the order to chance."""
+    odd = {"näme \x7f\U0001f3a8": 'quote " slash \\ / tab \t bell \x07 null \x00 line \u2028'}
+    path = tmp_path / "own.safetensors"
+    written = set()
+    for _ in range(20):
+        save_sam(sam, path, odd)
+        written.add(path.read_bytes())
+    assert len(written) == 1
+    with safe_open(path, framework="pt") as file:
+        assert file.metadata().items() >= odd.items()
+    assert_same(load_sam("nano", path), {key: value.half() for key, value in sam.state_dict().items()})
+
+
 def test_nano_takes_its_shapes_from_the_file(tmp_path: Path, sam: Sam) -> None:
     (tmp_path / "weights").mkdir()
     save_sam(sam, tmp_path / "weights" / "nano.safetensors")
