@@ -88,7 +88,7 @@ def main() -> None:
         photograph = read_photograph(given.image)
         from benchmarks.support.growth_plot import plot
     except ImportError as error:
-        parser.error(f"expected {error.name}: pip install 'maskmill[bench]'")
+        parser.error(f"expected {error.name}: pip install '.[bench]'")
     except OSError as error:
         parser.error(f"--image: expected a photograph, got {given.image}: {error}")
     if given.threads:

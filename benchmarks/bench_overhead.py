@@ -114,7 +114,7 @@ def arguments() -> argparse.Namespace:
     try:
         given.photograph = read_photograph(given.image)
     except ImportError as error:
-        parser.error(f"expected {error.name}: pip install 'maskmill[bench]'")
+        parser.error(f"expected {error.name}: pip install '.[bench]'")
     except OSError as error:
         parser.error(f"--image: expected a photograph, got {given.image}: {error}")
     return given

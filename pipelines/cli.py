@@ -35,24 +35,32 @@ _GO_ON = {
 app = typer.Typer(
     name="maskmill",
     help="Photographs in, an SA-1B-style corpus of segmentation masks out.",
-    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
 )
-app.command()(corpus.generate)
-app.command()(corpus.verify)
-app.command()(corpus.status)
-app.command()(inspect.report)
-app.command()(inspect.gallery)
-app.command()(inspect.view)
-app.command("export")(exchange.export_corpus)
-app.command("import")(exchange.import_corpus)
-app.command()(models.train)
-app.command()(models.pretrain)
-app.command()(models.evaluate)
-app.command()(models.bench)
-models_app = typer.Typer(help="List the public checkpoints; `models get NAME` downloads one.")
-models_app.callback(invoke_without_command=True)(models.models)
-models_app.command("get")(models.models_get)
+models_app = typer.Typer()
+for to, name, command, example in (
+    (app, "generate", corpus.generate, "generate photos -o corpus"),
+    (app, "verify", corpus.verify, "verify corpus"),
+    (app, "status", corpus.status, "status corpus"),
+    (app, "report", inspect.report, "report corpus -o report.html"),
+    (app, "gallery", inspect.gallery, "gallery corpus -o gallery.html"),
+    (app, "view", inspect.view, "view corpus"),
+    (app, "export", exchange.export_corpus, "export corpus -o coco --format coco"),
+    (app, "import", exchange.import_corpus, "import 'sa1b/*.tar' -o corpus"),
+    (app, "train", models.train, "train --config train_nano --set data=FOLDER --set out=runs/nano"),
+    (
+        app,
+        "pretrain",
+        models.pretrain,
+        "pretrain --config pretrain_nano --set data=photos --set out=runs/mae",
+    ),
+    (app, "evaluate", models.evaluate, "evaluate --data FOLDER --model mobile_sam"),
+    (app, "bench", models.bench, "bench --images photos --model mobile_sam"),
+    (models_app, "get", models.models_get, "models get mobile_sam"),
+):
+    to.command(name, epilog=f"Example: maskmill {example}")(command)
+models_app.callback(invoke_without_command=True, epilog="Example: maskmill models --verbose")(models.models)
 app.add_typer(models_app, name="models")
 
 
@@ -113,9 +121,14 @@ def _maskmill(
     if version:
         typer.echo(f"maskmill {__version__}")
     elif context.invoked_subcommand is None:
-        raise UsageError("expected a command, see maskmill --help")
+        typer.echo(context.get_help())
 
 
 def _complain(message: str, code: int) -> int:
-    print(f"maskmill: {visible(' '.join(redacted(message).split()))}", file=sys.stderr)
+    from rich.console import Console
+
+    line = visible(" ".join(redacted(message).split()))
+    console = Console(stderr=True, soft_wrap=True, highlight=False)
+    console.print("maskmill: ", style="bold red", end="")
+    console.print(line, markup=False)
     return int(code)

@@ -44,3 +44,9 @@ def clock(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def counted(number: float, noun: str) -> str:
+    """The number with its noun, which is in the plural but for one: `1 image`, `0 images`, `0.5 GPUs`."""
+    said = str(number) if isinstance(number, int) else f"{number:g}"
+    return f"{said} {noun}{'' if number == 1 else 's'}"

@@ -36,7 +36,7 @@ ORDER = {
     """,
     "pipelines": """
         text
-        errors
+        errors extras
         prefetch signals machine
         decoding storage
         inputs config pages

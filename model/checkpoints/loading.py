@@ -27,9 +27,8 @@ from ..config import MODELS, THRESHOLDS, SamConfig, Thresholds
 from ..networks.sam import Sam
 from .errors import CheckpointError
 from .tensor_file import listed, read_metadata, read_tensors, unreadable, write_tensors
-from .zoo import cached, how_to_get, nearest, sha256_of
+from .zoo import bundled, cached, how_to_get, nearest, sha256_of
 
-WEIGHTS = Path(__file__).parents[1] / "weights"
 OWN_SIZES = frozenset({"nano"})  # trained here: the file knows its shapes, not the name
 
 GAUSSIAN = "prompt_encoder.pe_layer.positional_encoding_gaussian_matrix"
@@ -104,8 +103,7 @@ def find_checkpoint(name: str, checkpoint: str | Path | None = None) -> Path:
         raise CheckpointError(f"unknown model {name!r}; {nearest(name, MODELS)}")
     if checkpoint is not None:
         return Path(checkpoint).expanduser()
-    bundled = WEIGHTS / f"{name}.safetensors"
-    path = bundled if bundled.is_file() else cached(name)
+    path = bundled(name) or cached(name)
     if path is None:
         raise CheckpointError(f"no weights for {name}: {how_to_get(name)}")
     return path

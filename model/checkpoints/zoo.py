@@ -28,6 +28,7 @@ import platformdirs
 
 from .errors import CheckpointError
 
+WEIGHTS = Path(__file__).parents[1] / "weights"
 CHUNK = 1 << 20
 TIMEOUT_S = 30.0  # of silence, not of the whole download
 
@@ -118,6 +119,12 @@ CHECKPOINTS: dict[str, PublicCheckpoint] = {
 def cache_folder() -> Path:
     """Where downloads go: `MASKMILL_CACHE`, or the user's cache folder."""
     return Path(os.environ.get("MASKMILL_CACHE") or platformdirs.user_cache_dir("maskmill"))
+
+
+def bundled(model: str) -> Path | None:
+    """The weights of this model that come with the package; None where there are none."""
+    path = WEIGHTS / f"{model}.safetensors"
+    return path if path.is_file() else None
 
 
 def cached(model: str, folder: Path | None = None) -> Path | None:

@@ -36,6 +36,7 @@ from ...model.config import THRESHOLDS
 from ..config.run import RunConfig
 from ..decoding.image import decode_image
 from ..errors import ConfigError, UsageError
+from ..extras import pip_install
 from ..format.plan import make_plan
 from ..format.records import PlannedImage, ShardTask
 from ..format.tally import Tally
@@ -133,7 +134,7 @@ def check_comparable(config: RunConfig) -> None:
     try:
         metadata.version("segment-anything")
     except metadata.PackageNotFoundError:
-        raise UsageError("--against released: pip install 'maskmill[bench]'") from None
+        raise UsageError(f"--against released needs the released generator: {pip_install('bench')}") from None
 
 
 def _photographs(
@@ -164,7 +165,7 @@ def _sample(folder: Path, size: tuple[int, int]) -> Path:
         from skimage import data
     except ImportError:
         raise UsageError(
-            "expected --images INPUT, or pip install 'maskmill[bench]' for a photograph"
+            f"expected --images INPUT, or one of scikit-image's: {pip_install('bench')}"
         ) from None
     path = folder / "coffee.jpg"
     _save(Image.fromarray(data.coffee()), path, size)

@@ -3,17 +3,36 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from ..errors import UsageError, VerificationFailed
-from ..storage.paths import place
-from ..text import visible
-from .options import Config, CorpusArgument, Set, mode_of
+from ..text import counted, visible
+from .options import (
+    AsJson,
+    Checkpoint,
+    Config,
+    CorpusArgument,
+    CorpusOut,
+    Device,
+    Extend,
+    Model,
+    Overwrite,
+    PointsPerSide,
+    PredIouThresh,
+    Quiet,
+    Set,
+    StabilityScoreThresh,
+    generator_settings,
+    mode_of,
+    model_settings,
+)
+from .terminal import bar, say
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from ..config.run import RunConfig
 
 
@@ -23,32 +42,43 @@ def generate(
         list[str] | None,
         typer.Argument(metavar="INPUT…", help="Folders, globs, file lists (.txt), image, tar or Parquet."),
     ] = None,
-    out: Annotated[
-        Path | None, typer.Option(metavar="CORPUS", help="The corpus's folder.", parser=place)
-    ] = None,
+    out: CorpusOut = None,
     config: Config = None,
     set_: Set = None,
+    model: Model = None,
+    checkpoint: Checkpoint = None,
+    device: Device = None,
+    points_per_side: PointsPerSide = None,
+    pred_iou_thresh: PredIouThresh = None,
+    stability_score_thresh: StabilityScoreThresh = None,
     workers: Annotated[
         str | None,
         typer.Option(
+            rich_help_panel="Workers",
             metavar="N|MIN:MAX",
             help="Worker processes; 0: this process, without Ray. Begin when MIN are ready.",
         ),
     ] = None,
     gpus_per_worker: Annotated[
-        str | None, typer.Option(metavar="F", help="GPUs of a worker: 0, a share of one, or some.")
+        str | None,
+        typer.Option(
+            rich_help_panel="Workers", metavar="F", help="GPUs of a worker: 0, a share of one, or some."
+        ),
     ] = None,
     cpus_per_worker: Annotated[
-        str | None, typer.Option(metavar="N", help="CPUs, and threads, of a worker.")
+        str | None,
+        typer.Option(rich_help_panel="Workers", metavar="N", help="CPUs, and threads, of a worker."),
     ] = None,
     ray: Annotated[
         str | None,
-        typer.Option(metavar="ADDRESS", help="A running Ray cluster (or auto), not one of our own."),
+        typer.Option(
+            rich_help_panel="Workers",
+            metavar="ADDRESS",
+            help="A running Ray cluster (or auto), not one of our own.",
+        ),
     ] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Remove the corpus and start anew.")] = False,
-    extend: Annotated[
-        bool, typer.Option("--extend", help="Add inputs that the corpus does not have.")
-    ] = False,
+    overwrite: Overwrite = False,
+    extend: Extend = False,
     retry_rejects: Annotated[
         list[str] | None,
         typer.Option(metavar="CLASS", help="Run the images again that were refused as this. Repeatable."),
@@ -64,10 +94,15 @@ def generate(
     """Make a corpus of masks from photographs, or go on where the last run stopped."""
     from ..config.run import load_config
 
-    overrides = [] if workers is None else _workers(workers)
-    overrides += [] if gpus_per_worker is None else [f"cluster.gpus_per_worker={gpus_per_worker}"]
-    overrides += [] if cpus_per_worker is None else [f"threads_per_worker={cpus_per_worker}"]
-    settings = load_config(config, [*(set_ or ()), *overrides])
+    overrides = [
+        *(set_ or ()),
+        *model_settings(model, checkpoint, device),
+        *generator_settings(points_per_side, pred_iou_thresh, stability_score_thresh),
+        *([] if workers is None else _workers(workers)),
+        *([] if gpus_per_worker is None else [f"cluster.gpus_per_worker={gpus_per_worker}"]),
+        *([] if cpus_per_worker is None else [f"threads_per_worker={cpus_per_worker}"]),
+    ]
+    settings = load_config(config, overrides)
     if print_config:
         typer.echo(_printed(settings), nl=False)
         return
@@ -95,21 +130,23 @@ def verify(
     workers: Annotated[
         int | None, typer.Option(metavar="N", min=1, help="Shards checked at a time; default: all cores.")
     ] = None,
+    quiet: Quiet = False,
 ) -> None:
     """Recompute everything a corpus says; exit code 3 and a list where anything is off."""
     from ..verification.corpus import verify as check
 
-    report = check(corpus, workers)
+    with bar("shards", quiet) as show:
+        report = check(corpus, workers, show)
     for problem in report.problems:
         typer.echo(visible(problem))
     if report.problems:
-        raise VerificationFailed(f"{corpus}: {len(report.problems)} problem(s) found")
-    typer.echo(f"{corpus}: verified, {', '.join(f'{count} {name}' for name, count in report.counts.items())}")
+        raise VerificationFailed(f"{corpus}: {counted(len(report.problems), 'problem')} found")
+    say(f"{corpus}: verified, {_counts(report.counts)}", quiet)
 
 
 def status(
     corpus: CorpusArgument,
-    as_json: Annotated[bool, typer.Option("--json", help="One line of JSON in place of the table.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """How far a run is: shards, rate, time left, refusals; read from the corpus alone, at any time."""
     from ..generation.status import status_of
@@ -123,6 +160,13 @@ def status(
     from ..generation.status import status_table
 
     Console(markup=False, soft_wrap=True).print(status_table(found))
+
+
+def _counts(counts: Mapping[str, int]) -> str:
+    """`8 images (7 ok, 1 empty, 0 rejected), 195 masks, 2 shards, 6 files`."""
+    statuses = ", ".join(f"{counts[name]} {name}" for name in ("ok", "empty", "rejected"))
+    rest = (counted(counts[f"{noun}s"], noun) for noun in ("mask", "shard", "file"))
+    return f"{counted(counts['images'], 'image')} ({statuses}), {', '.join(rest)}"
 
 
 def _printed(settings: RunConfig) -> str:

@@ -9,8 +9,8 @@ import typer
 
 from ..errors import UsageError
 from ..storage.paths import place
-from ..text import visible
-from .options import mode_of
+from ..text import counted, visible
+from .options import CorpusArgument, CorpusOut, Extend, Overwrite, mode_of
 
 if TYPE_CHECKING:
     from ..exchange.export import Format
@@ -22,16 +22,12 @@ def import_corpus(
         list[str],
         typer.Argument(metavar="INPUT…", help="SA-1B's folders, or its tar files (a glob will do)."),
     ],
-    out: Annotated[
-        Path | None, typer.Option(metavar="CORPUS", help="The corpus's folder.", parser=place)
-    ] = None,
+    out: CorpusOut = None,
     embed: Annotated[
         bool, typer.Option(help="Keep the JPEG files in the corpus; else they are needed where they are.")
     ] = True,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Remove the corpus and start anew.")] = False,
-    extend: Annotated[
-        bool, typer.Option("--extend", help="Add inputs that the corpus does not have.")
-    ] = False,
+    overwrite: Overwrite = False,
+    extend: Extend = False,
 ) -> None:
     """Make a corpus of SA-1B's files, or go on where the last import stopped; ids and values stay."""
     if out is None:
@@ -43,12 +39,19 @@ def import_corpus(
 
 
 def export_corpus(
-    corpus: Annotated[Path, typer.Argument(metavar="CORPUS", help="The corpus's folder.", parser=place)],
+    corpus: CorpusArgument,
     out: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="The folder to write into.", parser=place)
+        Path | None,
+        typer.Option("--out", "-o", metavar="DIR", help="The folder to write into.", parser=place),
     ] = None,
     format_: Annotated[
-        str | None, typer.Option("--format", metavar="sa1b|coco", help="SA-1B's tar files, or a COCO JSON.")
+        str | None,
+        typer.Option(
+            "--format",
+            metavar="sa1b|coco",
+            help="SA-1B's tar files, or a COCO JSON.",
+            autocompletion=lambda: ["sa1b", "coco"],
+        ),
     ] = None,
     images_per_tar: Annotated[
         int, typer.Option(metavar="N", min=1, help="Images in each of SA-1B's tar files.")
@@ -107,6 +110,6 @@ def export_corpus(
         typer.echo(f"{out}: complete, nothing to do")
         return
     typer.echo(
-        f"{out}: written, {done.images} images, {done.masks} masks, {done.left_out} left out, "
-        f"{done.rejected} rejected"
+        f"{out}: written, {counted(done.images, 'image')}, {counted(done.masks, 'mask')}, "
+        f"{done.left_out} left out, {done.rejected} rejected"
     )

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 
 from ..errors import UsageError
 from ..storage.paths import check_page, place
 from ..text import redacted
-from .options import CorpusArgument
+from .options import AsJson, CorpusArgument, Quiet
+from .terminal import bar, say
 
 if TYPE_CHECKING:
     from ..report.statistics import Statistics
@@ -24,13 +24,19 @@ def report(
     corpus: CorpusArgument,
     out: Annotated[
         Path | None,
-        typer.Option(metavar="PAGE", help="A page with pictures, .html; default: tables here.", parser=place),
+        typer.Option(
+            "--out",
+            "-o",
+            metavar="PAGE",
+            help="A page with pictures, .html; default: tables here.",
+            parser=place,
+        ),
     ] = None,
     against: Annotated[
         Path | None,
         typer.Option(metavar="OTHER", help="Another corpus, or a COCO .json, to compare with.", parser=place),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="One line of JSON in place of the tables.")] = False,
+    as_json: AsJson = False,
     concavity: Annotated[bool, typer.Option(help="Measure convex hulls too, mask by mask.")] = True,
     workers: Annotated[
         int | None, typer.Option(metavar="N", min=1, help="Processes; default: one for each core.")
@@ -68,19 +74,18 @@ def report(
 
 def gallery(
     corpus: CorpusArgument,
-    out: Annotated[Path, typer.Option(metavar="PAGE", help="The page to write, .html.", parser=place)],
+    out: Annotated[
+        Path, typer.Option("--out", "-o", metavar="PAGE", help="The page to write, .html.", parser=place)
+    ],
     photographs: Annotated[int, typer.Option(metavar="N", min=1, help="The first so many are shown.")] = 2000,
+    quiet: Quiet = False,
 ) -> None:
-    """Write a page that shows the masks over their photographs."""
+    """Write a page that shows the masks over their images."""
     from ..gallery.page import write_gallery
 
-    columns = (BarColumn(30), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), disable=not sys.stderr.isatty()) as bar:
-        task = bar.add_task("", total=None)
-        write_gallery(
-            corpus, out, photographs, lambda done, total: bar.update(task, completed=done, total=total)
-        )
-    print(f"{out}: written")
+    with bar("images", quiet) as show:
+        write_gallery(corpus, out, photographs, show)
+    say(f"{out}: written", quiet)
 
 
 def view(

@@ -6,16 +6,35 @@ import json
 import logging
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ..config.shipped import shipped_for
 from ..errors import UsageError
 from ..storage.paths import place
-from .options import Config, Set
+from .options import (
+    AsJson,
+    Checkpoint,
+    Config,
+    Device,
+    Model,
+    PointsPerSide,
+    PredIouThresh,
+    Quiet,
+    Set,
+    StabilityScoreThresh,
+    config_for,
+    generator_settings,
+    model_settings,
+)
+from .terminal import bar
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 
-def train(config: Config = None, set_: Set = None) -> None:
+def train(config: Annotated[str | None, config_for("train")] = None, set_: Set = None) -> None:
     """Train the model on labelled masks; goes on from the last checkpoint in the output folder."""
     from ..training.config import TrainConfig
     from ..training.train import train as run
@@ -23,7 +42,7 @@ def train(config: Config = None, set_: Set = None) -> None:
     typer.echo(run(_schedule(TrainConfig, config, set_, "train_nano")))
 
 
-def pretrain(config: Config = None, set_: Set = None) -> None:
+def pretrain(config: Annotated[str | None, config_for("pretrain")] = None, set_: Set = None) -> None:
     """Teach the encoder to fill in plain photographs, no masks needed; `train` starts from what it gives."""
     from ..training.pretrain import PretrainConfig
     from ..training.pretrain import pretrain as run
@@ -52,10 +71,10 @@ def evaluate(
         ),
     ] = None,
     photographs: Annotated[
-        Path | None, typer.Option(metavar="FOLDER", help="Photographs of a COCO JSON; default: beside it.")
+        Path | None, typer.Option(metavar="FOLDER", help="Images of a COCO JSON; default: beside it.")
     ] = None,
-    model: Annotated[str, typer.Option(metavar="NAME", help="Size of the network.")] = "nano",
-    checkpoint: Annotated[Path | None, typer.Option(metavar="FILE", help="Weights to score.")] = None,
+    model: Model = None,
+    checkpoint: Checkpoint = None,
     validation: Annotated[
         bool, typer.Option("--validation", help="Only the images that training sets aside.")
     ] = False,
@@ -79,7 +98,7 @@ def evaluate(
     plot: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Draw how far predicted IoU can be believed.")
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="One line of JSON in place of the table.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Score a model against labelled masks: clicks, a box, its predicted IoU, and its automatic masks."""
     if data is None:
@@ -90,10 +109,9 @@ def evaluate(
         _refuse_options_of_a_model(context)
         result, tables = scoring.score_corpora(data, against)
     else:
-        what = scoring.Wanted(
-            data, photographs, model, checkpoint, validation, masks_per_image, mask_prompts, automatic, plot
-        )
-        result, tables = scoring.score_model(what, config, list(set_ or ()))
+        what = scoring.Wanted(data, photographs, validation, masks_per_image, mask_prompts, automatic, plot)
+        overrides = [*(set_ or ()), *model_settings(model, checkpoint, None)]
+        result, tables = scoring.score_model(what, config, overrides)
     if as_json:
         typer.echo(json.dumps(result))
         return
@@ -114,12 +132,18 @@ def _refuse_options_of_a_model(context: typer.Context) -> None:
 def bench(
     config: Config = None,
     set_: Set = None,
+    model: Model = None,
+    checkpoint: Checkpoint = None,
+    device: Device = None,
+    points_per_side: PointsPerSide = None,
+    pred_iou_thresh: PredIouThresh = None,
+    stability_score_thresh: StabilityScoreThresh = None,
     images: Annotated[
         list[str] | None,
         typer.Option(metavar="INPUT", help="What to time: as for generate. Default: one of scikit-image's."),
     ] = None,
     size: Annotated[
-        str | None, typer.Option(metavar="HxW", help="Bring the photographs to this size first.")
+        str | None, typer.Option(metavar="HxW", help="Bring the images to this size first.")
     ] = None,
     against: Annotated[
         str | None, typer.Option(metavar="released", help="Time the released generator beside ours.")
@@ -139,7 +163,12 @@ def bench(
     from ..bench.bench import bench_tables, parse_size
     from ..config.run import load_config
 
-    settings = load_config(config, list(set_ or ()))
+    overrides = [
+        *(set_ or ()),
+        *model_settings(model, checkpoint, device),
+        *generator_settings(points_per_side, pred_iou_thresh, stability_score_thresh),
+    ]
+    settings = load_config(config, overrides)
     result = run(
         images or (),
         settings,
@@ -155,31 +184,70 @@ def bench(
     typer.echo(json.dumps(result))
 
 
-def models(context: typer.Context) -> None:
-    """List the public checkpoints."""
+def models(
+    context: typer.Context,
+    verbose: Annotated[
+        bool, typer.Option("--verbose", "-v", help="Add addresses, digests and where files lie.")
+    ] = False,
+) -> None:
+    """List the weights: the bundled ones, and the public checkpoints that can be downloaded."""
     if context.invoked_subcommand is not None:
         return
+    from rich.console import Console
+
     from ...model.checkpoints.zoo import CHECKPOINTS, cache_folder
 
-    for checkpoint in CHECKPOINTS.values():
-        size = f"{checkpoint.size / 1e6:.0f} MB" if checkpoint.size else "size not recorded"
-        here = ", downloaded" if (cache_folder() / checkpoint.file_name).is_file() else ""
-        typer.echo(f"{checkpoint.name}  ({checkpoint.model}, {size}, {checkpoint.licence}{here})")
-        typer.echo(f"  {checkpoint.url}")
-        typer.echo(f"  sha256 {checkpoint.sha256 or 'not recorded'}")
+    console = Console(markup=False, highlight=False, soft_wrap=True)
+    console.print(_table_of_models())
+    for checkpoint in CHECKPOINTS.values() if verbose else ():
+        console.print(
+            f"{checkpoint.name}\n  {checkpoint.url}\n  sha256 {checkpoint.sha256 or 'not recorded'}\n"
+            f"  {cache_folder() / checkpoint.file_name}"
+        )
+    console.print("maskmill models get NAME downloads one; maskmill generate … --model NAME uses it.")
+
+
+def _table_of_models() -> Table:
+    from rich.table import Column, Table
+
+    from ...model.checkpoints.zoo import CHECKPOINTS, bundled, cache_folder
+    from ...model.config import MODELS
+    from ..config.run import load_config
+
+    presets: dict[str, list[str]] = {}
+    for name in shipped_for("generate"):
+        presets.setdefault(load_config(name).model.name, []).append(name)
+    table = Table(Column("name", no_wrap=True), "network", box=None, padding=(0, 2, 0, 0))
+    table.add_column("size", justify="right")
+    for name in ("here", "presets", "licence"):
+        table.add_column(name)
+    for name in MODELS:
+        if path := bundled(name):
+            size = _megabytes(path.stat().st_size)
+            used = ", ".join(presets.get(name, ()))
+            table.add_row(name, name, size, "bundled", used, "research")
+    paths = {known.name: cache_folder() / known.file_name for known in CHECKPOINTS.values()}
+    for model in dict.fromkeys(known.model for known in CHECKPOINTS.values()):
+        alike = [known for known in CHECKPOINTS.values() if known.model == model]
+        here = [known for known in alike if paths[known.name].is_file()]
+        for known in alike:
+            used = ", ".join(presets.get(model, ())) if known is (here or alike)[0] else ""
+            is_here = "yes" if known in here else "no"
+            table.add_row(known.name, model, _megabytes(known.size), is_here, used, known.licence)
+    return table
+
+
+def _megabytes(size: int | None) -> str:
+    return "?" if size is None else f"{size / 1e6:,.0f} MB"
 
 
 def models_get(
     name: Annotated[str, typer.Argument(metavar="NAME", help="As `maskmill models` lists it.")],
+    quiet: Quiet = False,
 ) -> None:
     """Download a public checkpoint into the cache folder; goes on with a download that was cut off."""
-    from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn, TransferSpeedColumn
-
     from ...model.checkpoints.zoo import download
 
-    columns = (BarColumn(30), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), disable=not sys.stderr.isatty()) as bar:
-        task = bar.add_task(name, total=None)
-        path = download(name, progress=lambda done, total: bar.update(task, completed=done, total=total))
+    with bar("bytes", quiet) as show:
+        path = download(name, progress=show)
     typer.echo(path)

@@ -2,26 +2,93 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ..config.shipped import shipped_for
 from ..errors import UsageError
 from ..storage.paths import place
 
 if TYPE_CHECKING:
     from ..writing.open import Mode
 
-Config = Annotated[
-    str | None,
-    typer.Option("--config", metavar="FILE", help="A YAML file, or a shipped configuration's name."),
-]
+MODEL = "Model and masks"
+"""The heading of these options in a command's help."""
+
+
+def config_for(command: str) -> Any:
+    """The `--config` of a command, with the names of the shipped configurations that fit it."""
+    names = shipped_for(command)
+    return typer.Option(
+        "--config",
+        metavar="FILE",
+        help=f"A YAML file, or a shipped configuration: {', '.join(names)}.",
+        autocompletion=lambda: list(names),
+    )
+
+
+Config = Annotated[str | None, config_for("generate")]
 Set = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Change one value: a.b=value. Repeatable."),
 ]
 CorpusArgument = Annotated[Path, typer.Argument(metavar="CORPUS", help="The corpus's folder.", parser=place)]
+CorpusOut = Annotated[
+    Path | None, typer.Option("--out", "-o", metavar="CORPUS", help="The corpus's folder.", parser=place)
+]
+Model = Annotated[
+    str | None,
+    typer.Option(
+        "--model",
+        rich_help_panel=MODEL,
+        metavar="NAME",
+        help="nano, vit_t, vit_b, vit_l, vit_h, or a name that `models` lists.",
+    ),
+]
+Checkpoint = Annotated[
+    str | None,
+    typer.Option(
+        "--checkpoint",
+        rich_help_panel=MODEL,
+        metavar="FILE",
+        help="Weights; default: nano's own, or those downloaded.",
+    ),
+]
+Device = Annotated[
+    str | None,
+    typer.Option("--device", rich_help_panel=MODEL, metavar="auto|cpu|cuda", help="Where the network runs."),
+]
+PointsPerSide = Annotated[
+    int | None,
+    typer.Option(
+        "--points-per-side", rich_help_panel=MODEL, metavar="N", help="Points along a side of the grid."
+    ),
+]
+PredIouThresh = Annotated[
+    float | None,
+    typer.Option(
+        "--pred-iou-thresh",
+        rich_help_panel=MODEL,
+        metavar="IOU",
+        help="Keep masks predicted to be better than this.",
+    ),
+]
+StabilityScoreThresh = Annotated[
+    float | None,
+    typer.Option(
+        "--stability-score-thresh",
+        rich_help_panel=MODEL,
+        metavar="SCORE",
+        help="Keep masks at least this stable.",
+    ),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="One line of JSON in place of the tables.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Remove the corpus and start anew.")]
+Extend = Annotated[bool, typer.Option("--extend", help="Add inputs that the corpus does not have.")]
 
 
 def mode_of(overwrite: bool, extend: bool) -> Mode:
@@ -29,3 +96,45 @@ def mode_of(overwrite: bool, extend: bool) -> Mode:
     if overwrite and extend:
         raise UsageError("expected --overwrite or --extend, not both")
     return "overwrite" if overwrite else "extend" if extend else "resume"
+
+
+def settings_of(**options: str | float | None) -> list[str]:
+    """Options as values of the configuration, as `--set` takes them; those that were not given are left out.
+
+    A name has two underscores where the key has a dot: `generator__points_per_side`.
+    """
+    given = {name.replace("__", "."): value for name, value in options.items() if value is not None}
+    return [f"{key}={json.dumps(value)}" for key, value in given.items()]
+
+
+def generator_settings(
+    points_per_side: int | None, pred_iou_thresh: float | None, stability_score_thresh: float | None
+) -> list[str]:
+    """The generator's options as values of the configuration."""
+    return settings_of(
+        generator__points_per_side=points_per_side,
+        generator__pred_iou_thresh=pred_iou_thresh,
+        generator__stability_score_thresh=stability_score_thresh,
+    )
+
+
+def model_settings(model: str | None, checkpoint: str | None, device: str | None) -> list[str]:
+    """`--model`, `--checkpoint` and `--device` as values of the configuration.
+
+    Raises UsageError for a model that is unknown, or is a public checkpoint that was not downloaded yet.
+    """
+    from ...model.checkpoints.zoo import CHECKPOINTS, cache_folder, cached, nearest
+    from ...model.config import MODELS
+
+    file = None
+    if model in CHECKPOINTS:
+        known = CHECKPOINTS[model]
+        path = cache_folder() / known.file_name
+        if checkpoint is None and not path.is_file():
+            raise UsageError(f"--model {model}: its weights are not here yet: maskmill models get {model}")
+        # Where it is the one that is taken anyway, its path is left open, since each machine has its own.
+        file = None if path == cached(known.model) else str(path)
+        model = known.model
+    elif model is not None and model not in MODELS:
+        raise UsageError(f"--model {model}: {nearest(model, [*MODELS, *CHECKPOINTS])}")
+    return settings_of(model__name=model, model__checkpoint=checkpoint or file, model__device=device)

@@ -16,9 +16,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from ..errors import ConfigError
-
-SHIPPED = Path(__file__).parents[2] / "configs"
-"""The folder of configurations that come with the package."""
+from .shipped import find_config
 
 _END_OF_SCALAR = "...\n"  # what PyYAML ends a bare value with
 _NO_SUCH_VALUE = (ValueError, LookupError, AttributeError, RecursionError)
@@ -53,19 +51,6 @@ def load_settings(
         return kind.model_validate(values)
     except ValidationError as error:
         raise ConfigError(f"{source}: {_explain(error, kind)}") from None
-
-
-def find_config(name_or_path: str | Path) -> Path:
-    """The file meant: a path as it stands, else the shipped configuration of that name."""
-    path = Path(name_or_path)
-    if path.is_file():
-        return path
-    shipped = {file.stem: file for file in sorted(SHIPPED.glob("*.yaml"))}
-    if len(path.parts) == 1 and path.name.removesuffix(".yaml") in shipped:
-        return shipped[path.name.removesuffix(".yaml")]
-    raise ConfigError(
-        f"--config {name_or_path}: expected a YAML file, or a shipped configuration: {', '.join(shipped)}"
-    )
 
 
 def to_yaml(config: BaseModel, notes: Mapping[str, str] | None = None) -> str:

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import ConfigError, UsageError
+from ..extras import pip_install
 from ..storage import atomic
 
 BINS = 10
@@ -40,7 +41,7 @@ def plot_format(path: Path) -> str:
     try:
         from matplotlib.backend_bases import FigureCanvasBase
     except ImportError:
-        raise ConfigError("--plot needs matplotlib: pip install 'maskmill[train]'") from None
+        raise ConfigError(f"--plot needs Matplotlib: {pip_install('train')}") from None
     ending, known = path.suffix.removeprefix(".").lower(), FigureCanvasBase.get_supported_filetypes()
     if ending not in known:
         raise UsageError(f"--plot {path}: expected a file that ends in one of {', '.join(sorted(known))}")

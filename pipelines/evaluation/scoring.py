@@ -18,6 +18,7 @@ from ..errors import ConfigError, UsageError
 from ..labelled.image import VALIDATION_SHARE
 from ..labelled.load import read_labelled
 from ..storage.paths import is_remote
+from ..text import counted
 from .agreement import agreement
 from .automatic import evaluate_automatic
 from .calibration import plot_format, reliability, write_plot
@@ -29,12 +30,10 @@ Outcome = tuple[dict[str, Any], list[Table]]
 
 @dataclass(frozen=True)
 class Wanted:
-    """Which model is scored, and on what."""
+    """What a model is scored on, and by what."""
 
     data: Path
     photographs: Path | None
-    model: str
-    checkpoint: Path | None
     validation: bool
     masks_per_image: int
     mask_prompts: bool
@@ -49,11 +48,6 @@ def score_model(what: Wanted, config: str | None, overrides: Sequence[str]) -> O
     UsageError or ConfigError for what cannot be scored.
     """
     settings = load_config(config or "nano", list(overrides))
-    given = config or any(value.startswith("model.") for value in overrides)
-    if given and settings.model.name != what.model:
-        raise UsageError(
-            f"--model {what.model}: the configuration is for {settings.model.name}; give --model that"
-        )
     if is_remote(what.data):
         raise UsageError(f"{what.data}: a model is scored on a local folder; bring the images there first")
     if what.plot is not None:  # before hours of scoring
@@ -67,7 +61,7 @@ def score_model(what: Wanted, config: str | None, overrides: Sequence[str]) -> O
             f"{what.data}: none of its {len(labelled)} images is set aside for validation, which one in "
             f"{VALIDATION_SHARE} is, by its name; leave out --validation to score them all"
         )
-    sam = load_sam(what.model, what.checkpoint or settings.model.checkpoint)
+    sam = load_sam(settings.model.name, settings.model.checkpoint)
     scores = evaluate(sam, images, masks_per_image=what.masks_per_image, mask_prompts=what.mask_prompts)
     if what.plot is not None:
         write_plot(scores.predictions_N2, what.plot)
@@ -101,7 +95,7 @@ def _share(value: float | None) -> str:
 def _caption(result: Mapping[str, Any]) -> str:
     difference = _share(result["predicted_iou_difference"])
     return (
-        f"{result['images']} images, {result['images_left_out']} left out; "
+        f"{counted(result['images'], 'image')}, {result['images_left_out']} left out; "
         f"predicted IoU of partners differs by {difference}"
     )
 

@@ -13,7 +13,7 @@ from ..errors import UsageError
 from ..format.plan import part_names, read_plan
 from ..format.shards import committed_shards
 from ..inputs.listing import list_inputs
-from ..text import redacted
+from ..text import counted, redacted
 
 _NAME = r"(?:^|[/#])sa_(?P<number>0|[1-9][0-9]{0,18})\.(?:jpg|json)$"
 _LARGEST = str(2**63 - 1)
@@ -34,7 +34,7 @@ def paired(inputs: Sequence[str], note: Callable[[str], None]) -> pa.Table:
             f"no image found in {redacted(str(inputs[0]))}; looked for sa_NUMBER.jpg and sa_NUMBER.json"
         )
     if others := listed.num_rows - ours.num_rows:
-        note(f"{others} files passed over, whose names are not sa_NUMBER.jpg or sa_NUMBER.json")
+        note(f"{counted(others, 'file')} passed over, not named sa_NUMBER.jpg or sa_NUMBER.json")
     # By key, `x.jpg` and `x.json` are neighbours: no other name begins with `x.j`.
     stems = pc.replace_substring_regex(ours["key"], r"\.jpg$|\.json$", "")
     starts = np.ones(len(stems), np.bool_)

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from ..config.run import BreakerConfig
 from ..errors import BreakerTripped
 from ..format.tally import Tally
+from ..text import counted
 from ..workers.tasks import ShardFailure
 
 CLASSES_TOLD = 4
@@ -35,9 +36,9 @@ def too_many_refused(tally: Tally, limits: BreakerConfig) -> BreakerTripped | No
     more = f"; and {left_out} more classes" if left_out else ""
     first = tally.rejects.most_common(1)[0][0]
     return BreakerTripped(
-        f"stopped: {refused} of the {tally.images} images that this run did are refused: "
+        f"stopped: this run rejected {refused} of {counted(tally.images, 'image')}: "
         f"{'; '.join(classes)}{more}. Mend the cause and run the same command with --retry-rejects {first}; "
-        "or, where they are rightly refused, go on with --set breaker.rejected_share=1"
+        "or, where they are rightly rejected, go on with --set breaker.rejected_share=1"
     )
 
 
@@ -48,6 +49,6 @@ def check_unwritten(failures: Sequence[ShardFailure], workers: int, limits: Brea
     unwritten = [failure for failure in failures if failure.output]
     if len(unwritten) >= limits.unwritten_shards * max(1, workers):
         raise BreakerTripped(
-            f"stopped: the corpus's storage failed for the last {len(unwritten)} shards; shard "
+            f"stopped: the corpus's storage failed for the last {counted(len(unwritten), 'shard')}; shard "
             f"{unwritten[-1].shard}: {unwritten[-1].reason}: mend it, then run the same command again"
         )

@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ..storage.paths import file_uri, path_of, scheme_of, uri_of
-from ..text import readable
+from ..text import counted, readable
 from . import parquet, tar
 from .expand import HIDDEN
 from .table import INPUT_SCHEMA
@@ -47,8 +47,9 @@ def images_inside(
         passed_over = sum(index.passed_over for index in indexes)
         images = sum(piece.num_rows for piece in pieces)
         note(
-            f"{len(archives)} archives: headers read in {time.monotonic() - started:.1f} s "
-            f"({known} known from before), {images} images, {passed_over} links passed over"
+            f"{counted(len(archives), 'archive')}: headers read in {time.monotonic() - started:.1f} s "
+            f"({known} known from before), {counted(images, 'image')}, "
+            f"{counted(passed_over, 'link')} passed over"
         )
     return pieces
 

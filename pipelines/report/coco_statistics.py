@@ -18,6 +18,7 @@ from pycocotools import mask as coco
 
 from ...engine.codes import single
 from ..errors import CorpusError, UsageError
+from ..extras import pip_install
 from ..labelled.image import MAX_SIDE
 from .concavity import concavities
 from .statistics import Statistics
@@ -79,7 +80,7 @@ def _items(path: Path, prefix: str) -> Iterator[Any]:
     try:
         import ijson
     except ImportError:
-        raise UsageError("reading a COCO file needs ijson: pip install 'maskmill[report]'") from None
+        raise UsageError(f"reading a COCO file needs ijson: {pip_install('report')}") from None
     try:
         with path.open("rb") as file:
             yield from ijson.items(file, prefix, use_float=True)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..errors import UsageError
+from ..extras import pip_install
 from ..pages.template import text
 from .histogram import Histogram
 from .statistics import SIDE_OCTAVES, Statistics
@@ -51,7 +52,7 @@ MASKS_PER_IMAGE = (0, 1, 11, 51, 101, 201)
 def check_can_draw() -> None:
     """Raise UsageError where Matplotlib is not installed: to be known before a corpus is counted."""
     if importlib.util.find_spec("matplotlib") is None:
-        raise UsageError("a page with pictures needs Matplotlib: pip install 'maskmill[report]'")
+        raise UsageError(f"a page with pictures needs Matplotlib: {pip_install('report')}")
 
 
 Draw = Callable[["Axes", Sequence[Statistics]], None]

@@ -16,6 +16,7 @@ from typing import Any, cast
 from urllib.parse import quote, unquote
 
 from ..errors import UsageError
+from ..extras import pip_install
 from ..text import redacted
 from .store_errors import as_os_errors
 
@@ -65,8 +66,7 @@ def check_address(text: str) -> None:
     try:
         _library_of(scheme)
     except ImportError:
-        pip = f"pip install 'maskmill[{_EXTRAS[scheme]}]'"
-        raise UsageError(f"{text}: {scheme}:// needs a library: {pip}") from None
+        raise UsageError(f"{text}: {scheme}:// needs a library: {pip_install(_EXTRAS[scheme])}") from None
 
 
 @lru_cache

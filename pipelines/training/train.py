@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 
 from ...model.checkpoints.loading import save_sam
 from ..errors import ConfigError
+from ..extras import pip_install
 from ..labelled.image import LabelledImage
 from ..labelled.load import read_labelled
 from ..storage import atomic
@@ -92,7 +93,7 @@ def _tensorboard() -> type[SummaryWriter]:
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
-        raise ConfigError("training needs TensorBoard: pip install 'maskmill[train]'") from None
+        raise ConfigError(f"training needs TensorBoard: {pip_install('train')}") from None
     return SummaryWriter
 
 

@@ -61,23 +61,30 @@ class VerifyReport:
         return not self.problems
 
 
-def verify(path: str | Path, workers: int | None = None) -> VerifyReport:
+def verify(
+    path: str | Path,
+    workers: int | None = None,
+    progress: Callable[[int, int], None] = lambda _done, _of: None,
+) -> VerifyReport:
     """Check a whole corpus, `workers` shards at a time (None: as many as there are cores).
+
+    `progress` is told how many shards are done, of how many.
 
     Raises CorpusError where the folder holds no corpus at all.
     """
     out = place(path)
     if not any((out / name).exists() for name in (RUN, CORPUS, PLAN, SHARDS)):
         raise CorpusError(f"{path}: expected a corpus; the folder is missing or has none in it")
-    return _Check(out, workers or usable_cpus()).run()
+    return _Check(out, workers or usable_cpus(), progress).run()
 
 
 class _Check:
     """One verification: what it has found so far, and what the files say together."""
 
-    def __init__(self, out: Path, workers: int) -> None:
+    def __init__(self, out: Path, workers: int, progress: Callable[[int, int], None]) -> None:
         self.out = out
         self.workers = workers
+        self.progress = progress
         self.found = Findings()
         self.recorded: dict[str, dict[str, Any]] = {}
 
@@ -171,6 +178,7 @@ class _Check:
         """Every shard that is planned or recorded, in threads; the findings come in order."""
         planned = {shard_name(shard): shard for shard in plan.shards} if plan else {}
         recorded = {name for name in self.recorded if name.startswith(f"{SHARDS}/")}
+        names = [*planned, *sorted(recorded - set(planned))]
 
         def check(name: str) -> Findings:
             found = Findings()
@@ -186,8 +194,9 @@ class _Check:
 
         with ThreadPoolExecutor(self.workers, thread_name_prefix="verify") as pool:
             try:
-                for found in pool.map(check, [*planned, *sorted(recorded - set(planned))]):
+                for done, found in enumerate(pool.map(check, names), start=1):
                     self.found.add(found)
+                    self.progress(done, len(names))
             except BaseException:
                 pool.shutdown(cancel_futures=True)
                 raise

@@ -17,6 +17,7 @@ from ...model.config import SamConfig
 from ..config.run import RunConfig
 from ..errors import UsageError
 from ..machine import memory_of_machine
+from ..text import counted
 
 MIB = 2**20
 PROCESS_BYTES = 512 * MIB
@@ -41,7 +42,7 @@ def check_memory(
     on_gpu = device == "cuda"
     needed = needed_on_host(config, threads, on_gpu=on_gpu)
     has, free = memory_of_machine()
-    _compare(needed, f"{neighbours} worker(s) on this machine", has // neighbours, free)
+    _compare(needed, f"{counted(neighbours, 'worker')} on this machine", has // neighbours, free)
     if on_gpu:
         import torch
 

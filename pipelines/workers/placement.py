@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from ..config.run import RunConfig
 from ..errors import UsageError
+from ..text import counted
 
 CPUS_PER_WORKER = 2  # where there is no GPU and nothing else was asked for
 
@@ -58,8 +59,8 @@ def place(config: RunConfig, nodes: Sequence[Node], *, grows: bool = True) -> Pl
     fitting = (threads for threads in range(most, 1, -1) if how_many_fit(nodes, threads, share) >= here)
     threads = asked or next(fitting, 1)
     if not grows and not how_many_fit(nodes, threads, share):
-        gpus = f" and {share:g} GPU(s)" if share else ""
-        raise UsageError(f"expected a node with {threads} CPU(s){gpus} for a worker, there is none")
+        gpus = f" and {counted(share, 'GPU')}" if share else ""
+        raise UsageError(f"expected a node with {counted(threads, 'CPU')}{gpus} for a worker, there is none")
     on_one = max((how_many_fit([node], threads, share) for node in nodes), default=1)
     return Placement(workers, threads, share, max(1, min(workers, on_one)))
 

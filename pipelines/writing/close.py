@@ -26,6 +26,7 @@ from ..format.shards import committed_shards
 from ..prefetch import in_order
 from ..storage import atomic
 from ..storage.json_files import fingerprint, sealed, write_json
+from ..text import counted
 
 FILES_AT_ONCE = 16
 """Read side by side where a corpus is closed: a store's answers take tens of milliseconds each."""
@@ -41,7 +42,7 @@ def finish_corpus(out: Path, shards: range) -> dict[str, Any]:
     missing = sorted(set(shards) - committed_shards(out))
     if missing:
         raise CorpusError(
-            f"{out}: {len(missing)} of {len(shards)} shards are missing, the first is {missing[0]}"
+            f"{out}: missing {len(missing)} of {counted(len(shards), 'shard')}, the first is {missing[0]}"
         )
     for folder in (out, out / PLAN, out / SHARDS):
         atomic.sweep(folder)

@@ -1,26 +1,33 @@
 """What a run looks like to a person: the live line while it works, the summary at its end.
 
 The live line goes to standard error, so that standard output holds results. On a terminal it is one line that
-moves; anywhere else (a log file, a batch job) it is a plain line every few seconds, without escape codes.
+moves and fits its width; anywhere else (a log file, a batch job) it is a plain line every few seconds,
+without escape codes.
 """
 
 from __future__ import annotations
 
+import shlex
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
-from rich.table import Table
+from rich.table import Column, Table
 
 from ..format.tally import Tally
 from ..text import clock
 
 PLAIN_LINE_SECONDS = 5.0
+WIDE = 100
+"""Columns of a terminal from which on the bar is long, and all that there is to say fits beside it."""
+LONG_BAR, SHORT_BAR = 30, 10
 
 
 def _per_image(totals: Mapping[str, Any]) -> str:
@@ -39,6 +46,28 @@ COUNTS = (
 """Name and value of each count in a table of totals, as `corpus.json` has them."""
 
 
+@dataclass(frozen=True, slots=True)
+class Display:
+    """How much a command shows.
+
+    Attributes:
+        quiet: nothing but warnings and errors.
+        verbose: candidates and drop counts in the summary, too.
+
+    """
+
+    quiet: bool = False
+    verbose: bool = False
+
+    def console(self, *, stderr: bool = False) -> Console:
+        """Where notices and the summary go; what they quote is no markup."""
+        return Console(stderr=stderr, quiet=self.quiet, soft_wrap=True, markup=False, highlight=False)
+
+    def live_line(self, total: int) -> LiveLine:
+        """The progress of a run over so many images."""
+        return LiveLine(total, Console(stderr=True, quiet=self.quiet))
+
+
 class LiveLine:
     """The progress of a run, from what it is told; a context, so that the terminal is left in order."""
 
@@ -47,68 +76,104 @@ class LiveLine:
         self._console = console or Console(stderr=True)
         self._started = time.monotonic()
         self._last_plain = self._started
-        self._bar: Progress | None = None
+        self._bar = BarColumn(LONG_BAR)
+        self._progress: Progress | None = None
 
     def __enter__(self) -> Self:
-        if self._console.is_terminal:
-            self._bar = Progress(BarColumn(30), TextColumn("{task.description}"), console=self._console)
-            self._bar.add_task("starting", total=self._total)
-            self._bar.start()
+        if self._console.is_terminal and not self._console.quiet:
+            text = TextColumn("{task.description}", markup=False, table_column=Column(no_wrap=True))
+            self._progress = Progress(self._bar, text, console=self._console)
+            self._progress.add_task("starting", total=self._total)
+            self._progress.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._bar is not None:
-            self._bar.stop()
+        if self._progress is not None:
+            self._progress.stop()
 
     def show(self, tally: Tally, workers: int) -> None:
         """Tell what has been done so far, and by how many workers."""
         now = time.monotonic()
-        line = progress_line(tally, self._total, now - self._started, workers)
-        if self._bar is not None:
-            self._bar.update(self._bar.task_ids[0], completed=tally.images, description=line)
-        elif now - self._last_plain >= PLAIN_LINE_SECONDS:
+        seconds = now - self._started
+        if self._progress is not None:
+            width = self._console.width
+            self._bar.bar_width = LONG_BAR if width >= WIDE else SHORT_BAR
+            room = width - self._bar.bar_width - len("  ")
+            line = progress_line(tally, self._total, seconds, workers, room)
+            self._progress.update(self._progress.task_ids[0], completed=tally.images, description=line)
+        elif not self._console.quiet and now - self._last_plain >= PLAIN_LINE_SECONDS:
             self._last_plain = now
             with suppress(OSError):  # a log on a full disk is no reason to lose work
-                print(line, file=sys.stderr, flush=True)
+                print(progress_line(tally, self._total, seconds, workers), file=sys.stderr, flush=True)
 
 
-def progress_line(tally: Tally, total: int, seconds: float, workers: int) -> str:
-    """`12/40 images · 3.1 images/s · 240 masks/s · 1 rejected · 0:09 left`."""
+def progress_line(tally: Tally, total: int, seconds: float, workers: int, room: int | None = None) -> str:
+    """`12/40 images · 3.1 images/s · 240 masks/s · 1 rejected · 0:09 left`; where these have no room, less of
+    them.
+    """
+    images = f"{tally.images}/{total} images"
     if not workers:
-        return f"{tally.images}/{total} images · waiting for a worker"
+        return f"{images} · waiting for a worker"
     rate = tally.images / seconds if seconds > 0 else 0.0
-    left = clock((total - tally.images) / rate) if rate else "?"
     masks_rate = tally.masks / seconds if seconds > 0 else 0.0
-    return (
-        f"{tally.images}/{total} images · {rate:.2f} images/s · {masks_rate:.1f} masks/s · "
-        f"{tally.statuses['rejected']} rejected · {left} left"
-    )
+    parts = {
+        "images": images,
+        "rate": f"{rate:.2f} images/s",
+        "masks": f"{masks_rate:.1f} masks/s",
+        "rejected": f"{tally.statuses['rejected']} rejected",
+        "left": f"{clock((total - tally.images) / rate) if rate else '?'} left",
+    }
+    for least in ("masks", "rejected", "rate", "left"):
+        if room is None or len(" · ".join(parts.values())) <= room:
+            break
+        del parts[least]
+    return " · ".join(parts.values())
 
 
-def summary_table(done: Tally, seconds: float, totals: Mapping[str, Any] | None) -> Table:
+def summary_table(
+    done: Tally, seconds: float, totals: Mapping[str, Any] | None, *, verbose: bool = False
+) -> Table:
     """What this run did; beside it, where `totals` (of `corpus.json`) say more, what the corpus holds."""
-    columns: list[Mapping[str, Any]] = [_from_tally(done)]
-    titles = ["this run"]
+    columns: dict[str, Mapping[str, Any]] = {"this run": _from_tally(done)}
     if totals is not None and totals["images"] != done.images:
-        columns.append(totals)
-        titles.append("corpus")
-    table = Table(title=f"{done.images} images in {clock(seconds)}", title_justify="left")
-    table.add_column()
-    for title in titles:
-        table.add_column(title, justify="right")
-    for name, pick in COUNTS:
-        table.add_row(name, *(pick(column) for column in columns))
-    table.add_row(
-        "images/s", f"{done.images / seconds:.2f}" if seconds > 0 else "-", *[""] * (len(titles) - 1)
-    )
-    for what, group in (("dropped", "drops"), ("rejected", "rejects")):
-        for reason in dict.fromkeys(name for column in columns for name in column[group]):
-            counts = [column[group].get(reason, 0) for column in columns]
-            if any(counts):
-                table.add_row(f"{what}: {reason}", *map(str, counts))
+        columns["corpus"] = totals
+    both = list(columns.values())
+    table = Table(Column(""), *(Column(name, justify="right") for name in columns), box=SIMPLE_HEAD)
+    for name in ("images", "masks"):
+        table.add_row(name, *(str(column[name]) for column in both), style="bold")
+    for name in ("empty", "rejected"):
+        table.add_row(name, *(str(column[name]) for column in both))
+    for row in _counts("rejected", "rejects", both):
+        table.add_row(*row, style="yellow")
+    table.add_row("time", clock(seconds))
+    table.add_row("images/s", f"{done.images / seconds:.2f}" if seconds > 0 else "-")
+    if verbose:
+        table.add_section()
+        table.add_row("masks per image", *map(_per_image, both))
+        table.add_row("candidates", *(str(column["candidates"]) for column in both))
+        for row in _counts("dropped", "drops", both):
+            table.add_row(*row)
     return table
+
+
+def _counts(what: str, group: str, columns: list[Mapping[str, Any]]) -> Iterator[list[str]]:
+    """Name and counts of each reason in the group that counts anything."""
+    for reason in dict.fromkeys(name for column in columns for name in column[group]):
+        counts = [column[group].get(reason, 0) for column in columns]
+        if any(counts):
+            yield [f"  {what}: {reason}", *map(str, counts)]
+
+
+def next_commands(out: str) -> str:
+    """What to type after a run: the corpus as it was named, and two commands for it."""
+    word = shlex.quote(out)
+    return (
+        f"{out} is complete. To look at its masks, and to check all that it says:\n"
+        f"  maskmill view {word}\n"
+        f"  maskmill verify {word}"
+    )
 
 
 def _from_tally(tally: Tally) -> dict[str, Any]:

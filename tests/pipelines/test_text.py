@@ -2,7 +2,7 @@
 
 import pytest
 
-from maskmill.pipelines.text import clock, one_line, readable, redacted, visible, without_escapes
+from maskmill.pipelines.text import clock, counted, one_line, readable, redacted, visible, without_escapes
 
 
 @pytest.mark.parametrize(
@@ -40,3 +40,11 @@ def test_names_errors_and_times():
     assert readable("a\udcff.png") == r"a\xff.png"
     assert one_line(ValueError("a\n  b")) == "ValueError: a b"
     assert [clock(seconds) for seconds in (0, 9.4, 61, 3723)] == ["0:00", "0:09", "1:01", "1:02:03"]
+
+
+@pytest.mark.parametrize(
+    ("number", "said"),
+    [(0, "0 GPUs"), (1, "1 GPU"), (1.0, "1 GPU"), (0.5, "0.5 GPUs"), (10**7, "10000000 GPUs")],
+)
+def test_one_is_singular(number, said):
+    assert counted(number, "GPU") == said

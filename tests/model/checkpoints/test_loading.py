@@ -60,7 +60,7 @@ def tiny_sizes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Make `vit_b` load in milliseconds and `nano` have other shapes; keep away from the user's cache."""
     monkeypatch.setitem(MODELS, "vit_b", TINY)
     monkeypatch.setitem(MODELS, "nano", replace(TINY, depth=3))
-    monkeypatch.setattr(maskmill.model.checkpoints.loading, "WEIGHTS", tmp_path / "weights")
+    monkeypatch.setattr(maskmill.model.checkpoints.zoo, "WEIGHTS", tmp_path / "weights")
     monkeypatch.setenv("MASKMILL_CACHE", str(tmp_path / "cache"))
 
 

@@ -97,4 +97,6 @@ def test_without_the_released_package_it_says_what_to_install(capsys, monkeypatc
 
     monkeypatch.setattr(metadata, "version", version)
     assert main(["bench", "--against", "released"]) == 2
-    assert "pip install 'maskmill[bench]'" in capsys.readouterr().err
+    assert (
+        "pip install 'matplotlib>=3.8' 'scikit-image>=0.24' segment-anything==1.0" in capsys.readouterr().err
+    )

@@ -9,8 +9,9 @@ from pydantic import BaseModel, ValidationError
 
 from maskmill.model.config import MODELS
 from maskmill.pipelines.cli import main
-from maskmill.pipelines.config.loading import find_config, to_yaml
+from maskmill.pipelines.config.loading import to_yaml
 from maskmill.pipelines.config.run import ModelConfig, RunConfig, decides_rows, digest, digest_of, load_config
+from maskmill.pipelines.config.shipped import find_config
 from maskmill.pipelines.errors import ConfigError
 from maskmill.pipelines.storage.json_files import canonical, sha256_hex
 

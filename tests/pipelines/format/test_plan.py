@@ -439,7 +439,7 @@ def test_finishing_twice_gives_the_same_bytes(tmp_path):
 def test_a_corpus_is_not_finished_while_a_shard_is_missing_or_unreadable(tmp_path):
     out = make_corpus(make_photos(tmp_path / "photos"), tmp_path / "corpus")
     atomic.remove(out / "corpus.json", out / "shards" / "shard-000001.parquet")
-    with pytest.raises(CorpusError, match="1 of 3 shards are missing, the first is 1"):
+    with pytest.raises(CorpusError, match="missing 1 of 3 shards, the first is 1"):
         close.finish_corpus(out, range(3))
     (out / "shards" / "shard-000001.parquet").write_bytes(b"PAR1")
     with pytest.raises(CorpusError, match=r"shard-000001.parquet: cannot be read"):

@@ -53,10 +53,7 @@ def test_a_run_stops(done, limits):
 def test_it_says_which_classes_how_often_one_image_of_each_and_what_to_do():
     done = tally(0, Missing=90, Corrupt=7, EmptyFile=6, TooLarge=5, Truncated=1)
     told = str(too_many_refused(done, BreakerConfig()))
-    assert (
-        "109 of the 109 images that this run did are refused: 90 Missing, such as Missing.png (why); 7"
-        in told
-    )
+    assert "this run rejected 109 of 109 images: 90 Missing, such as Missing.png (why); 7" in told
     assert "5 TooLarge, such as TooLarge.png (why); and 1 more classes. Mend" in told
     assert "--retry-rejects Missing" in told
     assert "--set breaker.rejected_share=1" in told
@@ -123,7 +120,7 @@ def test_a_run_of_refused_images_stops_with_4_goes_on_when_asked_again_and_ends_
     for _ in range(2):
         assert main(typed) == 4
         said = capsys.readouterr().err
-        assert "4 of the 4 images that this run did are refused: 4 NotAnImage, such as 0" in said
+        assert "this run rejected 4 of 4 images: 4 NotAnImage, such as 0" in said
         done.append(len(committed_shards(out)))
     assert 0 < done[0] < done[1] < 6, "the rows that are there are not counted again"
     assert main([*typed, "--set", "breaker.rejected_share=1"]) == 0
@@ -150,5 +147,5 @@ def test_a_shard_far_larger_than_what_is_judged_is_committed_before_the_run_is_s
         (collection / f"{number:02}.png").write_text("not an image")
     typed = words(collection, out, [*tiny_settings, "breaker.min_images=2", "shard_size=8"], "--workers", "0")
     assert main(typed) == 4
-    assert "stopped: 8 of the 8 images that this run did are refused" in capsys.readouterr().err
+    assert "stopped: this run rejected 8 of 8 images" in capsys.readouterr().err
     assert committed_shards(out) == {0}, "and the second was not begun"

@@ -160,7 +160,7 @@ def test_what_tar_itself_writes(tmp_path):
     keys = [row["key"].partition("#")[2] for row in rows]
     assert keys == ["a.jpg", "hard.jpg"]
     assert [read_input(row["uri"]) for row in rows] == [b"a.jpg", b"sub/b.jpg"]
-    assert "1 archives: headers read in" in notes[0]
+    assert "1 archive: headers read in" in notes[0]
     assert "2 images, 2 links passed over" in notes[0]
 
 
