@@ -1,18 +1,22 @@
-# `make demo` and `make test` do everything; both set up .venv first.
+# `make demo` and `make test` do everything; both set up .venv first, with no more than they need.
 PYTHON ?= python3
 BIN := .venv/bin
 
 .PHONY: setup demo test slow readers chaos check audit format clean
-setup: .venv/installed
+setup: .venv/installed-dev
 
 # torch first: one package that asked for a looser torch would otherwise pull in gigabytes.
-.venv/installed: pyproject.toml constraints.txt
+.venv/installed-demo: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet -c constraints.txt torch
+	$(BIN)/pip install --quiet -c constraints.txt -e '.[demo]'
+	touch $@
+
+.venv/installed-dev: .venv/installed-demo
 	$(BIN)/pip install --quiet -c constraints.txt -e '.[dev]'
 	touch $@
 
-demo: setup
+demo: .venv/installed-demo
 	$(BIN)/python examples/sample_photos.py out/photos
 	$(BIN)/maskmill generate out/photos --out out/corpus --config configs/nano.yaml
 	$(BIN)/maskmill verify out/corpus

@@ -254,3 +254,27 @@ def test_a_users_script_is_checked_by_type(installed, tmp_path):
         found = checked(mistake)
         assert found.returncode == 1
         assert said in found.stdout
+
+
+def test_the_demo_installs_no_developers_tools(tmp_path):
+    for name in ("Makefile", "pyproject.toml", "constraints.txt"):
+        shutil.copy(ROOT / name, tmp_path)
+
+    def installs(target):
+        typed = ["make", "--dry-run", target]
+        printed = subprocess.run(typed, cwd=tmp_path, check=True, capture_output=True, text=True).stdout
+        return re.findall(r"install --quiet -c constraints.txt (?:-e )?(\S+)", printed)
+
+    assert installs("demo") == ["torch", "'.[demo]'"]
+    assert installs("test") == ["torch", "'.[demo]'", "'.[dev]'"]
+
+
+def test_the_metadata_says_that_the_weights_have_terms_of_their_own(wheel):
+    with zipfile.ZipFile(wheel) as archive:
+        (name,) = (name for name in archive.namelist() if name.endswith(".dist-info/METADATA"))
+        said = archive.read(name).decode().splitlines()
+        (terms,) = (name for name in archive.namelist() if name.endswith("licenses/model/weights/LICENSE"))
+        assert "research and for demonstration" in archive.read(terms).decode()
+    assert "License-Expression: Apache-2.0 AND LicenseRef-maskmill-weights" in said
+    assert "License-File: model/weights/LICENSE" in said
+    assert [line for line in said if line.startswith("Classifier: ")]
