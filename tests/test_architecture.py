@@ -37,7 +37,7 @@ ORDER = {
     "pipelines": """
         text
         errors extras
-        prefetch signals machine
+        prefetch signals machine opencv
         decoding storage
         inputs config pages
         format
@@ -222,6 +222,13 @@ def test_ray_is_imported_in_one_module():
     assert [module for module in MODULES if "ray" in IMPORTS[module][1]] == ["pipelines.workers.ray_actors"]
 
 
+def test_opencv_is_imported_in_one_module_for_training_and_scoring():
+    """A bare server cannot load it, and runs everything else."""
+    assert [module for module in MODULES if "cv2" in IMPORTS[module][1]] == ["pipelines.opencv"]
+    users = {module.split(".")[1] for module in MODULES if "pipelines.opencv" in IMPORTS[module][0]}
+    assert users == {"evaluation", "labelled", "training"}
+
+
 def loaded_by(statement):
     """Names of all modules that are loaded after the statement, in a fresh interpreter."""
     done = subprocess.run(
@@ -272,7 +279,7 @@ def test_what_reads_a_corpus_loads_neither_torch_nor_ray():
     ):
         loaded = loaded_by(statement)
         assert "pyarrow" in loaded
-        assert not loaded & {"torch", "ray", "pandas"}
+        assert not loaded & {"torch", "ray", "pandas", "cv2"}
         assert not loaded & {"maskmill.pipelines.workers.shard", "maskmill.pipelines.workers.ray_actors"}
 
 

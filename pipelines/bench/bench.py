@@ -51,7 +51,7 @@ from .random_weights import placed, random_sam
 DEFAULT_SIZE = (1500, 2250)
 """Height and width of the photograph that is taken where none is given."""
 
-PACKAGES = ("torch", "numba", "numpy", "opencv-python", "pycocotools", "Pillow", "pyarrow")
+PACKAGES = ("torch", "numba", "numpy", "pycocotools", "Pillow", "pyarrow")
 
 
 @dataclass(frozen=True, slots=True)

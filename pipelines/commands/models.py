@@ -103,15 +103,17 @@ def evaluate(
     """Score a model against labelled masks: clicks, a box, its predicted IoU, and its automatic masks."""
     if data is None:
         raise UsageError("expected --data FOLDER, the labelled images to score against")
-    from ..evaluation import scoring
-
     if against is not None:
+        from ..evaluation.agreement import score_corpora
+
         _refuse_options_of_a_model(context)
-        result, tables = scoring.score_corpora(data, against)
+        result, tables = score_corpora(data, against)
     else:
-        what = scoring.Wanted(data, photographs, validation, masks_per_image, mask_prompts, automatic, plot)
+        from ..evaluation.scoring import Wanted, score_model
+
+        what = Wanted(data, photographs, validation, masks_per_image, mask_prompts, automatic, plot)
         overrides = [*(set_ or ()), *model_settings(model, checkpoint, None)]
-        result, tables = scoring.score_model(what, config, overrides)
+        result, tables = score_model(what, config, overrides)
     if as_json:
         typer.echo(json.dumps(result))
         return

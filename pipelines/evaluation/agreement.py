@@ -14,10 +14,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from pycocotools import mask as mask_utils
+from rich.table import Table
 
 from ..corpus.reader import Corpus
 from ..errors import CorpusError, UsageError
 from ..labelled.image import checked_rle
+from ..text import counted
 
 LEVELS = (0.5, 0.75, 0.9, 0.95, 0.99)
 """IoUs from which on a mask counts as a partner."""
@@ -62,6 +64,27 @@ def agreement(ours: Path, theirs: Path) -> dict[str, Any]:
         },
         "predicted_iou_difference": _mean(differences),
     }
+
+
+def score_corpora(ours: Path, theirs: Path) -> tuple[dict[str, Any], list[Table]]:
+    """How far two corpora agree, as JSON and as a table; raises what `agreement` raises."""
+    result = agreement(ours, theirs)
+    sides = ("ours", "theirs")
+    table = Table("agreement", str(ours), str(theirs))
+    table.add_row("masks", *(str(result["masks"][side]) for side in sides))
+    for level, of in result["matched"].items():
+        table.add_row(f"partner at IoU {level}", *(_share(of[side]) for side in sides))
+    table.add_row("mean best IoU", *(_share(result["mean_best_iou"][side]) for side in sides))
+    difference = _share(result["predicted_iou_difference"])
+    table.caption = (
+        f"{counted(result['images'], 'image')}, {result['images_left_out']} left out; "
+        f"predicted IoU of partners differs by {difference}"
+    )
+    return result, [table]
+
+
+def _share(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"
 
 
 def _codes(corpus: Path, row: Mapping[str, Any], of: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -16,7 +16,6 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-import cv2
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -26,6 +25,7 @@ from torch import Tensor
 from ...model.networks.sam import EncodedImages, Sam
 from ...model.training.simulated_prompts import tight_boxes
 from ..labelled.image import LabelledImage
+from ..opencv import cv2
 from .click_points import centre, correction
 
 DISC_RADII = (8 / 256, 20 / 256, 50 / 256)

@@ -1,4 +1,4 @@
-"""What `maskmill evaluate` does: a model against labelled masks, or one corpus against another."""
+"""What `maskmill evaluate` does without `--against`: it scores a model against labelled masks."""
 
 from __future__ import annotations
 
@@ -18,14 +18,9 @@ from ..errors import ConfigError, UsageError
 from ..labelled.image import VALIDATION_SHARE
 from ..labelled.load import read_labelled
 from ..storage.paths import is_remote
-from ..text import counted
-from .agreement import agreement
 from .automatic import evaluate_automatic
 from .calibration import plot_format, reliability, write_plot
 from .interactive import evaluate
-
-Outcome = tuple[dict[str, Any], list[Table]]
-"""The same for a program and for a person."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +36,9 @@ class Wanted:
     plot: Path | None
 
 
-def score_model(what: Wanted, config: str | None, overrides: Sequence[str]) -> Outcome:
+def score_model(
+    what: Wanted, config: str | None, overrides: Sequence[str]
+) -> tuple[dict[str, Any], list[Table]]:
     """Scores over all masks and by source, and how far the predicted IoU can be believed.
 
     Of the configuration the name, the checkpoint and the generator count; the CPU scores, in fp32. Raises
@@ -73,31 +70,6 @@ def score_model(what: Wanted, config: str | None, overrides: Sequence[str]) -> O
         "reliability": reliability(scores.predictions_N2),
     }
     return result, [evaluation_table(scores.scores, scores.by_source)]
-
-
-def score_corpora(ours: Path, theirs: Path) -> Outcome:
-    """How far two corpora agree. Raises CorpusError or UsageError as `agreement` does."""
-    result = agreement(ours, theirs)
-    sides = ("ours", "theirs")
-    table = Table("agreement", str(ours), str(theirs))
-    table.add_row("masks", *(str(result["masks"][side]) for side in sides))
-    for level, of in result["matched"].items():
-        table.add_row(f"partner at IoU {level}", *(_share(of[side]) for side in sides))
-    table.add_row("mean best IoU", *(_share(result["mean_best_iou"][side]) for side in sides))
-    table.caption = _caption(result)
-    return result, [table]
-
-
-def _share(value: float | None) -> str:
-    return "-" if value is None else f"{value:.3f}"
-
-
-def _caption(result: Mapping[str, Any]) -> str:
-    difference = _share(result["predicted_iou_difference"])
-    return (
-        f"{counted(result['images'], 'image')}, {result['images_left_out']} left out; "
-        f"predicted IoU of partners differs by {difference}"
-    )
 
 
 def evaluation_table(scores: Mapping[str, float], by_source: Mapping[str, Mapping[str, float]]) -> Table:

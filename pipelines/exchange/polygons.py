@@ -7,11 +7,13 @@ it passes there twice, once around each.
 
 COCO's format has no holes: its polygons are united. But each is filled by the even-odd rule, so a hole is
 reached from the outline, walked around and left again the same way, which adds nothing to the area.
+
+A hole belongs to the part of the pixels just above it: to the left of those lies an edge of that part, on an
+outline that begins higher up and so was followed before.
 """
 
 from __future__ import annotations
 
-import cv2
 import numpy as np
 import numpy.typing as npt
 
@@ -31,11 +33,7 @@ def polygons(mask: Cutout) -> list[list[float]]:
     """
     if not mask.mask_HW.size:
         return []
-    _, parts_HW = cv2.connectedComponents(np.pad(mask.mask_HW, 1).astype(np.uint8), connectivity=4)
-    found: dict[int, list[list[int]]] = {}
-    for part, ring in _rings(np.asarray(parts_HW, np.int32)):
-        found.setdefault(part, []).append(ring)
-    return [_with_offset(rings, mask.x, mask.y) for _, rings in sorted(found.items())]
+    return [_with_offset(rings, mask.x, mask.y) for rings in _parts(np.pad(mask.mask_HW, 1).view(np.uint8))]
 
 
 def _with_offset(rings: list[list[int]], x: int, y: int) -> list[float]:
@@ -51,13 +49,36 @@ def _with_offset(rings: list[list[int]], x: int, y: int) -> list[float]:
     return [float(value + offset[at % 2]) for at, value in enumerate(flat)]
 
 
-def _rings(parts_HW: npt.NDArray[np.int32]) -> list[tuple[int, list[int]]]:
-    """The part that each ring is of, and the ring's corners, x and y in turn; by the topmost corners' order.
+def _parts(inside_HW: npt.NDArray[np.uint8]) -> list[list[list[int]]]:
+    """The rings of each connected part, its outline first, then its holes; each is corners, x and y in turn.
 
-    `parts_HW` has a border of 0. A corner's coordinates are those of the pixel to its lower right, without
-    that border.
+    `inside_HW` is 1 in the mask and has a border of 0. A corner's coordinates are those of the pixel to its
+    lower right, without that border. Parts, and the holes of each, are in the order of their first pixels.
     """
-    inside_HW = (parts_HW > 0).astype(np.uint8)
+    xs_N, ys_N, is_lower_N = _corners(inside_HW)
+    down_the_columns_N = np.lexsort((is_lower_N, ys_N, xs_N))
+    across_N, down_N = _partners(np.arange(len(xs_N))), _partners(down_the_columns_N)
+    rings, ring_of = _followed(across_N.tolist(), down_N.tolist(), xs_N.tolist(), ys_N.tolist())
+    height = len(inside_HW)
+    place_N = (xs_N * height + ys_N)[down_the_columns_N]
+    parts: list[list[list[int]]] = []
+    part_of_ring: list[list[list[int]]] = []
+    for ring in rings:
+        x, y = ring[:2]
+        if inside_HW[y + 1, x + 1]:
+            part: list[list[int]] = []
+            parts.append(part)
+        else:
+            edge_x = int(np.flatnonzero(inside_HW[y, : x + 1] == 0)[-1])
+            upper_end = np.searchsorted(place_N, edge_x * height + y - 1, side="right") - 1
+            part = part_of_ring[ring_of[down_the_columns_N[upper_end]]]
+        part.append(ring)
+        part_of_ring.append(part)
+    return parts
+
+
+def _corners(inside_HW: npt.NDArray[np.uint8]) -> tuple[Ints, Ints, npt.NDArray[np.bool_]]:
+    """The corners' x and y, row by row, and which are the lower passage of a place that is passed twice."""
     around_HW = inside_HW[:-1, :-1] + 2 * inside_HW[:-1, 1:] + 4 * inside_HW[1:, :-1] + 8 * inside_HW[1:, 1:]
     # A corner that is passed twice is there twice: first the passage that has its left edge.
     ys_N, xs_N = np.nonzero(_PASSES[around_HW])
@@ -65,13 +86,7 @@ def _rings(parts_HW: npt.NDArray[np.int32]) -> list[tuple[int, list[int]]]:
     second_N = (np.arange(times_N.sum()) - np.repeat(np.cumsum(times_N) - times_N, times_N)) == 1
     ys_N, xs_N, twice_N = (np.repeat(values, times_N) for values in (ys_N, xs_N, times_N == 2))
     # Its left edge goes with the edge above where the upper left pixel is in the mask, else with that below.
-    is_lower_N = twice_N & (second_N == (inside_HW[ys_N, xs_N] == 1))
-    across_N = _partners(np.arange(len(xs_N)))
-    down_N = _partners(np.lexsort((is_lower_N, ys_N, xs_N)))
-    upper_N = np.maximum(parts_HW[ys_N, xs_N], parts_HW[ys_N, xs_N + 1])
-    lower_N = np.maximum(parts_HW[ys_N + 1, xs_N], parts_HW[ys_N + 1, xs_N + 1])
-    part_N = np.where(twice_N, np.where(is_lower_N, lower_N, upper_N), np.maximum(upper_N, lower_N))
-    return _followed(across_N.tolist(), down_N.tolist(), xs_N.tolist(), ys_N.tolist(), part_N.tolist())
+    return xs_N, ys_N, twice_N & (second_N == (inside_HW[ys_N, xs_N] == 1))
 
 
 def _partners(order_N: Ints) -> Ints:
@@ -83,19 +98,20 @@ def _partners(order_N: Ints) -> Ints:
 
 
 def _followed(
-    across: list[int], down: list[int], xs: list[int], ys: list[int], parts: list[int]
-) -> list[tuple[int, list[int]]]:
-    rings = []
-    waiting = [True] * len(xs)
+    across: list[int], down: list[int], xs: list[int], ys: list[int]
+) -> tuple[list[list[int]], list[int]]:
+    """The rings, and which of them each corner is on."""
+    rings: list[list[int]] = []
+    ring_of = [-1] * len(xs)
     for start in range(len(xs)):
-        if not waiting[start]:
+        if ring_of[start] >= 0:
             continue
         ring: list[int] = []
         at = start
-        while waiting[at]:
+        while ring_of[at] < 0:
             other = across[at]
-            waiting[at] = waiting[other] = False
+            ring_of[at] = ring_of[other] = len(rings)
             ring += [xs[at], ys[at], xs[other], ys[other]]
             at = down[other]
-        rings.append((parts[start], ring))
-    return rings
+        rings.append(ring)
+    return rings, ring_of

@@ -46,7 +46,6 @@ SA1B = "sa1b"
 _SOFTWARE = (
     "numba",
     "numpy",
-    "opencv-python",
     "Pillow",
     "pyarrow",
     "pycocotools",

@@ -27,7 +27,6 @@ from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import cv2
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
@@ -256,7 +255,7 @@ def _resized(pixels_HW3: npt.NDArray[np.uint8], longest: int) -> npt.NDArray[np.
     size = fitted(pixels_HW3.shape[0], pixels_HW3.shape[1], longest)
     if size == pixels_HW3.shape[:2]:
         return pixels_HW3
-    return np.asarray(cv2.resize(pixels_HW3, size[::-1], interpolation=cv2.INTER_AREA), np.uint8)
+    return np.asarray(Image.fromarray(pixels_HW3).resize(size[::-1], Image.Resampling.HAMMING))
 
 
 def _jpeg(pixels_HW3: npt.NDArray[np.uint8], name: str) -> bytes:

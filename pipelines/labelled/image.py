@@ -12,7 +12,6 @@ from itertools import compress
 from pathlib import Path
 from typing import Any, Protocol
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 from pycocotools import mask as mask_utils
@@ -44,6 +43,8 @@ class PhotographFile:
 
     def pixels(self) -> NDArray[np.uint8]:
         """RGB, H×W×3. Raises ConfigError for a file that OpenCV cannot read."""
+        from ..opencv import cv2  # masks are read without it
+
         try:
             image = cv2.imread(str(self.path), cv2.IMREAD_COLOR)
         except cv2.error:  # a header that claims more pixels than OpenCV takes

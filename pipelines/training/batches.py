@@ -11,7 +11,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import TypeVar
 
-import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -21,6 +20,7 @@ from torch.utils.data import DataLoader, Dataset
 from ..errors import MaskmillError
 from ..evaluation.click_points import centre
 from ..labelled.image import LabelledImage
+from ..opencv import cv2
 from .augmentation import colour_jitter, point_inside, warp_mask, warp_picture
 from .teacher import PATCH, TeacherFeatures
 

@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, cast
 
-import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -35,6 +34,7 @@ from ..decoding.image import MAX_PIXELS, decode_image
 from ..errors import ConfigError, IncompleteRun, InputRejected
 from ..inputs.listing import list_inputs
 from ..inputs.reader import read_input
+from ..opencv import cv2
 from ..storage import atomic
 from .batches import read_ahead
 from .checkpoints import read_checkpoint, write_checkpoint, writing

@@ -7,7 +7,6 @@ import logging
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -16,6 +15,7 @@ from ...model.networks.sam import Sam
 from ..evaluation.click_points import centre
 from ..evaluation.interactive import encode_square, evaluate, to_photograph
 from ..labelled.image import LabelledImage
+from ..opencv import cv2
 from ..storage import atomic
 from ..storage.json_files import write_json
 from .checkpoints import writing

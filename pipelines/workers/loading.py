@@ -130,11 +130,9 @@ def limit_threads(threads: int) -> None:
     their own. (Arrow's threads for files wait, and Numba's start only for loops that are compiled to be
     parallel, which none is here.) To be called before torch works: it takes its second number once.
     """
-    import cv2
     import pyarrow as pa
     import torch
 
     torch.set_num_threads(threads)
     torch.set_num_interop_threads(1)
-    cv2.setNumThreads(threads)
     pa.set_cpu_count(threads)

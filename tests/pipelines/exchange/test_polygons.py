@@ -59,7 +59,10 @@ def test_by_hand(rows, expected):
 def test_any_mask(mask_HW):
     found = outlines(mask_HW)
     assert np.array_equal(drawn(found, mask_HW.shape), mask_HW)
-    assert len(found) == cv2.connectedComponents(mask_HW.astype(np.uint8), connectivity=4)[0] - 1
+    parts, part_HW = cv2.connectedComponents(mask_HW.astype(np.uint8), connectivity=4)
+    assert len(found) == parts - 1
+    for part, flat in enumerate(found, 1):  # each with its own holes
+        assert np.array_equal(drawn([flat], mask_HW.shape), part_HW == part)
     # By the shoelace formula holes count against their outlines.
     area = 0.0
     for flat in found:
