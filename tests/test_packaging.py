@@ -2,8 +2,10 @@
 own that have our folders' names.
 """
 
+import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -278,3 +280,29 @@ def test_the_metadata_says_that_the_weights_have_terms_of_their_own(wheel):
     assert "License-Expression: Apache-2.0 AND LicenseRef-maskmill-weights" in said
     assert "License-File: model/weights/LICENSE" in said
     assert [line for line in said if line.startswith("Classifier: ")]
+
+
+def without_times(printed):
+    """What a command printed, without what differs from run to run."""
+    return re.sub(r"\d+:\d\d\b|\d+\.\d\d$", "N", printed, flags=re.MULTILINE).strip()
+
+
+@pytest.mark.slow
+def test_the_readme_prints_what_happens(installed, tmp_path):
+    """Line by line, with the wheel, on the demo's images."""
+    readme = (ROOT / "README.md").read_text()
+    run(tmp_path, sys.executable, str(ROOT / "examples" / "sample_photos.py"), "photos")
+    (block,) = re.findall(r"```console\n(.*?)```", readme, re.DOTALL)
+    steps = [step.partition("\n") for step in block.split("$ ")[1:]]
+    assert len(steps) > 1
+    for typed, _, expected in steps:
+        command = [installed / "bin/python", "-m", *shlex.split(typed)]
+        assert without_times(run(tmp_path, *command)) == without_times(expected)
+    (printed,) = re.findall(r"```json\n(.*?)```", readme, re.DOTALL)
+    (tmp_path / "row.py").write_text(
+        "import json\n"
+        "from maskmill import Corpus\n"
+        "(row,) = [row for row in Corpus('corpus').rows() if row['key'].endswith('coffee.png')]\n"
+        "print(json.dumps(row['annotations'][0]))\n"
+    )
+    assert json.loads(run(tmp_path, installed / "bin/python", "row.py")) == json.loads(printed)
