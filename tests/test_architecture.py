@@ -222,11 +222,11 @@ def test_ray_is_imported_in_one_module():
     assert [module for module in MODULES if "ray" in IMPORTS[module][1]] == ["pipelines.workers.ray_actors"]
 
 
-def test_opencv_is_imported_in_one_module_for_training_and_scoring():
+def test_opencv_is_imported_in_one_module_for_what_needs_it():
     """A bare server cannot load it, and runs everything else."""
     assert [module for module in MODULES if "cv2" in IMPORTS[module][1]] == ["pipelines.opencv"]
     users = {module.split(".")[1] for module in MODULES if "pipelines.opencv" in IMPORTS[module][0]}
-    assert users == {"evaluation", "labelled", "training"}
+    assert users == {"bench", "evaluation", "labelled", "training"}
 
 
 def loaded_by(statement):

@@ -131,6 +131,8 @@ def check_comparable(config: RunConfig) -> None:
         )
     if config.model.name == "vit_t":
         raise ConfigError("--against released: it has no TinyViT encoder; choose another model.name")
+    if config.generator.min_mask_region_area:
+        from ..opencv import cv2  # noqa: F401  (its clean-up computes with it)
     try:
         metadata.version("segment-anything")
     except metadata.PackageNotFoundError:
