@@ -1,13 +1,13 @@
 """The command line: what was typed becomes one call, and what went wrong one line and an exit code.
 
 `main` is the one place that turns exceptions into exit codes: 0 done, 2 wrong use or configuration, 3
-verification failed, 4 incomplete, 130 interrupted. A bug is left alone: Python prints its traceback and exits
-with 1. Heavy imports happen inside the commands, so that `maskmill --help` answers at once.
+verification failed, 4 incomplete, 5 no image could be used, 130 interrupted. A bug is left alone: Python
+prints its traceback and exits with 1. Heavy imports happen inside the commands, so that `maskmill --help`
+answers at once.
 """
 
 from __future__ import annotations
 
-import shlex
 import sys
 from collections.abc import Sequence
 from typing import Annotated, Any
@@ -20,17 +20,11 @@ from .errors import IncompleteRun, MaskmillError, UsageError
 from .signals import INTERRUPTED, orderly
 from .storage.store_errors import is_stores, store_code
 from .text import redacted, visible
+from .writing.go_on import GoOn
 
 # typer carries its own click or uses the installed one, by version; this is the base of usage errors in
 # either.
 _ClickException: Any = typer.BadParameter.__mro__[2]
-
-# Commands that go on where they stopped, and what is there by then.
-_GO_ON = {
-    "generate": "committed shards stay",
-    "import": "committed shards stay",
-    "export": "what is written stays",
-}
 
 app = typer.Typer(
     name="maskmill",
@@ -41,8 +35,10 @@ app = typer.Typer(
 models_app = typer.Typer()
 for to, name, command, example in (
     (app, "generate", corpus.generate, "generate photos -o corpus"),
+    (app, "resume", corpus.resume, "resume corpus"),
     (app, "verify", corpus.verify, "verify corpus"),
     (app, "status", corpus.status, "status corpus"),
+    (app, "rejects", inspect.rejects, "rejects corpus --class Truncated"),
     (app, "report", inspect.report, "report corpus -o report.html"),
     (app, "gallery", inspect.gallery, "gallery corpus -o gallery.html"),
     (app, "view", inspect.view, "view corpus"),
@@ -67,15 +63,15 @@ app.add_typer(models_app, name="models")
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code. `argv`: the words after `maskmill`, else those typed."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    again = _Again(arguments)
+    go_on = GoOn(arguments)
     try:
-        with orderly(lambda: redacted(str(again))):
-            code = app(args=arguments, prog_name="maskmill", standalone_mode=False, obj=again)
+        with orderly(lambda: redacted(str(go_on))):
+            code = app(args=arguments, prog_name="maskmill", standalone_mode=False, obj=go_on)
     except _ClickException as error:
         return _complain(error.format_message(), error.exit_code)
     except MaskmillError as error:
-        goes_on = isinstance(error, IncompleteRun) and again.differs
-        return _complain(f"{error}{again if goes_on else ''}", error.exit_code)
+        goes_on = isinstance(error, IncompleteRun) and go_on.differs
+        return _complain(f"{error}{go_on if goes_on else ''}", error.exit_code)
     except ValueError as error:
         from ..model.checkpoints.errors import CheckpointError
 
@@ -89,28 +85,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         return _complain(f"the store failed: {type(error).__name__}: {error}", UsageError.exit_code)
     if code == INTERRUPTED:  # which newer versions of typer return for a KeyboardInterrupt
-        print(f"maskmill: interrupted{redacted(str(again))}", file=sys.stderr)
+        print(f"maskmill: interrupted{redacted(str(go_on))}", file=sys.stderr)
         return INTERRUPTED
     return code if isinstance(code, int) else 0
-
-
-class _Again:
-    """The command that goes on after an interruption: the same one, as long as that means the same."""
-
-    def __init__(self, words: Sequence[str]) -> None:
-        self._words = list(words)
-        self.differs = False
-
-    def without_overwrite(self) -> None:
-        """From here on `--overwrite` would remove what this very command has made."""
-        self.differs = "--overwrite" in self._words
-
-    def __str__(self) -> str:
-        if not self._words or self._words[0] not in _GO_ON:
-            return ""
-        words = [word for word in self._words if not (self.differs and word == "--overwrite")]
-        stays = "the old corpus was not removed yet" if "--overwrite" in words else _GO_ON[words[0]]
-        return f"; {stays}, go on with: {shlex.join(['maskmill', *words])}"
 
 
 @app.callback(invoke_without_command=True)

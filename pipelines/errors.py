@@ -8,6 +8,7 @@
     ├── VerificationFailed   3   `maskmill verify` found something
     ├── IncompleteRun        4   shards are left undone
     │   └── BreakerTripped       by a run that got nowhere and stopped itself
+    ├── NothingUsable        5   a corpus is complete, and every image of it is rejected
     └── InputRejected        –   one image that cannot be used: it becomes a `rejected` row and stops nothing
 
 What is not in the tree is either infrastructure (storage and memory, see
@@ -66,6 +67,12 @@ class IncompleteRun(MaskmillError):  # noqa: N818
 
 class BreakerTripped(IncompleteRun):
     """The run stopped itself, since it got nowhere."""
+
+
+class NothingUsable(MaskmillError):  # noqa: N818
+    """The run is done and its corpus complete, but not one image of it could be used."""
+
+    exit_code = 5
 
 
 class InputRejected(MaskmillError):  # noqa: N818

@@ -1,8 +1,9 @@
-"""Making a corpus, holding it to what it says, and how far it is: `generate`, `verify`, `status`."""
+"""Making a corpus, going on with it, holding it to what it says, and how far it is."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -15,15 +16,21 @@ from .options import (
     Config,
     CorpusArgument,
     CorpusOut,
+    CpusPerWorker,
     Device,
     Extend,
+    GpusPerWorker,
+    LogJson,
     Model,
     Overwrite,
     PointsPerSide,
     PredIouThresh,
     Quiet,
+    RayAddress,
+    RetryRejects,
     Set,
     StabilityScoreThresh,
+    Workers,
     generator_settings,
     mode_of,
     model_settings,
@@ -31,8 +38,6 @@ from .options import (
 from .terminal import bar, say
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from ..config.run import RunConfig
 
 
@@ -51,42 +56,14 @@ def generate(
     points_per_side: PointsPerSide = None,
     pred_iou_thresh: PredIouThresh = None,
     stability_score_thresh: StabilityScoreThresh = None,
-    workers: Annotated[
-        str | None,
-        typer.Option(
-            rich_help_panel="Workers",
-            metavar="N|MIN:MAX",
-            help="Worker processes; 0: this process, without Ray. Begin when MIN are ready.",
-        ),
-    ] = None,
-    gpus_per_worker: Annotated[
-        str | None,
-        typer.Option(
-            rich_help_panel="Workers", metavar="F", help="GPUs of a worker: 0, a share of one, or some."
-        ),
-    ] = None,
-    cpus_per_worker: Annotated[
-        str | None,
-        typer.Option(rich_help_panel="Workers", metavar="N", help="CPUs, and threads, of a worker."),
-    ] = None,
-    ray: Annotated[
-        str | None,
-        typer.Option(
-            rich_help_panel="Workers",
-            metavar="ADDRESS",
-            help="A running Ray cluster (or auto), not one of our own.",
-        ),
-    ] = None,
+    workers: Workers = None,
+    gpus_per_worker: GpusPerWorker = None,
+    cpus_per_worker: CpusPerWorker = None,
+    ray: RayAddress = None,
     overwrite: Overwrite = False,
     extend: Extend = False,
-    retry_rejects: Annotated[
-        list[str] | None,
-        typer.Option(metavar="CLASS", help="Run the images again that were refused as this. Repeatable."),
-    ] = None,
-    log_json: Annotated[
-        str | None,
-        typer.Option(metavar="FILE", help="Add a line of JSON for each event; - is standard output."),
-    ] = None,
+    retry_rejects: RetryRejects = None,
+    log_json: LogJson = None,
     print_config: Annotated[
         bool, typer.Option("--print-config", help="Print what would run, as YAML.")
     ] = False,
@@ -98,9 +75,7 @@ def generate(
         *(set_ or ()),
         *model_settings(model, checkpoint, device),
         *generator_settings(points_per_side, pred_iou_thresh, stability_score_thresh),
-        *([] if workers is None else _workers(workers)),
-        *([] if gpus_per_worker is None else [f"cluster.gpus_per_worker={gpus_per_worker}"]),
-        *([] if cpus_per_worker is None else [f"threads_per_worker={cpus_per_worker}"]),
+        *_placement(workers, gpus_per_worker, cpus_per_worker),
     ]
     settings = load_config(config, overrides)
     if print_config:
@@ -117,12 +92,34 @@ def generate(
     mode, retry = mode_of(overwrite, extend), retry_rejects or ()
     if retry and overwrite:
         raise UsageError("expected --overwrite or --retry-rejects, not both")
+    context.obj.offer_resume(out, _resume_options(ray, log_json, retry))
     from ..generation.event_log import opened
+    from ..generation.generate import Call
     from ..generation.generate import generate as run
 
-    cleared = context.obj.without_overwrite
     with opened(log_json) as events:
-        run(inputs, out, settings, mode=mode, ray=ray, retry=retry, cleared=cleared, events=events)
+        run(inputs, out, settings, Call(ray, retry, context.obj, events), mode=mode)
+
+
+def resume(
+    context: typer.Context,
+    corpus: CorpusArgument,
+    set_: Set = None,
+    workers: Workers = None,
+    gpus_per_worker: GpusPerWorker = None,
+    cpus_per_worker: CpusPerWorker = None,
+    ray: RayAddress = None,
+    retry_rejects: RetryRejects = None,
+    log_json: LogJson = None,
+) -> None:
+    """Go on with a corpus where its last run stopped, by what it says of itself: no inputs, no options."""
+    changes = [*(set_ or ()), *_placement(workers, gpus_per_worker, cpus_per_worker)]
+    from ..generation.event_log import opened
+    from ..generation.generate import Call
+    from ..generation.generate import resume as run
+
+    with opened(log_json) as events:
+        run(corpus, changes, Call(ray, retry_rejects or (), context.obj, events))
 
 
 def verify(
@@ -174,6 +171,7 @@ def _printed(settings: RunConfig) -> str:
     from ...model.checkpoints.errors import CheckpointError
     from ...model.config import THRESHOLDS
     from ..config.loading import to_yaml
+    from ..config.run import AUTO
     from ..workers.loading import with_thresholds
 
     model, generator = settings.model, settings.generator
@@ -184,9 +182,24 @@ def _printed(settings: RunConfig) -> str:
         said += ", whose weights are not here"
         settings = settings.with_thresholds(THRESHOLDS[model.name])
     names = ("pred_iou_thresh", "stability_score_thresh")
-    return to_yaml(
-        settings, {f"generator.{name}": said for name in names if getattr(generator, name) is None}
-    )
+    notes = {f"generator.{name}": said for name in names if getattr(generator, name) is None}
+    if settings.shard_size == AUTO:
+        notes["shard_size"] = "decided when the corpus is planned, by the numbers of images and workers"
+    return to_yaml(settings, notes)
+
+
+def _resume_options(ray: str | None, log_json: str | None, retry: Sequence[str]) -> list[str]:
+    """Those of `generate` that `resume` takes too and a corpus does not remember, as they are typed."""
+    given = [("--ray", ray), ("--log-json", log_json), *(("--retry-rejects", name) for name in retry)]
+    return [word for name, value in given if value is not None for word in (name, value)]
+
+
+def _placement(workers: str | None, gpus: str | None, cpus: str | None) -> list[str]:
+    """The options that say how many workers there are, and how large, as values of the configuration."""
+    overrides = [] if workers is None else _workers(workers)
+    overrides += [] if gpus is None else [f"cluster.gpus_per_worker={gpus}"]
+    overrides += [] if cpus is None else [f"threads_per_worker={cpus}"]
+    return overrides
 
 
 def _workers(text: str) -> list[str]:

@@ -35,7 +35,7 @@ def import_corpus(
     mode = mode_of(overwrite, extend)
     from ..exchange.sa1b_import import import_sa1b
 
-    import_sa1b(inputs, out, embed=embed, mode=mode, cleared=context.obj.without_overwrite)
+    import_sa1b(inputs, out, embed=embed, mode=mode, go_on=context.obj)
 
 
 def export_corpus(

@@ -1,4 +1,4 @@
-"""Looking at a corpus: `report`, `gallery`, `view`."""
+"""Looking at a corpus: `rejects`, `report`, `gallery`, `view`."""
 
 from __future__ import annotations
 
@@ -18,6 +18,22 @@ from .terminal import bar, say
 
 if TYPE_CHECKING:
     from ..report.statistics import Statistics
+
+
+def rejects(
+    corpus: CorpusArgument,
+    class_: Annotated[
+        list[str] | None,
+        typer.Option("--class", metavar="CLASS", help="Only images rejected with this class. Repeatable."),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One line of JSON in place of the table.")] = False,
+) -> None:
+    """List the images that could not be used: class, key and what was wrong with each."""
+    from ..corpus.reader import Corpus
+    from ..corpus.rejects import rejected_json, rejected_lines
+
+    write = rejected_json if as_json else rejected_lines
+    write(Corpus(corpus), class_ or (), sys.stdout)
 
 
 def report(

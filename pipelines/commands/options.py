@@ -15,8 +15,8 @@ from ..storage.paths import place
 if TYPE_CHECKING:
     from ..writing.open import Mode
 
-MODEL = "Model and masks"
-"""The heading of these options in a command's help."""
+MODEL, WORKERS = "Model and masks", "Workers"
+"""Headings of options in a command's help."""
 
 
 def config_for(command: str) -> Any:
@@ -83,6 +83,53 @@ StabilityScoreThresh = Annotated[
         rich_help_panel=MODEL,
         metavar="SCORE",
         help="Keep masks at least this stable.",
+    ),
+]
+Workers = Annotated[
+    str | None,
+    typer.Option(
+        "--workers",
+        metavar="N|MIN:MAX",
+        rich_help_panel=WORKERS,
+        help="Worker processes; 0: this process, without Ray. Begin when MIN are ready.",
+    ),
+]
+GpusPerWorker = Annotated[
+    str | None,
+    typer.Option(
+        "--gpus-per-worker",
+        metavar="F",
+        rich_help_panel=WORKERS,
+        help="GPUs of a worker: 0, a share of one, or some.",
+    ),
+]
+CpusPerWorker = Annotated[
+    str | None,
+    typer.Option(
+        "--cpus-per-worker", metavar="N", rich_help_panel=WORKERS, help="CPUs, and threads, of a worker."
+    ),
+]
+RayAddress = Annotated[
+    str | None,
+    typer.Option(
+        "--ray",
+        metavar="ADDRESS",
+        rich_help_panel=WORKERS,
+        help="A running Ray cluster (or auto), not one of our own.",
+    ),
+]
+RetryRejects = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--retry-rejects",
+        metavar="CLASS",
+        help="Run images again that were rejected with this class. Repeatable.",
+    ),
+]
+LogJson = Annotated[
+    str | None,
+    typer.Option(
+        "--log-json", metavar="FILE", help="Add a line of JSON for each event; - is standard output."
     ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="One line of JSON in place of the tables.")]

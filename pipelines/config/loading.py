@@ -45,6 +45,16 @@ def load_settings(
         path = find_config(name_or_path)
         source = f"{path} with --set" if overrides else str(path)
         values = _read_yaml(path)
+    return settings_of(kind, values, overrides, source)
+
+
+def settings_of(
+    kind: type[Settings], values: dict[str, Any], overrides: Sequence[str], source: str
+) -> Settings:
+    """A tree of settings: defaults, then the values, in which each `a.b=value` is put; `source` names them.
+
+    Raises ConfigError, in one line, for anything that is not understood.
+    """
     for override in overrides:
         _apply(values, override)
     try:

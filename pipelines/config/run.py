@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from ...engine.config import GeneratorConfig
 from ...model.config import Thresholds
@@ -18,6 +18,8 @@ from ..decoding.image import MAX_PIXELS
 from ..storage.json_files import canonical, sha256_hex
 from .loading import Section, load_settings
 
+AUTO: Literal["auto"] = "auto"
+MOST_IMAGES_A_SHARD = 100_000
 IMAGE_EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif")
 
 
@@ -129,8 +131,9 @@ class RunConfig(Section):
     model: ModelConfig = ModelConfig()
     generator: GeneratorConfig = GeneratorConfig()
     input: InputConfig = InputConfig()
-    shard_size: int = Field(
-        default=64, ge=1, le=100_000, description="Images in a shard, the unit of work and of commit."
+    shard_size: int | Literal["auto"] = Field(
+        default=AUTO,
+        description="Images in a shard, the unit of work and of commit; auto: so that all workers have some.",
     )
     embed_images: bool = Field(default=False, description="Keep each image's own bytes in its row.")
     workers: int | None = Field(
@@ -143,6 +146,13 @@ class RunConfig(Section):
     )
     cluster: ClusterConfig = ClusterConfig()
     breaker: BreakerConfig = BreakerConfig()
+
+    @field_validator("shard_size", mode="before")
+    @classmethod
+    def _size_or_auto(cls, value: Any) -> Any:
+        if value == AUTO or (type(value) is int and 1 <= value <= MOST_IMAGES_A_SHARD):
+            return value
+        raise ValueError(f"expected auto, or a whole number from 1 to {MOST_IMAGES_A_SHARD}")
 
     def with_thresholds(self, thresholds: Thresholds) -> Self:
         """The same with a model's thresholds where none are given."""

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import time
 from bisect import bisect_left
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
@@ -48,6 +48,7 @@ from ..text import redacted, visible
 from ..verification.masks import doubtful_rows
 from ..verification.rows import mask_problems
 from ..writing import close
+from ..writing.go_on import GoOn
 from ..writing.open import Mode, Run, open_run, refuse_foreign
 from ..writing.progress import LiveLine, summary_table
 from .sa1b import MAX_JSON_BYTES, Entry, bad_annotations, numbers, read_entry
@@ -63,16 +64,17 @@ def import_sa1b(
     *,
     embed: bool = True,
     mode: Mode = "resume",
-    cleared: Callable[[], None] = lambda: None,
+    go_on: GoOn | None = None,
     shard_size: int = SHARD_SIZE,
 ) -> Tally:
     """Make the corpus `out` of SA-1B's files, or what is missing of it; return what this call did.
 
     `inputs` are folders, globs and tar files, as `listing.list_inputs` takes them; files of other names than
-    `sa_NUMBER.jpg` and `.json` are passed over. With `embed` the JPEG files are kept in the rows. `mode` and
-    `cleared` are those of `open_run`. Raises UsageError and CorpusError before any work, IncompleteRun where
-    storage fails.
+    `sa_NUMBER.jpg` and `.json` are passed over. With `embed` the JPEG files are kept in the rows. `mode` is
+    that of `open_run`; `go_on` is told what there is by now. Raises UsageError and CorpusError before any
+    work, IncompleteRun where storage fails, NothingUsable where all is done and every image is rejected.
     """
+    go_on = go_on or GoOn()
     console = Console(stderr=True, soft_wrap=True, markup=False, highlight=False)
     out = out.absolute()
     pairs = paired(inputs, console.print)
@@ -82,16 +84,19 @@ def import_sa1b(
         if mode == "extend" and is_there:
             opening(lambda: refuse_left_over(out, pairs["key"]), out, is_there=True)
         run = opening(
-            partial(open_run, out, pairs.select(["key", "uri"]), record, shard_size, mode, cleared),
+            partial(
+                open_run, out, pairs.select(["key", "uri"]), record, shard_size, mode, go_on.without_overwrite
+            ),
             out,
             is_there=is_there,
         )
         todo = run.todo()
+        go_on.has_shards = len(todo) < len(run.plan.shards)
         if not todo and (out / CORPUS).exists():
             console.print(f"{out}: complete, nothing to do")
             return Tally()
         started = time.monotonic()
-        done = _Import(run, pairs, embed, lease)
+        done = _Import(run, pairs, embed, lease, go_on)
         done.do(todo)
         with atomic.failing_as(IncompleteRun, out):
             totals = retrying(lambda: close.finish_corpus(out, run.plan.shards))["totals"]
@@ -102,6 +107,7 @@ def import_sa1b(
             console.print(
                 f"{done.rounded} numbers are no 32-bit floats, as SA-1B's are, and were rounded to the next"
             )
+        close.check_usable(out, totals["images"], totals["rejected"])
         return done.tally
 
 
@@ -125,11 +131,12 @@ class _Import:
 
     """
 
-    def __init__(self, run: Run, pairs: pa.Table, embed: bool, lease: Lease) -> None:
+    def __init__(self, run: Run, pairs: pa.Table, embed: bool, lease: Lease, go_on: GoOn) -> None:
         self._run = run
         self._keys, self._json_uris = pairs["key"], pairs["json"]
         self._embed = embed
         self._lease = lease
+        self._go_on = go_on
         self.tally = Tally()
         self.rounded = 0
 
@@ -151,6 +158,7 @@ class _Import:
                 )
                 with atomic.failing_as(IncompleteRun, out):
                     retrying(commit, COMMIT_ATTEMPTS)
+                self._go_on.has_shards = True
                 for row in rows:
                     self.tally.add_row(row)
                 line.show(self.tally, 1)

@@ -9,6 +9,7 @@ is imported, hence the run digest too.
 
 from __future__ import annotations
 
+import json
 import platform
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -124,6 +125,17 @@ class RunRecord:
             found += [f"{name} was {was.get(name)!r}, now {now.get(name)!r}" for name in changed]
             found += [] if changed else ["the configuration's digest differs"]
         return found
+
+    def changes(self, config: Mapping[str, Any]) -> list[str]:
+        """`key=value` of each value that decides no row and is another one in `config`."""
+        from ..config.run import decides_rows
+
+        was = dict(_flat(self.config))
+        return [
+            f"{name}={json.dumps(value)}"
+            for name, value in _flat(config)
+            if name in was and was[name] != value and not decides_rows(name)
+        ]
 
 
 def software_versions() -> dict[str, str]:

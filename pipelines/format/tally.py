@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 
 from .records import ImageRow
 
+FIRST_REJECTS = 5  # kept by name
+
 
 @dataclass(slots=True)
 class Tally:
@@ -18,6 +20,7 @@ class Tally:
     candidates: int = 0
     drops: Counter[str] = field(default_factory=Counter)
     rejects: Counter[str] = field(default_factory=Counter)
+    first_rejects: list[tuple[str, str, str]] = field(default_factory=list)  # key, class, message
     examples: dict[str, str] = field(default_factory=dict)  # class of refusal → the first image, and why
     seconds: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
     retries: Counter[str] = field(default_factory=Counter)  # "read", "write" → times tried again
@@ -35,6 +38,8 @@ class Tally:
         self.drops.update(row.drops)
         if row.error is not None:
             self.rejects[row.error.error_class] += 1
+            if len(self.first_rejects) < FIRST_REJECTS:
+                self.first_rejects.append((row.key, row.error.error_class, row.error.message))
             self.examples.setdefault(row.error.error_class, f"{row.key} ({row.error.message})")
 
     def add(self, other: Tally) -> None:
@@ -44,6 +49,7 @@ class Tally:
         self.statuses.update(other.statuses)
         self.drops.update(other.drops)
         self.rejects.update(other.rejects)
+        self.first_rejects = [*self.first_rejects, *other.first_rejects][:FIRST_REJECTS]
         self.examples = {**other.examples, **self.examples}
         self.retries.update(other.retries)
         self.add_seconds(other.seconds)

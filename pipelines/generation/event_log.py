@@ -21,7 +21,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TextIO
 
-from ..errors import BreakerTripped, IncompleteRun, MaskmillError, UsageError
+from ..errors import BreakerTripped, IncompleteRun, MaskmillError, NothingUsable, UsageError
 from ..format.schema import STATUSES
 from ..storage.paths import scheme_of
 from ..text import one_line, redacted, visible
@@ -193,6 +193,8 @@ def _outcome_of(error: BaseException) -> str:
         return "stopped"
     if isinstance(error, IncompleteRun):
         return "incomplete"
+    if isinstance(error, NothingUsable):
+        return "complete"
     return "refused" if isinstance(error, MaskmillError) else "failed"
 
 

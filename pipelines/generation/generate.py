@@ -1,27 +1,31 @@
 """The run: photographs in, a closed corpus out.
 
-    list the inputs → take the lease → open the run (plan, or find the plan) → the shards that are not there
-    yet → workers → corpus.json → summary
+    generate: list the inputs → take the lease → open the run (plan, or find the plan) ┐
+    resume:   take the lease → open the run that `run.json` and the plan describe      ┴→ the shards that are
+    not there yet → workers → corpus.json → summary
 
 The same command does whatever is left to do: all of it, the rest after a kill, or nothing.
 """
 
 from __future__ import annotations
 
+import os
 import time
-from collections.abc import Callable, Collection, Generator, Iterator, Sequence
+from collections.abc import Collection, Generator, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
-from functools import partial
+from dataclasses import dataclass, field
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 from rich.console import Console
 
 from ...engine.config import GeneratorConfig
-from ..config.run import RunConfig, digest
-from ..errors import BreakerTripped, IncompleteRun
+from ..config.run import AUTO, RunConfig, digest
+from ..errors import BreakerTripped, CorpusError, IncompleteRun, UsageError
 from ..format import run_record
-from ..format.layout import PLAN, SHARDS
+from ..format.layout import CORPUS, PLAN, RUN, SHARDS
 from ..format.tally import Tally
 from ..inputs.listing import list_inputs
 from ..storage import atomic
@@ -29,72 +33,150 @@ from ..storage.lease import Lease, held
 from ..storage.retries import opening, retrying
 from ..workers.events import Watcher
 from ..workers.loading import make_generator, weights_sha256, with_thresholds
+from ..workers.placement import fitting_shard_size
 from ..workers.shard import run_shard
 from ..workers.tasks import Job, OnProgress, ShardFailure, ShardReceipt, this_place
 from ..writing import close
-from ..writing.open import Mode, Run, open_run, refuse_foreign
-from ..writing.progress import LiveLine, summary_table
+from ..writing.go_on import GoOn
+from ..writing.open import Mode, Run, open_planned, open_run, refuse_foreign
+from ..writing.progress import LiveLine, first_rejects, summary_table
 from .circuit_breaker import check_unwritten, too_many_refused
 from .event_log import EventLog
+from .recorded import recorded_config
+from .status import recorded_counts
 from .work import Work, work_of
 
 
+@dataclass(frozen=True)
+class Call:
+    """What a run is told beside its configuration.
+
+    Attributes:
+        ray: a cluster's address; None starts a Ray for the run, and `workers: 0` does without.
+        retry: classes of rejected images that are to be run again.
+        go_on: told what there is by now, for the last line of a run that is interrupted.
+        events: told of all that happens.
+
+    """
+
+    ray: str | None = None
+    retry: Collection[str] = ()
+    go_on: GoOn = field(default_factory=GoOn)
+    events: EventLog = field(default_factory=EventLog)
+
+    @cached_property
+    def console(self) -> Console:
+        """For people."""
+        stderr = self.events.is_standard_output
+        return Console(stderr=stderr, soft_wrap=True, markup=False, highlight=False)
+
+
 def generate(
-    inputs: Sequence[str],
-    out: Path,
-    config: RunConfig,
-    *,
-    mode: Mode = "resume",
-    ray: str | None = None,
-    retry: Collection[str] = (),
-    cleared: Callable[[], None] = lambda: None,
-    events: EventLog | None = None,
+    inputs: Sequence[str], out: Path, config: RunConfig, call: Call | None = None, *, mode: Mode = "resume"
 ) -> Tally:
     """Make the corpus `out` of `inputs`, or what is missing of it; return what this call did.
 
-    `ray` is a cluster's address; None starts a Ray for the run, and `workers: 0` does without. `retry` names
-    the classes of refused images that are to be run again. `cleared` is called as `open_run` says. `events`
-    is told of all that happens. Raises UsageError and CorpusError before any work; IncompleteRun at once
-    where another run is at it, or the storage of a corpus that is there keeps failing, when what is in hand
-    is finished where the breaker trips, else after all that could be done.
+    Raises UsageError and CorpusError before any work; IncompleteRun at once where another run is at it, or
+    the storage of a corpus that is there keeps failing, when what is in hand is finished where the breaker
+    trips, else after all that could be done; NothingUsable where all is done and every image is rejected.
     """
-    events = events or EventLog()
-    console = Console(stderr=events.is_standard_output, soft_wrap=True, markup=False, highlight=False)
-    with events.of_a_run():
-        out, config = out.absolute(), with_thresholds(_with_absolute_checkpoint(config))
-        listed = list_inputs(inputs, config.input.extensions, config.input.image_column, console.print)
-        record = _record(config)
-        events.identify(record.digest)
+    call = call or Call()
+    with call.events.of_a_run():
+        out = out.absolute()
         is_there = opening(lambda: refuse_foreign(out), out, is_there=True)  # or that cannot be told
-        with held(out, console.print, is_there=is_there) as lease, _swept(out, lease):
-            open_it = partial(open_run, out, listed, record, config.shard_size, mode, cleared)
-            run = opening(open_it, out, is_there=is_there)
-            del listed, open_it  # the run reads its plan from the disk
-            work = opening(lambda: work_of(run, retry, console), out, is_there=True)
-            events.started(inputs, **work.facts())
-            if not work.shards:
-                if not work.is_closed:
-                    _finish(run)
-                console.print(f"{out}: complete, nothing to do")
-                return Tally()
-            return _do(work, config, ray, lease, console, events)
+        call.go_on.has_shards = None if is_there else False
+        config = with_thresholds(_with_absolute_checkpoint(config))
+        listed = list_inputs(inputs, config.input.extensions, config.input.image_column, call.console.print)
+        weights = weights_sha256(config.model)
+        with _at_work(out, call, is_there=is_there) as lease:
+            run = opening(partial(_open, out, listed, config, weights, mode, call), out, is_there=is_there)
+            del listed  # the run reads its plan from the disk
+            return _do_what_is_left(run, inputs, config, lease, call)
 
 
-def _do(
-    work: Work, config: RunConfig, ray: str | None, lease: Lease, console: Console, events: EventLog
-) -> Tally:
-    started = time.monotonic()
-    done, failures = _run_shards(work, config, ray, lease, events)
+def resume(out: Path, changes: Sequence[str] = (), call: Call | None = None) -> Tally:
+    """Make what is missing of the corpus `out`, as its `run.json` and its plan say; no input is listed.
+
+    `changes` (`key=value`) are values that decide no row. Returns and raises as `generate` does.
+    """
+    call = call or Call()
+    with call.events.of_a_run():
+        out = out.absolute()
+        if not opening(lambda: (out / RUN).is_file(), out, is_there=True):
+            raise CorpusError(f"{out}: not a corpus: it has no {RUN}; maskmill generate makes one")
+        with _at_work(out, call, is_there=True) as lease:
+            run = opening(lambda: open_planned(out), out, is_there=True)
+            config = _with_absolute_checkpoint(recorded_config(run, changes))
+            if call.ray is not None and config.workers == 0:
+                raise UsageError(f"{out}: it was begun without Ray; give --workers N beside --ray")
+            return _do_what_is_left(run, (), config, lease, call)
+
+
+@contextmanager
+def _at_work(out: Path, call: Call, *, is_there: bool) -> Iterator[Lease]:
+    """Hold the corpus's lease, and leave no temporary file behind: an ended worker may have been at one."""
+    with held(out, call.console.print, is_there=is_there) as lease:
+        try:
+            yield lease
+        finally:
+            with suppress(OSError):  # what cannot be removed now, the next run removes
+                # Once the lease is lost, they may be the other run's.
+                for folder in () if lease.is_lost else (out, out / PLAN, out / SHARDS):
+                    atomic.sweep(folder)
+
+
+def _open(out: Path, listed: pa.Table, config: RunConfig, weights: str, mode: Mode, call: Call) -> Run:
+    """The run of these inputs, planned or found; with a shard size, where that was left open."""
+    size = config.shard_size
+    if size == AUTO and mode != "overwrite" and (out / RUN).is_file():
+        size = run_record.read_run(out).config.get("shard_size", AUTO)
+    if size == AUTO:
+        cluster = bool(call.ray or os.environ.get("RAY_ADDRESS"))
+        size = fitting_shard_size(config, listed.num_rows, cluster=cluster)
+    config = config.model_copy(update={"shard_size": size})
+    record = run_record.RunRecord(
+        config=config.model_dump(mode="json"),
+        config_digest=digest(config),
+        model_name=config.model.name,
+        weights_sha256=weights,
+        software=run_record.software_versions(),
+    )
+    return open_run(out, listed, record, size, mode, call.go_on.without_overwrite)
+
+
+def _do_what_is_left(run: Run, inputs: Sequence[str], config: RunConfig, lease: Lease, call: Call) -> Tally:
+    call.events.identify(run.record.digest)
+    call.go_on.planned(run.record.changes(config.model_dump(mode="json")))
+    work = opening(lambda: work_of(run, call.retry, call.console), run.out, is_there=True)
+    call.go_on.has_shards = len(work.todo) < len(run.plan.shards)
+    call.events.started(inputs, **work.facts())
+    if work.shards:
+        return _do(work, config, lease, call)
+    if not work.is_closed:
+        _finish(run)
+    call.console.print(f"{run.out}: complete, nothing to do")
+    statuses, _ = opening(lambda: recorded_counts(run.out / CORPUS), run.out, is_there=True)
+    close.check_usable(run.out, statuses.total(), statuses["rejected"])
+    return Tally()
+
+
+def _do(work: Work, config: RunConfig, lease: Lease, call: Call) -> Tally:
+    started, out = time.monotonic(), work.run.out
+    done, failures = _run_shards(work, config, lease, call)
     lease.check()
     totals = None if failures else _finish(work.run)["totals"]
-    console.print(summary_table(done, time.monotonic() - started, totals))
+    call.console.print(summary_table(done, time.monotonic() - started, totals))
+    for line in first_rejects(done, out):
+        call.console.print(line)
     if advice := _advice(done, config.generator):
-        console.print(advice)
+        call.console.print(advice)
     if failures:
         raise IncompleteRun(
             f"{len(failures)} of {len(work.shards)} shards are left undone, run it again to go on; "
             f"shard {failures[0].shard}: {failures[0].reason}"
         )
+    if totals is not None:
+        close.check_usable(out, totals["images"], totals["rejected"])
     return done
 
 
@@ -111,9 +193,7 @@ def _advice(done: Tally, generator: GeneratorConfig) -> str | None:
     )
 
 
-def _run_shards(
-    work: Work, config: RunConfig, ray: str | None, lease: Lease, events: EventLog
-) -> tuple[Tally, list[ShardFailure]]:
+def _run_shards(work: Work, config: RunConfig, lease: Lease, call: Call) -> tuple[Tally, list[ShardFailure]]:
     """Run the shards, showing progress; what was done, and what failed."""
     record = work.run.record
     job = Job(
@@ -136,14 +216,19 @@ def _run_shards(
         for tally in (done, *in_hand):
             now.add(tally)
         line.show(now, workers)
+        lease.images_in_hand = now.images - done.images
         lease.check()
         stopped = stopped or too_many_refused(done, config.breaker)
         return stopped is None
 
-    with LiveLine(work.images) as line, closing(_outcomes(job, work, ray, show, events)) as outcomes:
+    with (
+        LiveLine(work.images) as line,
+        closing(_outcomes(job, work, call.ray, show, call.events)) as outcomes,
+    ):
         for outcome in outcomes:
-            events.ended(outcome)
+            call.events.ended(outcome)
             if isinstance(outcome, ShardReceipt):
+                call.go_on.has_shards = True
                 done.add(outcome.tally)
                 committed += 1
                 in_a_row.clear()
@@ -183,18 +268,6 @@ def _outcomes(
     yield from run_on_ray(job, work.shards, work.task, ray, show, watcher)
 
 
-@contextmanager
-def _swept(out: Path, lease: Lease) -> Iterator[None]:
-    """Leave no temporary file behind, however the block ends: an ended worker may have been at one."""
-    try:
-        yield
-    finally:
-        with suppress(OSError):  # what cannot be removed now, the next run removes
-            # Once the lease is lost, they may be the other run's.
-            for folder in () if lease.is_lost else (out, out / PLAN, out / SHARDS):
-                atomic.sweep(folder)
-
-
 def _finish(run: Run) -> dict[str, Any]:
     with atomic.failing_as(IncompleteRun, run.out):
         return retrying(lambda: close.finish_corpus(run.out, run.plan.shards))
@@ -207,14 +280,3 @@ def _with_absolute_checkpoint(config: RunConfig) -> RunConfig:
     path = str(Path(config.model.checkpoint).expanduser().absolute())
     model = config.model.model_copy(update={"checkpoint": path})
     return config.model_copy(update={"model": model})
-
-
-def _record(config: RunConfig) -> run_record.RunRecord:
-    """What decides the rows of this run; CheckpointError where there are no such weights."""
-    return run_record.RunRecord(
-        config=config.model_dump(mode="json"),
-        config_digest=digest(config),
-        model_name=config.model.name,
-        weights_sha256=weights_sha256(config.model),
-        software=run_record.software_versions(),
-    )

@@ -6,6 +6,7 @@ refused is read from two small columns of each shard, or, once the corpus is clo
 
 from __future__ import annotations
 
+import shlex
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -42,11 +43,14 @@ class Status:
         holder: who is at work on it; empty unless it is running.
         shards, shards_planned: how many are there, and how many will be.
         images, images_planned: the images of those shards.
+        images_in_hand: images that the run has done of shards that were not there yet, by its last renewal of
+            the lease; 0 unless it is running.
         statuses: images by status.
         rejects: refused images by class.
         last_commit: when the newest shard was committed, UTC, ISO 8601, by the storage's clock.
         images_per_second: committed images over the last hour of the run; None where too few shards tell.
         seconds_left: at that rate; None unless it is running.
+        resume: what to type to go on; None where it is running, complete or imported.
 
     """
 
@@ -56,11 +60,13 @@ class Status:
     shards_planned: int
     images: int
     images_planned: int
+    images_in_hand: int
     statuses: dict[str, int]
     rejects: dict[str, int]
     last_commit: str | None
     images_per_second: float | None
     seconds_left: float | None
+    resume: str | None
 
     def as_json(self) -> dict[str, Any]:
         """The same as plain values."""
@@ -69,14 +75,15 @@ class Status:
 
 def status_of(out: Path) -> Status:
     """Read how far the run of the corpus `out` is. Raises CorpusError where it is no corpus, or damaged."""
-    run_record.read_run(out)
+    record = run_record.read_run(out)
     holder = _at_work(out)
     plan, commits = read_plan(out), _commits(out)
     there = [shard for shard in plan.shards if shard in commits]
     images, planned = plan.size(there), len(plan)
     closed = (out / CORPUS).exists()
-    statuses, rejects = _recorded(out / CORPUS) if closed else _counted(out, there)
+    statuses, rejects = recorded_counts(out / CORPUS) if closed else _counted(out, there)
     rate = _rate([(commits[shard], plan.size([shard])) for shard in there], holder)
+    missing = not holder and len(there) < len(plan.shards)
     last = max((commits[shard] for shard in there), default=None)
     return Status(
         state="running" if holder else "complete" if closed else "stopped",
@@ -85,11 +92,13 @@ def status_of(out: Path) -> Status:
         shards_planned=len(plan.shards),
         images=images,
         images_planned=planned,
+        images_in_hand=holder.images_in_hand if holder else 0,
         statuses={name: statuses[name] for name in STATUSES},
         rejects={visible(name): count for name, count in rejects.most_common()},
         last_commit=None if last is None else datetime.fromtimestamp(last, UTC).isoformat(timespec="seconds"),
         images_per_second=rate,
         seconds_left=(planned - images) / rate if holder and rate else None,
+        resume=shlex.join(["maskmill", "resume", str(out)]) if missing and not record.is_imported else None,
     )
 
 
@@ -110,7 +119,7 @@ def _commits(out: Path) -> dict[int, float]:
     return commits
 
 
-def _recorded(path: Path) -> tuple[Counter[str], Counter[str]]:
+def recorded_counts(path: Path) -> tuple[Counter[str], Counter[str]]:
     """Images by status, and refusals by class, as a closed corpus records them."""
     try:
         totals = read_json(path)["totals"]
@@ -161,6 +170,8 @@ def status_table(status: Status) -> Table:
     table = Table("", "", title=title, title_justify="left", show_header=False)
     table.add_row("shards", _of(status.shards, status.shards_planned))
     table.add_row("images", _of(status.images, status.images_planned))
+    if status.holder:
+        table.add_row("images in shards in hand", str(status.images_in_hand))
     for name, count in status.statuses.items():
         table.add_row(f"images {name}", str(count))
     for name, count in status.rejects.items():
@@ -170,6 +181,8 @@ def status_table(status: Status) -> Table:
     table.add_row("images/s", "-" if rate is None else f"{rate:.2f}")
     if left is not None:
         table.add_row("time left", clock(left))
+    if status.resume is not None:
+        table.add_row("go on with", visible(status.resume))
     return table
 
 

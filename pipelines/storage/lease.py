@@ -21,7 +21,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import BinaryIO
@@ -52,6 +52,7 @@ class Holder:
         started: when it started, in the kernel's ticks, which tells it from a later process of that number.
         since: when it took the lease, UTC, ISO 8601.
         expires: when the lease runs out unless it is renewed.
+        images_in_hand: images that were done, when it was last renewed, of shards that were not committed.
 
     """
 
@@ -62,8 +63,11 @@ class Holder:
     started: str
     since: str
     expires: str
+    images_in_hand: int = 0
 
     def __post_init__(self) -> None:
+        if type(self.images_in_hand) is not int or self.images_in_hand < 0:
+            raise ValueError(f"expected a number of images, got {self.images_in_hand!r}")
         datetime.fromisoformat(self.expires).astimezone(UTC)  # ValueError, TypeError where it is no time
 
     @property
@@ -84,9 +88,9 @@ class Holder:
         now = _started(self.pid)
         return now is None or ("" not in (now, self.started) and now != self.started)
 
-    def renewed(self) -> Holder:
+    def renewed(self, images_in_hand: int = 0) -> Holder:
         """The holder with a lease's full time before it."""
-        return replace(self, expires=_moment(time.time() + SECONDS))
+        return replace(self, expires=_moment(time.time() + SECONDS), images_in_hand=images_in_hand)
 
     def __str__(self) -> str:
         return (
@@ -96,9 +100,15 @@ class Holder:
 
 
 class Lease:
-    """The lease of a corpus, held by this process and renewed by a thread."""
+    """The lease of a corpus, held by this process and renewed by a thread.
+
+    Attributes:
+        images_in_hand: what the next renewal says of them, for whoever asks how far the run is.
+
+    """
 
     def __init__(self, out: Path, holder: Holder) -> None:
+        self.images_in_hand = 0
         self._out = out
         self._holder = holder
         self._lost_to: str | None = None
@@ -134,7 +144,7 @@ class Lease:
                 if found is None or found.token != self._holder.token:
                     self._lost_to = str(found or "it has ended already, and its lease with it")
                     return
-                _put(self._out, self._holder)
+                _put(self._out, self._holder.renewed(self.images_in_hand))
             except (OSError, MemoryError) as error:
                 log.warning("%s: cannot be renewed, trying again: %s", self._out / LEASE, error)
 
@@ -159,10 +169,11 @@ def read_lease(out: Path) -> Holder | None:
     try:
         with as_os_errors():
             content = (out / LEASE).read_bytes()
-        return Holder(**json.loads(content))
+        known = {field.name for field in fields(Holder)}  # another version may say more
+        return Holder(**{name: value for name, value in json.loads(content).items() if name in known})
     except FileNotFoundError:
         return None
-    except (ValueError, TypeError, OverflowError, RecursionError) as error:
+    except (AttributeError, ValueError, TypeError, OverflowError, RecursionError) as error:
         log.warning("%s: damaged, it counts for nothing: %s", out / LEASE, error)
         return None
 
@@ -190,7 +201,7 @@ def _take(out: Path, me: Holder, say: Callable[[str], None]) -> Holder:
             _watch(out, found, say)
         if (out / LEASE).exists():
             with suppress(FileNotFoundError):  # swept away, as above
-                _put(out, me)
+                _put(out, me.renewed())
         if (now := read_lease(out)) is not None and now.token == me.token:
             return me  # of two that take it over at once, the later one; the other one learns of it
     raise IncompleteRun(f"{out / LEASE}: other runs take it and leave it again and again; try again later")
@@ -219,7 +230,7 @@ def _refusal(out: Path, holder: Holder) -> IncompleteRun:
 
 
 def _put(out: Path, holder: Holder) -> None:
-    atomic.replace(out / LEASE, lambda file: _write(file, holder.renewed()))
+    atomic.replace(out / LEASE, lambda file: _write(file, holder))
 
 
 def _write(file: BinaryIO, holder: Holder) -> None:

@@ -5,6 +5,7 @@ It holds no time and no place, so that closing twice gives the same bytes.
 
 from __future__ import annotations
 
+import shlex
 from collections import Counter
 from concurrent.futures import Executor, ThreadPoolExecutor
 from pathlib import Path
@@ -15,7 +16,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from ...engine.records import DROP_REASONS
-from ..errors import CorpusError
+from ..errors import CorpusError, NothingUsable
 from ..format.layout import BEFORE, CORPUS, PLAN, RUN, SHARDS, shard_name, shard_path
 from ..format.manifest import recorded, refuse_changed
 from ..format.parquet_files import open_parquet, reading
@@ -58,6 +59,15 @@ def finish_corpus(out: Path, shards: range) -> dict[str, Any]:
     atomic.replace(out / CORPUS, lambda file: write_json(file, content))
     atomic.remove(out / BEFORE)
     return content
+
+
+def check_usable(out: Path, images: int, rejected: int) -> None:
+    """Raise NothingUsable where all images of a complete corpus are rejected."""
+    if rejected == images:
+        raise NothingUsable(
+            f"{out}: the corpus is complete, and none of its {images} images could be used; "
+            f"{shlex.join(['maskmill', 'rejects', str(out)])} lists why"
+        )
 
 
 def _closed_files(out: Path, shards: range) -> list[str]:

@@ -61,8 +61,7 @@ def open_run(
     where keys collide.
     """
     refuse_foreign(out)
-    for folder in (out, out / PLAN, out / SHARDS):
-        atomic.sweep(folder)
+    _sweep(out)
     wanted = make_plan(inputs, shard_size, imported=record.is_imported)
     if mode == "overwrite":
         _clear_corpus(out)
@@ -79,9 +78,35 @@ def open_run(
     if new.num_rows:
         manifest.reopen(out)
         plan = _append(out, plan, new, shard_size, record)
-    run = Run(out, plan, run_record.read_run(out))
+    return _ready(Run(out, plan, run_record.read_run(out)))
+
+
+def open_planned(out: Path) -> Run:
+    """Make the folder of a corpus ready to go on as its own `run.json` and plan say, whatever its inputs.
+
+    Raises CorpusError where it is none, or has no plan yet, or was imported.
+    """
+    record = run_record.read_run(out)
+    if record.is_imported:
+        raise CorpusError(
+            f"{out}: this corpus was imported; to go on, type its maskmill import command again"
+        )
+    if not part_names(out):
+        raise CorpusError(f"{out}: there is no plan yet; to go on, type its maskmill generate command again")
+    _sweep(out)
+    manifest.refuse_changed_plan(out)
+    return _ready(Run(out, read_plan(out), record))
+
+
+def _sweep(out: Path) -> None:
+    for folder in (out, out / PLAN, out / SHARDS):
+        atomic.sweep(folder)
+
+
+def _ready(run: Run) -> Run:
+    """The run; a `corpus.json` that is out of date, since shards are missing, is gone."""
     if run.todo():
-        manifest.reopen(out)
+        manifest.reopen(run.out)
     return run
 
 

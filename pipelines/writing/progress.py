@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
@@ -22,7 +23,7 @@ from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Column, Table
 
 from ..format.tally import Tally
-from ..text import clock
+from ..text import clock, redacted, visible
 
 PLAIN_LINE_SECONDS = 5.0
 WIDE = 100
@@ -164,6 +165,14 @@ def _counts(what: str, group: str, columns: list[Mapping[str, Any]]) -> Iterator
         counts = [column[group].get(reason, 0) for column in columns]
         if any(counts):
             yield [f"  {what}: {reason}", *map(str, counts)]
+
+
+def first_rejects(done: Tally, out: Path) -> list[str]:
+    """The first images that this run rejected, a line each, and how to see the others."""
+    lines = [visible(redacted(f"rejected: {key}: {name}: {why}")) for key, name, why in done.first_rejects]
+    if more := done.statuses["rejected"] - len(lines):
+        lines.append(f"and {more} more: {shlex.join(['maskmill', 'rejects', str(out)])} lists them all")
+    return lines
 
 
 def next_commands(out: str) -> str:

@@ -33,9 +33,10 @@ SHIPPED = ("nano", "mobile_sam", "sam_vit_h", "sa1b")
         ("shardsize=16", "did you mean shard_size?"),
         ("model.precison=bf16", "did you mean model.precision?"),
         ("model.zzz=1", "unknown key model.zzz; known here: name, checkpoint, precision, device"),
-        ("shard_size.x=16", "shard_size: should be a valid integer"),
-        ("shard_size=0", "shard_size: should be greater than or equal to 1, got 0"),
-        ("shard_size=many", "shard_size: should be a valid integer"),
+        ("shard_size.x=16", "shard_size: expected auto, or a whole number from 1 to 100000, got {"),
+        ("shard_size=0", "shard_size: expected auto, or a whole number from 1 to 100000, got 0"),
+        ("shard_size=100001", "got 100001"),
+        ("shard_size=many", "shard_size: expected auto, or a whole number from 1 to 100000, got 'many'"),
         (
             "model=vit_h",
             "model: expected a section with name, checkpoint, precision, device, compile, got 'vit_h'",

@@ -148,8 +148,8 @@ def test_an_interruption_before_overwriting_has_begun_says_overwrite_again(
             assert main(typed) == 130
         said = capsys.readouterr().err
         begun = name == "run_shard"
-        again = [word for word in typed if not (begun and word == "--overwrite")]
-        stays = "committed shards stay" if begun else "the old corpus was not removed yet"
+        again = ["resume", str(out)] if begun else typed
+        stays = "nothing was committed yet" if begun else "the old corpus was not removed yet"
         assert said == f"maskmill: interrupted; {stays}, go on with: {shlex.join(['maskmill', *again])}\n"
         assert state_of(out) == ({} if begun else before)
 
@@ -370,8 +370,8 @@ def test_a_shard_that_fails_is_left_undone_and_the_others_are_not(photos, tiny_s
     assert main(words(listed, out, tiny_settings, "--workers", "0", "--overwrite")) == 4
     said = capsys.readouterr().err
     assert "1 of 2 shards are left undone" in said
-    assert "go on with: maskmill generate " in said  # --overwrite again would remove what is there
-    assert "--overwrite" not in said
+    # --overwrite again would remove what is there
+    assert said.endswith(f"committed shards stay, go on with: maskmill resume {out}\n")
     assert committed_shards(out) == {0}
     assert not (out / "corpus.json").exists()
     (collection / "unmounted").rename(collection / "b")
@@ -395,8 +395,7 @@ def test_a_run_without_ray_does_not_load_it_and_sigterm_says_how_to_resume(photo
     process.send_signal(signal.SIGTERM)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130, errors
-    assert f"go on with: maskmill generate {photos} --out {out}" in errors
-    assert "--overwrite" not in errors
+    assert errors.endswith(f"; committed shards stay, go on with: maskmill resume {out}\n")
     assert "Traceback" not in errors
     assert 0 < len(committed_shards(out)) < 12
 

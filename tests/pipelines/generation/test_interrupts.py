@@ -130,8 +130,8 @@ def test_without_ray_it_is_refused_beside_another_and_sigint_prints_what_resumes
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130, errors
     assert_nothing_but_whole_files(out)
-    command = errors.rpartition("go on with: ")[2]
-    assert command == shlex.join(["maskmill", *arguments]) + "\n"
+    command = errors.rpartition("; committed shards stay, go on with: ")[2]
+    assert command == shlex.join(["maskmill", "resume", str(out)]) + "\n"
     assert main(shlex.split(command)[1:]) == 0
     assert main(["verify", str(out)]) == 0
 
@@ -145,7 +145,7 @@ def test_with_ray_sigint_finishes_what_is_in_hand_and_leaves_no_process(photos, 
     _, errors = process.communicate(timeout=120)
     assert process.returncode == 130, errors
     assert "shards in hand may finish within 20 s" in errors
-    assert f"go on with: {shlex.join(['maskmill', *arguments])}\n" in errors
+    assert f"committed shards stay, go on with: maskmill resume {out}\n" in errors
     assert "Traceback" not in errors
     assert processes_with(mark) == []
     assert_nothing_but_whole_files(out)
