@@ -156,7 +156,10 @@ def status(
 
     from ..generation.status import status_table
 
-    Console(markup=False, soft_wrap=True).print(status_table(found))
+    console = Console(markup=False, highlight=False, soft_wrap=True)
+    console.print(status_table(found))
+    if found.resume is not None:
+        console.print(f"go on with: {visible(found.resume)}")
 
 
 def _counts(counts: Mapping[str, int]) -> str:

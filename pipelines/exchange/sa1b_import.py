@@ -72,7 +72,7 @@ def import_sa1b(
     `inputs` are folders, globs and tar files, as `listing.list_inputs` takes them; files of other names than
     `sa_NUMBER.jpg` and `.json` are passed over. With `embed` the JPEG files are kept in the rows. `mode` is
     that of `open_run`; `go_on` is told what there is by now. Raises UsageError and CorpusError before any
-    work, IncompleteRun where storage fails, NothingUsable where all is done and every image is rejected.
+    work, IncompleteRun where storage fails.
     """
     go_on = go_on or GoOn()
     console = Console(stderr=True, soft_wrap=True, markup=False, highlight=False)
@@ -107,7 +107,6 @@ def import_sa1b(
             console.print(
                 f"{done.rounded} numbers are no 32-bit floats, as SA-1B's are, and were rounded to the next"
             )
-        close.check_usable(out, totals["images"], totals["rejected"])
         return done.tally
 
 

@@ -33,7 +33,7 @@ from ..storage.lease import Lease, held
 from ..storage.retries import opening, retrying
 from ..workers.events import Watcher
 from ..workers.loading import make_generator, weights_sha256, with_thresholds
-from ..workers.placement import fitting_shard_size
+from ..workers.placement import fitting_shard_size, this_machine
 from ..workers.shard import run_shard
 from ..workers.tasks import Job, OnProgress, ShardFailure, ShardReceipt, this_place
 from ..writing import close
@@ -131,8 +131,8 @@ def _open(out: Path, listed: pa.Table, config: RunConfig, weights: str, mode: Mo
     if size == AUTO and mode != "overwrite" and (out / RUN).is_file():
         size = run_record.read_run(out).config.get("shard_size", AUTO)
     if size == AUTO:
-        cluster = bool(call.ray or os.environ.get("RAY_ADDRESS"))
-        size = fitting_shard_size(config, listed.num_rows, cluster=cluster)
+        joins = call.ray or os.environ.get("RAY_ADDRESS")
+        size = fitting_shard_size(config, listed.num_rows, None if joins else [this_machine(config)])
     config = config.model_copy(update={"shard_size": size})
     record = run_record.RunRecord(
         config=config.model_dump(mode="json"),

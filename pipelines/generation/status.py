@@ -181,8 +181,6 @@ def status_table(status: Status) -> Table:
     table.add_row("images/s", "-" if rate is None else f"{rate:.2f}")
     if left is not None:
         table.add_row("time left", clock(left))
-    if status.resume is not None:
-        table.add_row("go on with", visible(status.resume))
     return table
 
 

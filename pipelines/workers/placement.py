@@ -77,23 +77,22 @@ def place(config: RunConfig, nodes: Sequence[Node], *, grows: bool = True) -> Pl
     return Placement(workers, threads, share, max(1, min(workers, on_one)))
 
 
-def fitting_shard_size(config: RunConfig, images: int, *, cluster: bool) -> int:
+def fitting_shard_size(config: RunConfig, images: int, nodes: Sequence[Node] | None) -> int:
     """Images to a shard of a collection of `images`, where the configuration leaves it open.
 
-    No Ray is started or joined for it: of a `cluster` a number of workers is assumed unless one is given,
-    and GPUs unless `model.device` says otherwise.
+    `nodes` are None for a cluster that is not joined yet: a number of workers is assumed of it unless one is
+    given, and GPUs unless `model.device` says otherwise.
     """
-    nodes = [Node(1, 1) if cluster else _this_machine(config)]
-    share = _gpu_share(config, nodes)
+    share = _gpu_share(config, nodes or [Node(1, 1)])
     if config.workers is not None:
         workers = max(1, config.workers)
     else:
-        workers = WORKERS_OF_A_CLUSTER if cluster else _as_many_as_fit(config, nodes, share)
+        workers = _as_many_as_fit(config, nodes, share) if nodes else WORKERS_OF_A_CLUSTER
     fitting = math.ceil(images / (workers * SHARDS_PER_WORKER))
     return min(max(fitting, LEAST_IMAGES), MOST_IMAGES_ON_GPU if share else MOST_IMAGES_ON_CPU)
 
 
-def _this_machine(config: RunConfig) -> Node:
+def this_machine(config: RunConfig) -> Node:
     """What a Ray that is started here will find."""
     import torch
 

@@ -77,6 +77,14 @@ def test_a_lost_shard_is_made_anew(work):
         )
 
 
+def test_it_is_resumed_without_a_word(work):
+    before = state(work / "corpus")
+    Path("corpus/shards/shard-000001.parquet").unlink()
+    assert main(["resume", "corpus"]) == 0
+    assert main(["verify", "corpus"]) == 0
+    assert state(work / "corpus")["run.json"] == before["run.json"]
+
+
 def test_it_grows(work):
     before = state(work / "corpus")
     for name in ("6.png", "7.png"):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import socket
 import time
 from dataclasses import asdict, replace
@@ -11,8 +12,10 @@ import pytest
 from maskmill.pipelines.cli import main
 from maskmill.pipelines.errors import CorpusError
 from maskmill.pipelines.format.layout import CORPUS, PLAN, shard_path
+from maskmill.pipelines.generation import generate
 from maskmill.pipelines.generation.status import status_of
 from maskmill.pipelines.storage import lease
+from tests.support.commands import words
 from tests.support.corpora import fill_shard, make_corpus, make_photos, open_corpus
 
 # Seven images in three shards of 3, 3 and 1; one is refused, one empty.
@@ -50,7 +53,7 @@ def test_a_complete_corpus(tmp_path):
     assert (status.shards, status.shards_planned, status.images, status.images_planned) == (3, 3, 7, 7)
     assert status.statuses == {"ok": 5, "empty": 1, "rejected": 1}
     assert status.rejects == {"NotAnImage": 1}
-    assert status.seconds_left is None
+    assert (status.seconds_left, status.resume) == (None, None)
 
 
 def test_a_run_that_was_stopped(half_done):
@@ -61,17 +64,40 @@ def test_a_run_that_was_stopped(half_done):
     assert status.images_per_second == pytest.approx(1 / 60)  # what came after the first shard
     assert status.seconds_left is None
     assert status.last_commit.endswith("+00:00")
+    assert (status.images_in_hand, status.resume) == (0, f"maskmill resume {half_done}")
 
 
 def test_a_run_that_lives(half_done):
-    hold(half_done, since=100)
+    hold(half_done, since=100, images_in_hand=2)
     status = status_of(half_done)
-    assert status.state == "running"
+    assert (status.state, status.images_in_hand, status.resume) == ("running", 2, None)
     assert "gpu-7" in status.holder
     assert status.images_per_second == pytest.approx(
         4 / 100, rel=0.05
     )  # until now: one that hangs slows down
     assert status.seconds_left == pytest.approx(3 / status.images_per_second)
+
+
+def test_a_run_tells_how_many_images_of_its_shards_in_hand_are_done(
+    photos, tiny_settings, tmp_path, monkeypatch
+):
+    seen, run_shard, out = [], generate.run_shard, tmp_path / "corpus"
+
+    def watched(task, generator, job, note):
+        def tell(tally):
+            note(tally)
+            end = time.monotonic() + 5
+            while status_of(out).images_in_hand != tally.images and time.monotonic() < end:
+                time.sleep(0.01)
+            seen.append(status_of(out).images_in_hand)
+
+        return run_shard(task, generator, job, tell)
+
+    monkeypatch.setattr(generate, "run_shard", watched)
+    monkeypatch.setattr(lease, "RENEWALS", 6000)
+    assert main(words(photos / "coffee", out, tiny_settings, "--workers", "0")) == 0
+    assert seen == [1, 2, 1], "of a shard of two images and one of one"
+    assert status_of(out).images_in_hand == 0
 
 
 def test_only_this_runs_commits_and_only_the_last_hours_count(half_done):
@@ -103,9 +129,12 @@ def test_before_the_first_commit(tmp_path):
 
 
 def test_the_command_prints_a_table_or_one_line_of_json(half_done, capsys):
-    hold(half_done, since=100)
+    assert main(["status", str(half_done)]) == 0
+    assert capsys.readouterr().out.endswith(f"\ngo on with: maskmill resume {half_done}\n")
+    hold(half_done, since=100, images_in_hand=2)
     assert main(["status", str(half_done)]) == 0
     table = capsys.readouterr().out
+    assert re.search(r"images in shards in hand +│ 2 ", table)
     for expected in (
         "running on gpu-7",
         "2 of 3 (66.7%)",
@@ -114,6 +143,7 @@ def test_the_command_prints_a_table_or_one_line_of_json(half_done, capsys):
         "time left",
     ):
         assert expected in table
+    assert "maskmill resume" not in table
     assert main(["status", str(half_done), "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found.keys() == status_of(half_done).as_json().keys()

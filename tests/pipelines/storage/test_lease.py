@@ -83,7 +83,8 @@ def take(out):
 
 
 @pytest.mark.parametrize(
-    "damage", [b"", b"{", b"[]", b"null", b'{"pid": 1}', b"\xff", b"{}" * 9, b'{"token": []}', b"[" * 99_999]
+    "damage",
+    [b"", b"{", b"[]", b"null", b'{"pid": 1}', b"\xff", b"{}" * 9, b'{"token": []}', b"[" * 99_999, b"7"],
 )
 def test_what_is_no_lease_holds_nobody_up(out, damage):
     out.mkdir()
@@ -97,6 +98,19 @@ def test_what_is_no_lease_holds_nobody_up(out, damage):
 def test_a_lease_that_ends_at_no_time_holds_nobody_up(out, expires):
     write_lease(out, expires=expires)
     assert take(out)[0] < 5
+
+
+@pytest.mark.parametrize("images", [-1, 1.5, "many", None, [], True])
+def test_a_lease_that_tells_no_number_of_images_holds_nobody_up(out, images):
+    write_lease(out, images_in_hand=images)
+    assert take(out)[0] < 5
+
+
+def test_what_another_version_says_beside_it_is_passed_over(out):
+    write_lease(out, mood="good", images_in_hand=3)
+    assert lease.read_lease(out).images_in_hand == 3
+    write_lease(out)
+    assert lease.read_lease(out).images_in_hand == 0
 
 
 @pytest.mark.parametrize(("seen", "gone"), [(None, True), ("2", True), ("1", False), ("", False)])
@@ -227,6 +241,15 @@ def test_it_is_renewed_while_it_is_held(out, quick):
         left = datetime.fromisoformat(json.loads((out / LEASE).read_text())["expires"]).timestamp()
         assert left > time.time()
         mine.check()
+
+
+def test_a_renewal_says_how_many_images_are_in_hand(out, quick):
+    with held(out, print) as mine:
+        mine.images_in_hand = 7
+        end = time.monotonic() + 5
+        while lease.read_lease(out).images_in_hand != 7:
+            assert time.monotonic() < end
+            time.sleep(0.02)
 
 
 @pytest.mark.parametrize("jump", [-86400, 86400])

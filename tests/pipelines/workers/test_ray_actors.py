@@ -19,7 +19,13 @@ from maskmill.pipelines.format.records import PlannedImage, ShardTask
 from maskmill.pipelines.format.run_record import write_run
 from maskmill.pipelines.format.shards import committed_shards
 from maskmill.pipelines.signals import orderly
-from maskmill.pipelines.workers.placement import Node, Placement, check_sees_its_gpus, place
+from maskmill.pipelines.workers.placement import (
+    Node,
+    Placement,
+    check_sees_its_gpus,
+    fitting_shard_size,
+    place,
+)
 from maskmill.pipelines.workers.tasks import Job, ShardReceipt
 from maskmill.pipelines.writing.rejects import shard_sha256
 from tests.support.corpora import make_record
@@ -87,6 +93,29 @@ def test_placement_fills_in_what_is_left_open(overrides, nodes, expected):
 def test_where_no_node_tells_how_large_it_is_the_command_has_to(overrides, nodes):
     with pytest.raises(UsageError, match="expected --workers and --cpus-per-worker"):
         place(load_config(None, overrides), [Node(*node) for node in nodes])
+
+
+@pytest.mark.parametrize(
+    ("overrides", "images", "node", "size"),
+    [
+        (["workers=8"], 200, (64, 8), 4),  # 50 shards
+        ([], 200, (64, 8), 4),
+        ([], 200, (16, 0), 4),  # eight workers of two CPUs
+        (["workers=0"], 200, (16, 0), 25),
+        ([], 1, (2, 0), 4),
+        ([], 1000, (64, 8), 16),
+        (["model.device=cpu"], 1000, (8, 8), 32),
+        ([], 10**6, (64, 8), 256),
+        ([], 10**6, (64, 0), 64),
+        ([], 2000, None, 8),  # a cluster: 32 workers are assumed
+        (["workers=8"], 2000, None, 32),
+        ([], 10**6, None, 256),
+        (["model.device=cpu"], 10**6, None, 64),
+    ],
+)
+def test_a_shard_is_so_small_that_all_workers_have_some(overrides, images, node, size):
+    nodes = None if node is None else [Node(*node)]
+    assert fitting_shard_size(load_config(None, overrides), images, nodes) == size
 
 
 def test_a_ray_of_our_own_has_the_cpus_that_one_worker_asks_for(monkeypatch):
