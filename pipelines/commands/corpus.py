@@ -112,7 +112,7 @@ def resume(
     retry_rejects: RetryRejects = None,
     log_json: LogJson = None,
 ) -> None:
-    """Go on with a corpus where its last run stopped, by what it says of itself: no inputs, no options."""
+    """Go on where the last run of a corpus stopped, by what the corpus says of itself."""
     changes = [*(set_ or ()), *_placement(workers, gpus_per_worker, cpus_per_worker)]
     from ..generation.event_log import opened
     from ..generation.generate import Call

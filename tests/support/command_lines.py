@@ -44,5 +44,5 @@ def check_maskmill(words):
     command, values = parse(words)
     assert command.name != "maskmill", f"{words}: no such command"
     if "set_" in values:
-        return load_config(values["config"], list(values["set_"] or ()))
+        return load_config(values.get("config"), list(values["set_"] or ()))
     return None

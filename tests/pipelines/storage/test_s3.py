@@ -6,6 +6,7 @@ ended when the store was well again.
 """
 
 import errno
+import json
 import sys
 import threading
 
@@ -272,16 +273,23 @@ def test_a_store_without_conditions_replaces_what_was_checked_plainly(s3, server
     assert s3.get_object(Bucket="corpora", Key="plainly")["Body"].read() == b"new"
 
 
-def test_refused_images_are_run_again_in_a_bucket(s3, collection, tiny_settings, tmp_path):
+def test_rejected_images_are_listed_and_run_again_in_a_bucket_and_a_run_resumed(
+    s3, collection, tiny_settings, tmp_path, capsys
+):
     out, listed = "s3://corpora/retried", tmp_path / "all.txt"
     listed.write_text("s3://photos/trip/coffee/0.png\ns3://photos/late.png\ns3://photos/trip/rocket/0.png\n")
     assert main(words(listed, out, tiny_settings)) == 0
     classes = [row["error"] and row["error"]["class"] for row in Corpus(out)]
     assert sorted(classes, key=str) == ["Missing", None, None]
+    capsys.readouterr()
+    assert main(["rejects", out, "--json"]) == 0
+    assert [image["class"] for image in json.loads(capsys.readouterr().out)["images"]] == ["Missing"]
     late = s3.get_object(Bucket="photos", Key="trip/rocket/1.png")["Body"].read()
     s3.put_object(Bucket="photos", Key="late.png", Body=late)
     assert main([*words(listed, out, tiny_settings), "--retry-rejects", "Missing"]) == 0
     assert {row["status"] for row in Corpus(out)} == {"ok"}
+    s3.delete_object(Bucket="corpora", Key="retried/shards/shard-000001.parquet")
+    assert main(["resume", out]) == 0
     assert main(["verify", out]) == 0
 
 
