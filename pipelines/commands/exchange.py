@@ -10,7 +10,7 @@ import typer
 from ..errors import UsageError
 from ..storage.paths import place
 from ..text import counted, visible
-from .options import CorpusArgument, CorpusOut, Extend, Overwrite, mode_of
+from .options import CorpusArgument, CorpusOut, Extend, Moved, Overwrite, mode_of, moved_places
 
 if TYPE_CHECKING:
     from ..exchange.export import Format
@@ -83,6 +83,7 @@ def export_corpus(
     skip_missing: Annotated[
         bool, typer.Option("--skip-missing", help="SA-1B: leave images out whose files are gone or changed.")
     ] = False,
+    moved: Moved = None,
 ) -> None:
     """Write a corpus as SA-1B or COCO has it, or go on where the last export stopped."""
     if out is None:
@@ -91,8 +92,9 @@ def export_corpus(
         raise UsageError(f"--format: expected sa1b or coco, got {format_ or 'nothing'}")
     if polygons and format_ != "coco":
         raise UsageError("--polygons: SA-1B's files have run-length codes; expected --format coco")
-    if skip_missing and format_ != "sa1b":
-        raise UsageError("--skip-missing: COCO's JSON needs no image files; expected --format sa1b")
+    for name, given in (("--skip-missing", skip_missing), ("--moved", moved)):
+        if given and format_ != "sa1b":
+            raise UsageError(f"{name}: COCO's JSON needs no image files; expected --format sa1b")
     from ..corpus.masks import PRIORITIES
     from ..corpus.views import View
     from ..exchange.export import Options, export
@@ -105,7 +107,15 @@ def export_corpus(
     def note(line: str) -> None:
         typer.echo(visible(line), err=True)
 
-    done = export(corpus, out, options, unfinished=unfinished, skip_missing=skip_missing, note=note)
+    done = export(
+        corpus,
+        out,
+        options,
+        unfinished=unfinished,
+        skip_missing=skip_missing,
+        moved=moved_places(moved),
+        note=note,
+    )
     if not done.parts:
         typer.echo(f"{out}: complete, nothing to do")
         return

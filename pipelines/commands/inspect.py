@@ -12,8 +12,8 @@ from rich.console import Console
 
 from ..errors import UsageError
 from ..storage.paths import check_page, place
-from ..text import redacted
-from .options import AsJson, CorpusArgument, Quiet
+from ..text import redacted, visible
+from .options import AsJson, CorpusArgument, Moved, Quiet, moved_places
 from .terminal import bar, say
 
 if TYPE_CHECKING:
@@ -94,14 +94,18 @@ def gallery(
         Path, typer.Option("--out", "-o", metavar="PAGE", help="The page to write, .html.", parser=place)
     ],
     photographs: Annotated[int, typer.Option(metavar="N", min=1, help="The first so many are shown.")] = 2000,
+    moved: Moved = None,
     quiet: Quiet = False,
 ) -> None:
     """Write a page that shows the masks over their images."""
     from ..gallery.page import write_gallery
 
+    notes: list[str] = []
     with bar("images", quiet) as show:
-        write_gallery(corpus, out, photographs, show)
+        write_gallery(corpus, out, photographs, show, moved=moved_places(moved), note=notes.append)
     say(f"{out}: written", quiet)
+    for line in notes:
+        typer.echo(visible(line), err=True)
 
 
 def view(
@@ -109,11 +113,12 @@ def view(
     port: Annotated[
         int, typer.Option(metavar="N", min=0, max=65535, help="Of loopback; 0: any that is free.")
     ] = 0,
+    moved: Moved = None,
 ) -> None:
     """Serve that page over the whole corpus, on this machine only, until Ctrl-C."""
     from ..gallery.server import GalleryServer
 
-    with GalleryServer(corpus, port) as server:
+    with GalleryServer(corpus, port, moved_places(moved)) as server:
         print(f"{server.address}\nCtrl-C ends it.", flush=True)
         try:
             server.serve_forever()

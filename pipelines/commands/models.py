@@ -19,6 +19,7 @@ from .options import (
     Config,
     Device,
     Model,
+    Moved,
     PointsPerSide,
     PredIouThresh,
     Quiet,
@@ -27,6 +28,7 @@ from .options import (
     config_for,
     generator_settings,
     model_settings,
+    moved_places,
 )
 from .terminal import bar
 
@@ -73,6 +75,7 @@ def evaluate(
     photographs: Annotated[
         Path | None, typer.Option(metavar="FOLDER", help="Images of a COCO JSON; default: beside it.")
     ] = None,
+    moved: Moved = None,
     model: Model = None,
     checkpoint: Checkpoint = None,
     validation: Annotated[
@@ -111,7 +114,16 @@ def evaluate(
     else:
         from ..evaluation.scoring import Wanted, score_model
 
-        what = Wanted(data, photographs, validation, masks_per_image, mask_prompts, automatic, plot)
+        what = Wanted(
+            data,
+            photographs,
+            validation,
+            masks_per_image,
+            mask_prompts,
+            automatic,
+            plot,
+            moved_places(moved),
+        )
         overrides = [*(set_ or ()), *model_settings(model, checkpoint, None)]
         result, tables = score_model(what, config, overrides)
     if as_json:

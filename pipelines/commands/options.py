@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -10,7 +11,8 @@ import typer
 
 from ..config.shipped import shipped_for
 from ..errors import UsageError
-from ..storage.paths import place
+from ..storage.paths import place, scheme_of
+from ..text import redacted
 
 if TYPE_CHECKING:
     from ..writing.open import Mode
@@ -34,6 +36,10 @@ Config = Annotated[str | None, config_for("generate")]
 Set = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Change one value: a.b=value. Repeatable."),
+]
+Moved = Annotated[
+    list[str] | None,
+    typer.Option("--moved", metavar="OLD=NEW", help="Images recorded at OLD lie at NEW now. Repeatable."),
 ]
 CorpusArgument = Annotated[Path, typer.Argument(metavar="CORPUS", help="The corpus's folder.", parser=place)]
 CorpusOut = Annotated[
@@ -136,6 +142,27 @@ AsJson = Annotated[bool, typer.Option("--json", help="One line of JSON in place 
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Remove the corpus and start anew.")]
 Extend = Annotated[bool, typer.Option("--extend", help="Add inputs that the corpus does not have.")]
+
+
+def moved_places(typed: Sequence[str] | None) -> dict[str, str]:
+    """OLD and NEW of each `--moved`.
+
+    Where there is more than one `=`, the first counts that has a place behind it which is no relative path.
+    """
+    places: dict[str, str] = {}
+    for text in typed or ():
+        splits = [at for at, letter in enumerate(text) if letter == "=" and 0 < at < len(text) - 1]
+        if not splits:
+            raise UsageError(f"--moved: expected OLD=NEW, got {redacted(text)}")
+        at = next((at for at in splits if _is_absolute(text[at + 1 :])), splits[0])
+        old, new = text[:at], text[at + 1 :]
+        if places.setdefault(old, new) != new:
+            raise UsageError(f"--moved: {redacted(old)} is given two new places")
+    return places
+
+
+def _is_absolute(text: str) -> bool:
+    return text.startswith(("/", "~")) or scheme_of(text) is not None
 
 
 def mode_of(overwrite: bool, extend: bool) -> Mode:

@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -27,12 +27,16 @@ from ..format.parquet_files import open_parquet
 from ..format.plan import Plan, read_plan
 from ..format.schema import STATUSES
 from ..format.shards import committed_shards
+from ..inputs.moved import Moved
 from ..storage.paths import place, scheme_of
 from .columns import as_dict, check_status, parquet_columns
 from .masks import Cutout, checked_lengths, cutout, paint
 from .order import Order, Stretch
 from .views import View, warn_of
 from .windows import Window, pieces, windows
+
+if TYPE_CHECKING:
+    from .images import Originals
 
 
 class Corpus:
@@ -43,18 +47,22 @@ class Corpus:
         run: what decided every row, from `run.json`.
 
     `path` may be a local path, an address of a store (`s3://`, `gs://`, `hf://`), `memory://…`, which is
-    fsspec's store in this process, or a `UPath` of any other store that fsspec knows.
-    Raises CorpusError where the folder is missing, is no corpus, or is of another format version.
+    fsspec's store in this process, or a `UPath` of any other store that fsspec knows. `moved` says where
+    images lie now that were moved since the run, as `{"/data/photos": "s3://bucket/photos"}`
+    (`pipelines.inputs.moved`); images that moved together with the corpus are found without.
+    Raises CorpusError where the folder is missing, is no corpus, or is of another format version; UsageError
+    where images were moved to a place that is not there.
 
     """
 
-    def __init__(self, path: str | Path) -> None:
+    def __init__(self, path: str | Path, moved: Mapping[str, str] | None = None) -> None:
         self.path = _in_memory(path) if scheme_of(str(path)) == "memory" else place(path)
         if not self.path.is_dir():
             raise CorpusError(f"{path}: there is no such folder; expected a corpus")
         if not (self.path / RUN).is_file():
             raise CorpusError(f"{path}: not a corpus: it has no {RUN}")
         self.run = run_record.read_run(self.path)
+        self._moved = Moved.of(moved or {})
 
     @property
     def complete(self) -> bool:
@@ -160,16 +168,16 @@ class Corpus:
     def image(self, row: Mapping[str, Any]) -> npt.NDArray[np.uint8]:
         """The upright photograph of a row, H×W×3 RGB: the pixels that the masks were made from.
 
-        It comes from the row itself, where images are embedded, or else from its uri. Raises ValueError for a
-        rejected image; CorpusError where the source is not there, or its bytes are not those of the run.
+        It comes from the row itself, where images are embedded, or else from its uri, or from where it was
+        moved. Raises ValueError for a rejected image; CorpusError where the source is not there, or its bytes
+        are not those of the run.
         """
         from ..decoding.image import decode_image  # loads Pillow
-        from .images import original
 
         height, width = _size(row, "pixels")
         limit = self.run.config.get("input", {}).get("max_pixels") or 2 * height * width
         try:
-            decoded = decode_image(original(row), limit)
+            decoded = decode_image(self.originals.read(row), limit)
         except InputRejected as error:
             raise CorpusError(f"{row['key']}: the image cannot be decoded: {error}") from None
         if (decoded.height, decoded.width) != (height, width):
@@ -177,6 +185,13 @@ class Corpus:
                 f"{row['key']}: the image is {decoded.width}×{decoded.height}, not {width}×{height}"
             )
         return decoded.pixels_HW3
+
+    @cached_property
+    def originals(self) -> Originals:
+        """The image files behind the rows, as the run read them."""
+        from .images import Originals  # loads Pillow
+
+        return Originals(self.path, self._moved)
 
     @cached_property
     def _lookup(self) -> Lookup:

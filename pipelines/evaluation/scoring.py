@@ -34,6 +34,7 @@ class Wanted:
     mask_prompts: bool
     automatic: bool
     plot: Path | None
+    moved: Mapping[str, str]
 
 
 def score_model(
@@ -51,7 +52,7 @@ def score_model(
         plot_format(what.plot)
         if not os.access(what.plot.absolute().parent, os.W_OK):
             raise UsageError(f"--plot {what.plot}: {what.plot.parent} is no folder that can be written to")
-    labelled = read_labelled(what.data, what.photographs)
+    labelled = read_labelled(what.data, what.photographs, what.moved)
     images = [image for image in labelled if image.validates or not what.validation]
     if not images:
         raise ConfigError(

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from ..corpus.images import original
+from ..corpus.reader import Corpus
 from ..decoding.containers import sniff
 from ..decoding.image import decode_image
 from ..errors import CorpusError, InputRejected
@@ -22,12 +22,12 @@ _LONGEST_JPEG_SIDE = 65_500  # libjpeg's limit
 _MOST_LABELS = 0xFFFF
 
 
-def upright_jpeg(row: Mapping[str, Any]) -> bytes:
-    """A row's photograph as an upright JPEG file: its own bytes where they are one, else its pixels encoded.
+def upright_jpeg(corpus: Corpus, row: Mapping[str, Any]) -> bytes:
+    """The image of a row as an upright JPEG file: its own bytes where they are one, else its pixels encoded.
 
     Raises CorpusError where the file is missing, has changed, or has more pixels than a JPEG can.
     """
-    data, key = original(row), row["key"]
+    data, key = corpus.originals.read(row), row["key"]
     try:
         if sniff(data) == "JPEG" and row["orientation"] not in range(2, 9):
             return data

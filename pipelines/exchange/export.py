@@ -98,18 +98,19 @@ def export(
     *,
     unfinished: bool = False,
     skip_missing: bool = False,
+    moved: Mapping[str, str] | None = None,
     note: Callable[[str], None] = lambda _: None,
 ) -> Exported:
     """Write a corpus into the folder `out`, or what is missing of it there.
 
     With `unfinished` a corpus without `corpus.json` is exported as far as it is committed. An image whose
     file is missing or has changed ends the export of SA-1B's files; with `skip_missing` it is left out, and
-    `note` is told. Images that the corpus rejected are in no export.
+    `note` is told. Images that the corpus rejected are in no export. `moved` is as `Corpus` has it.
 
     Raises CorpusError for a corpus that is unfinished, damaged or not to be read, and for an image as said;
     UsageError where `out` is not this export's folder; IncompleteRun where storage fails.
     """
-    corpus = Corpus(corpus_path)
+    corpus = Corpus(corpus_path, moved)
     _refuse_place(out, corpus, options)
     source = Source(corpus, options.view, unfinished=unfinished)
     with atomic.failing_as(IncompleteRun, out, refused=UsageError):
@@ -219,7 +220,7 @@ class _Writer:
         with tarfile.open(fileobj=file, mode="w", format=tarfile.GNU_FORMAT) as tar:
             for row in rows:
                 try:
-                    picture = upright_jpeg(row)
+                    picture = upright_jpeg(self._source.corpus, row)
                 except CorpusUnavailable:
                     raise
                 except CorpusError as error:
@@ -241,7 +242,7 @@ class _Writer:
     def _leave_out(self, error: CorpusError) -> None:
         if self._left_out is None:
             raise CorpusError(
-                f"{error}: bring it back, then run this again to go on, or leave such images out with "
+                f"{error}; bring it back and run this again to go on, or leave such images out with "
                 "--skip-missing"
             )
         self._left_out(f"left out: {error}")

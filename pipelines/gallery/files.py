@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import base64
 import colorsys
-import hashlib
 import io
 import re
 import threading
@@ -37,7 +36,6 @@ from ...engine.records import Rle
 from ..corpus.reader import Corpus
 from ..decoding.image import decode_image
 from ..errors import CorpusError, InputRejected
-from ..inputs.reader import read_input
 from ..pages.template import packed_json
 from ..text import visible
 from .row_index import Kind, RowIndex
@@ -58,9 +56,15 @@ class GalleryFiles:
     """The side files of a corpus, at most `limit` photographs and as many rejected inputs; for threads.
 
     Raises CorpusError where the corpus, or a row that is asked for, is damaged.
+
+    Attributes:
+        problems: why an image could not be shown, by its number, for those that were asked for.
+
     """
 
     def __init__(self, corpus: Corpus, limit: int | None = None) -> None:
+        self.problems: dict[int, str] = {}
+        self._originals = corpus.originals
         self._index = RowIndex(corpus)
         self._limit = limit
         self._pictures: OrderedDict[int, dict[str, bytes] | str] = OrderedDict()
@@ -153,12 +157,25 @@ class GalleryFiles:
         with self._lock:
             if number in self._pictures:
                 return self._pictures[number]
-        made = _pictures(row or self._photograph(number))
+        made = self._made_pictures(row or self._photograph(number))
         with self._lock:
             self._pictures[number] = made
+            if isinstance(made, str):
+                self.problems[number] = made
             if len(self._pictures) > KEPT_PICTURES:
                 self._pictures.popitem(last=False)
         return made
+
+    def _made_pictures(self, row: Mapping[str, Any]) -> dict[str, bytes] | str:
+        most_pixels = 2 * row["width"] * row["height"]  # Pillow warns from half on
+        try:
+            pixels_HW3 = decode_image(self._originals.read(row), most_pixels).pixels_HW3
+        except InputRejected as error:
+            return error.message
+        except CorpusError as error:
+            return visible(str(error))
+        photo_HW3 = _resized(pixels_HW3, LONGEST_SIDE)
+        return {"photo": _jpeg(photo_HW3, "photo"), "thumb": _jpeg(_resized(photo_HW3, THUMB_SIDE), "thumb")}
 
 
 def scores(row: Mapping[str, Any]) -> str:
@@ -230,25 +247,6 @@ def _counts(row: Mapping[str, Any], annotation: Mapping[str, Any], size: tuple[i
 
 def _reason(error: Mapping[str, str]) -> tuple[str, str, str]:
     return error["class"], error["stage"], error["message"]
-
-
-def _pictures(row: Mapping[str, Any]) -> dict[str, bytes] | str:
-    try:
-        pixels_HW3 = _pixels(row)
-    except InputRejected as error:
-        return error.message
-    except OSError as error:
-        return visible(error.strerror or type(error).__name__)
-    photo_HW3 = _resized(pixels_HW3, LONGEST_SIDE)
-    return {"photo": _jpeg(photo_HW3, "photo"), "thumb": _jpeg(_resized(photo_HW3, THUMB_SIDE), "thumb")}
-
-
-def _pixels(row: Mapping[str, Any]) -> npt.NDArray[np.uint8]:
-    """The upright photograph; InputRejected or OSError where it cannot be had."""
-    data = row["image"]["bytes"] if row["image"] else read_input(row["uri"])
-    if hashlib.sha256(data).hexdigest() != row["image_sha256"]:
-        raise InputRejected("read", "Changed", "the file has changed since its masks were made")
-    return decode_image(data, 2 * row["width"] * row["height"]).pixels_HW3  # Pillow warns from half on
 
 
 def _resized(pixels_HW3: npt.NDArray[np.uint8], longest: int) -> npt.NDArray[np.uint8]:

@@ -46,16 +46,20 @@ def write_gallery(
     out_html: str | Path,
     photographs: int = PHOTOGRAPHS,
     progress: Callable[[int, int], None] = lambda _done, _total: None,
+    *,
+    moved: Mapping[str, str] | None = None,
+    note: Callable[[str], None] = lambda _: None,
 ) -> Path:
     """Write the page of a corpus, complete or still in the making; returns its path.
 
     Beside `page.html` comes the folder `page_files`, and takes the place of an older one. Shows the first
     `photographs` that are ok or empty and as many rejected inputs, in plan order; the totals count all.
-    `progress` is told how many photographs of how many are done. Raises CorpusError where the corpus cannot
+    `progress` is told how many photographs of how many are done, `note` of images that could not be had;
+    `moved` is as `Corpus` has it. Raises CorpusError where the corpus cannot
     be read, UsageError where `out_html` is a folder or cannot be written, or where the folder beside it has
     something else in it.
     """
-    out, corpus = place(out_html), Corpus(corpus_path)
+    out, corpus = place(out_html), Corpus(corpus_path, moved)
     check_page(out, corpus.path)
     folder = out.with_name(f"{out.stem}_files")
     _refuse_foreign(folder)
@@ -74,6 +78,9 @@ def write_gallery(
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
         atomic.replace(out, lambda file: _write(file, html.encode("utf-8", "backslashreplace")))
+    if files.problems:
+        many, shown = len(files.problems), files.count("photographs")
+        note(f"{many} of {shown} images cannot be shown; the first: {files.problems[min(files.problems)]}")
     return out
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import secrets
 import sys
+from collections.abc import Mapping
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -27,7 +28,8 @@ _FILES = "files"
 
 
 class GalleryServer(ThreadingHTTPServer):
-    """A corpus on a port of loopback, 0 for any that is free; `serve_forever` answers.
+    """A corpus on a port of loopback, 0 for any that is free; `serve_forever` answers. `moved` is as `Corpus`
+    has it.
 
     Raises CorpusError where the corpus cannot be read, UsageError where the port is taken.
 
@@ -39,8 +41,10 @@ class GalleryServer(ThreadingHTTPServer):
     daemon_threads = True
     block_on_close = False
 
-    def __init__(self, corpus_path: str | Path, port: int = 0) -> None:
-        corpus = Corpus(corpus_path)
+    def __init__(
+        self, corpus_path: str | Path, port: int = 0, moved: Mapping[str, str] | None = None
+    ) -> None:
+        corpus = Corpus(corpus_path, moved)
         self.files = GalleryFiles(corpus)
         self.page = gallery_page(corpus, self.files, _FILES, "'self'").encode("utf-8", "backslashreplace")
         self.root = f"/{secrets.token_urlsafe(16)}/"

@@ -2,28 +2,29 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ..corpus.images import Originals
 from ..corpus.reader import Corpus
 from ..decoding.image import decode_image
 from ..errors import ConfigError, CorpusError, InputRejected
 from ..format.layout import shard_path
 from ..format.parquet_files import open_parquet
 from ..inputs.parquet import read_row
-from ..inputs.reader import read_input
 from .image import LabelledImage, checked_rle
 
 
 @dataclass(frozen=True, slots=True)
 class CorpusPhotograph:
-    """The photograph of a row: embedded in its shard, or where the row says it was."""
+    """The image of a row: embedded in its shard, or where the row says it was, or where that was moved."""
 
+    originals: Originals
     key: str
     uri: str
     sha256: str
@@ -33,23 +34,24 @@ class CorpusPhotograph:
 
     def pixels(self) -> NDArray[np.uint8]:
         """RGB, H×W×3, upright. Raises ConfigError where they cannot be had, or have changed since."""
+        row: dict[str, Any] = {"key": self.key, "uri": self.uri, "image_sha256": self.sha256}
         try:
-            data = read_input(self.uri) if self.row is None else read_row(self.shard, self.row, "image")
-            if hashlib.sha256(data).hexdigest() != self.sha256:
-                raise ConfigError(f"{self.key}: {self.uri} has changed since its masks were made")
-            return decode_image(data, self.most_pixels).pixels_HW3
+            if self.row is not None:
+                row["image"] = {"bytes": read_row(self.shard, self.row, "image")}
+            return decode_image(self.originals.read(row), self.most_pixels).pixels_HW3
+        except CorpusError as error:  # which names key and place
+            raise ConfigError(str(error)) from error
         except (InputRejected, OSError) as error:
-            raise ConfigError(
-                f"{self.key}: the photograph cannot be read from {self.uri}: {error}"
-            ) from error
+            raise ConfigError(f"{self.key}: the image cannot be read: {error}") from error
 
 
-def read_corpus(folder: Path) -> list[LabelledImage]:
-    """The images of a corpus, complete or not, that have masks. Their source is `corpus`, wherever it lies.
+def read_corpus(folder: Path, moved: Mapping[str, str] | None = None) -> list[LabelledImage]:
+    """The images of a corpus, complete or not, that have masks. Their source is `corpus`, wherever it lies;
+    `moved` is as `Corpus` has it.
 
     Raises CorpusError where the corpus is damaged.
     """
-    return list(_images(Corpus(folder)))
+    return list(_images(Corpus(folder, moved)))
 
 
 def _images(corpus: Corpus) -> Iterator[LabelledImage]:
@@ -71,6 +73,7 @@ def _images(corpus: Corpus) -> Iterator[LabelledImage]:
                 except ValueError as error:
                     raise CorpusError(f"{path}: {row['key']}: mask {number}: {error}") from None
             photograph = CorpusPhotograph(
+                originals=corpus.originals,
                 key=row["key"],
                 uri=row["uri"],
                 sha256=row["image_sha256"],

@@ -9,7 +9,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pyarrow as pa
@@ -25,17 +25,22 @@ COLUMNS = ["image_id", "file_name", "source", "masks"]
 """What is read of a table."""
 
 
-def read_labelled(data: Path, photographs: Path | None = None) -> list[LabelledImage]:
-    """Every image that has a mask; `photographs` is where those of a COCO JSON are, if not beside it.
+def read_labelled(
+    data: Path, photographs: Path | None = None, moved: Mapping[str, str] | None = None
+) -> list[LabelledImage]:
+    """Every image that has a mask; `photographs` is where those of a COCO JSON are, if not beside it, `moved`
+    where those of a corpus are, if not where its run read them.
 
     Raises ConfigError where there is none, and for what is damaged, saying where.
     """
+    if moved and not (data / RUN).is_file():
+        raise ConfigError(f"moved: only for the images of a corpus, and data is {data}")
     if data.suffix.lower() == ".json" and data.is_file():
         found = read_coco(data, photographs or data.parent)
     elif photographs is not None:
         raise ConfigError(f"photographs: {photographs}: only for a COCO JSON, and data is {data}")
     elif (data / RUN).is_file():
-        found = read_corpus(data)
+        found = read_corpus(data, moved)
     elif not any(data.glob("*.parquet")) and any(data.glob("*.json")):
         found = read_sa1b(data)
     else:

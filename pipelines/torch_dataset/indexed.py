@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from ..corpus.order import Stretch
 from ..corpus.reader import Corpus
 from ..corpus.views import View, warn_of
 from ..corpus.windows import Window, pieces
-from .samples import Sample, Samples, Wanted, sampled
+from .samples import Sample, Samples, Wanted, opened, sampled
 
 GROUPS_KEPT = 4
 """Row groups whose samples a `CorpusImages` holds, in each process: each comes to about 64 MiB at most."""
@@ -37,9 +38,10 @@ class CorpusImages(Dataset[Sample]):
         codes: bool = False,
         masks: bool = False,
         images: bool = False,
+        moved: Mapping[str, str] | None = None,
     ) -> None:
         check_status(status)
-        self.corpus = corpus if isinstance(corpus, Corpus) else Corpus(corpus)
+        self.corpus = opened(corpus, moved)
         warn_of(view, self.corpus.run.config, stacklevel=2)
         self._status, self._wanted = status, Wanted(codes, masks, images, view)
         places = [np.zeros((0, 3), np.int64)]

@@ -38,6 +38,15 @@ SPLIT = 16
 would be taken by Python's garbage collector for objects that stay."""
 
 
+def opened(corpus: Corpus | str | Path, moved: Mapping[str, str] | None) -> Corpus:
+    """The corpus that is given or lies there, its images moved; ValueError for one that has been told."""
+    if not isinstance(corpus, Corpus):
+        return Corpus(corpus, moved)
+    if moved is not None:
+        raise ValueError("expected moved together with a path: a Corpus is given its own")
+    return corpus
+
+
 @dataclass(frozen=True, slots=True)
 class Wanted:
     """What is in a sample: `codes`, `masks`, the `image`, and the annotations that the `view` keeps."""

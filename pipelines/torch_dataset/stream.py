@@ -50,7 +50,7 @@ from ..corpus.columns import check_status
 from ..corpus.order import Order
 from ..corpus.reader import Corpus
 from ..corpus.views import View, warn_of
-from .samples import Sample, Samples, Wanted, joined
+from .samples import Sample, Samples, Wanted, joined, opened
 
 
 class CorpusStream(IterableDataset[Sample]):
@@ -61,6 +61,7 @@ class CorpusStream(IterableDataset[Sample]):
         status: of the rows; None for all but the rejected, which are never samples.
         view: which annotations are handed out. A sample that has none left stays.
         codes, masks, images: whether samples have them.
+        moved: where images lie now, as `Corpus` has it; with a path, since a `Corpus` is given its own.
         batch_size: how many samples are handed out as one; the last ones may be fewer. None for single ones.
         seed: shuffles, differently in each epoch; None keeps the order of the plan.
         rank, world: this process among those that train together. Shares differ by a row of the corpus at
@@ -80,6 +81,7 @@ class CorpusStream(IterableDataset[Sample]):
         codes: bool = False,
         masks: bool = False,
         images: bool = False,
+        moved: Mapping[str, str] | None = None,
         batch_size: int | None = None,
         seed: int | None = None,
         rank: int = 0,
@@ -89,7 +91,7 @@ class CorpusStream(IterableDataset[Sample]):
         if batch_size is not None and batch_size < 1:
             raise ValueError(f"expected a batch_size of at least 1, got {batch_size}")
         Order(seed, 0, rank, world)
-        self.corpus = corpus if isinstance(corpus, Corpus) else Corpus(corpus)
+        self.corpus = opened(corpus, moved)
         warn_of(view, self.corpus.run.config, stacklevel=2)
         self._status, self._wanted = status, Wanted(codes, masks, images, view)
         self._batch_size = batch_size

@@ -22,6 +22,7 @@ from ..storage.paths import scheme_of
 _DECIDES_NO_STEP = {
     "data",  # a folder may move
     "photographs",
+    "moved",
     "out",
     "device",
     "loader_workers",
@@ -86,6 +87,10 @@ class TrainConfig(Section):
     )
     photographs: LocalPath | None = Field(
         default=None, description="Folder of a COCO JSON's photographs; null: the one that it lies in."
+    )
+    moved: dict[str, str] = Field(
+        default={},
+        description="A corpus's images that were moved since its run: OLD: NEW, as --moved has it.",
     )
     out: LocalPath = Field(description="Folder for checkpoints, TensorBoard logs and weights.")
     model: Literal["nano", "vit_b", "vit_l", "vit_h"] = Field(

@@ -45,7 +45,7 @@ def train(config: TrainConfig) -> Path:
     Raises ConfigError, before the first step, for what cannot be trained; IncompleteRun when it diverges.
     """
     open_writer = _tensorboard()
-    images = read_labelled(config.data, config.photographs)
+    images = read_labelled(config.data, config.photographs, config.moved)
     with joined(config.device) as (processes, device):
         if not processes.first:
             log.setLevel(logging.WARNING)

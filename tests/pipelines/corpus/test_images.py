@@ -3,18 +3,24 @@
 import hashlib
 import io
 import tarfile
+from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from maskmill.pipelines.corpus.images import original
+from maskmill.pipelines.corpus.images import Originals
 from maskmill.pipelines.corpus.reader import Corpus
 from maskmill.pipelines.errors import CorpusError, CorpusUnavailable
 from maskmill.pipelines.inputs.listing import list_inputs
+from maskmill.pipelines.inputs.moved import Moved
 from tests.support.corpora import make_corpus, make_photos
 
 DATA = b"any bytes do"
+
+
+def original(row):
+    return Originals(Path("/nowhere/corpus"), Moved()).read(row)
 
 
 def row_of(uri, data=DATA, **more):
@@ -100,4 +106,4 @@ def test_the_rows_of_a_corpus(tmp_path, embed):
     photos = make_photos(tmp_path / "photos")
     corpus = Corpus(make_corpus(photos, tmp_path / "corpus", config=config))
     for row in corpus:
-        assert original(row) == (photos / row["key"]).read_bytes()
+        assert corpus.originals.read(row) == (photos / row["key"]).read_bytes()

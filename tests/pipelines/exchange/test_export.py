@@ -160,7 +160,8 @@ def test_a_source_that_is_gone_or_changed(tmp_path, capsys):
     words = corpus, tmp_path / "out", "sa1b", "--images-per-tar", "2"
     assert run(*words) == 2
     error = capsys.readouterr().err
-    assert "3.png: there is no such file any more: bring it back" in error
+    assert "3.png: there is no such file any more; if it was moved" in error
+    assert "; bring it back and run this again" in error
     assert len(error.splitlines()) == 1
     assert [path.name for path in (tmp_path / "out").glob("*.tar")] == ["sa_000000.tar"]
     assert run(*words, "--skip-missing") == 0
