@@ -31,6 +31,7 @@ from ..inputs.listing import list_inputs
 from ..storage import atomic
 from ..storage.lease import Lease, held
 from ..storage.retries import opening, retrying
+from ..text import redacted
 from ..workers.events import Watcher
 from ..workers.loading import make_generator, weights_sha256, with_thresholds
 from ..workers.placement import fitting_shard_size, this_machine
@@ -91,6 +92,9 @@ def generate(
         with _at_work(out, call, is_there=is_there) as lease:
             run = opening(partial(_open, out, listed, config, weights, mode, call), out, is_there=is_there)
             del listed  # the run reads its plan from the disk
+            for old, new in run.moved.pairs:
+                where = redacted(f"planned at {old or '/'}, read at {new or '/'} now")
+                call.console.print(f"{out}: {where}")
             return _do_what_is_left(run, inputs, config, lease, call)
 
 
@@ -202,6 +206,7 @@ def _run_shards(work: Work, config: RunConfig, lease: Lease, call: Call) -> tupl
         record.digest,
         threads=config.threads_per_worker,
         weights_sha256=record.weights_sha256,
+        moved=work.run.moved,
     )
     done = Tally()
     failures: list[ShardFailure] = []

@@ -94,7 +94,7 @@ def _attempt(
 ) -> ShardReceipt | ShardFailure:
     rows: list[ImageRow] = []
     tally = Tally(retries=retries)  # which outlive an attempt that fails
-    decoded = _decoded_ahead(task, job.config, tally)
+    decoded = _decoded_ahead(task, job, tally)
     batches = _batched(decoded, job.config.generator.encode_batch)
     for batch, results in _generated(batches, generator, batches_at_once(job.config.model)):
         for row in _rows_of(batch, results, job.config, tally):
@@ -121,14 +121,14 @@ class _Prepared:
     decode_seconds: float = 0.0
 
 
-def _decoded_ahead(task: ShardTask, config: RunConfig, tally: Tally) -> Iterator[_Prepared]:
+def _decoded_ahead(task: ShardTask, job: Job, tally: Tally) -> Iterator[_Prepared]:
     """The shard's images in plan order, decoded by threads, no more than `images_ahead` beyond the one in
     use.
     """
-    ahead = config.cluster.images_ahead
+    ahead = job.config.cluster.images_ahead
     pool = ThreadPoolExecutor(ahead, thread_name_prefix="decode")
     try:
-        prepare = functools.partial(_prepare, deadly=task.deadly, config=config)
+        prepare = functools.partial(_prepare, deadly=task.deadly, job=job)
         for future in in_order(pool, prepare, task.images, ahead):
             yield _waited(future, tally)
     finally:
@@ -146,9 +146,10 @@ def _waited(future: Future[_Prepared], tally: Tally) -> _Prepared:
     return prepared
 
 
-def _prepare(planned: PlannedImage, deadly: Collection[int], config: RunConfig) -> _Prepared:
+def _prepare(planned: PlannedImage, deadly: Collection[int], job: Job) -> _Prepared:
     """Read and decode one image; what cannot be used becomes its rejected row."""
     began = decoding = time.perf_counter()
+    uri = job.moved.apply(planned.uri)
     data: bytes | None = None
     decoded: DecodedImage | None = None
     refused: ImageRow | None = None
@@ -157,9 +158,9 @@ def _prepare(planned: PlannedImage, deadly: Collection[int], config: RunConfig) 
     try:
         if planned.image_id in deadly:
             raise InputRejected("generate", "WorkerDied", "each worker that was given this image alone died")
-        data = retrying(lambda: read_input(planned.uri), on_retry=lambda: retries.append(None))
+        data = retrying(lambda: read_input(uri), on_retry=lambda: retries.append(None))
         decoding = time.perf_counter()
-        decoded = decode_image(data, config.input.max_pixels)
+        decoded = decode_image(data, job.config.input.max_pixels)
     except InputRejected as error:
         refused = rejected_row(planned, error, data)
     except OSError as error:

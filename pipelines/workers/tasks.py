@@ -16,6 +16,7 @@ from typing import NamedTuple
 from ... import __version__
 from ..config.run import RunConfig
 from ..format.tally import Tally
+from ..inputs.moved import Moved
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +31,7 @@ class Job:
     gpu_share: float = 1.0  # of one GPU, or how many of them
     version: str = __version__  # of the maskmill that started the run
     weights_sha256: str | None = None  # of the run's weights, where a worker's are to be held against them
+    moved: Moved = field(default_factory=Moved)  # from the plan's uris to where the inputs are read
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ everything else first and replaces `run.json` last, so that the folder is known 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -20,9 +20,11 @@ from ..format.layout import BEFORE, CORPUS, PLAN, SHARDS, shard_path
 from ..format.plan import Plan, make_plan, part_names, read_plan, write_part
 from ..format.run_record import RunRecord
 from ..format.shards import committed_shards
+from ..inputs.moved import Moved
 from ..inputs.table import INPUT_SCHEMA
 from ..storage import atomic
 from ..storage.lease import LEASE
+from .moves import check_same_images
 from .plan_diff import new_inputs
 
 Mode = Literal["resume", "extend", "overwrite"]
@@ -30,11 +32,12 @@ Mode = Literal["resume", "extend", "overwrite"]
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """A corpus folder that is ready for its shards."""
+    """A corpus folder that is ready for its shards; `moved` leads from the plan's uris to where to read."""
 
     out: Path
     plan: Plan
     record: RunRecord
+    moved: Moved = field(default_factory=Moved)
 
     def todo(self) -> list[int]:
         """The shards that are not committed yet, in order; one listing."""
@@ -52,9 +55,10 @@ def open_run(
     """Make the corpus folder ready for this run: plan it, or find that it is this run's already.
 
     `resume` plans a new folder, or goes on with one that has the same inputs, configuration digest, model and
-    weights. `extend` also appends the inputs that are new. `overwrite` removes the corpus that is there
-    first, and only what belongs to it. What killed processes left is swept away; a `corpus.json` that is out
-    of date goes, and what it recorded stays (`manifest.reopen`). `inputs` has the columns `key` and `uri`.
+    weights; the inputs may lie elsewhere now (`moves`). `extend` also appends the inputs that are new.
+    `overwrite` removes the corpus that is there first, and only what belongs to it. What killed processes
+    left is swept away; a `corpus.json` that is out of date goes, and what it recorded stays
+    (`manifest.reopen`). `inputs` has the columns `key` and `uri`.
     `cleared` is called when nothing is left of a corpus that is overwritten: from then on `resume` goes on.
 
     Raises CorpusError, saying what differs and what to do, where the folder is not this run's; UsageError
@@ -74,11 +78,13 @@ def open_run(
     if not part_names(out):
         write_part(out, wanted, 0, 0, record.digest)
     plan = read_plan(out)
-    new = new_inputs(out, plan, wanted, extend=mode == "extend")
+    new, moved = new_inputs(out, plan, wanted, extend=mode == "extend", may_move=not record.is_imported)
+    if moved.pairs:
+        check_same_images(out, sorted(committed_shards(out)), moved)
     if new.num_rows:
         manifest.reopen(out)
         plan = _append(out, plan, new, shard_size, record)
-    return _ready(Run(out, plan, run_record.read_run(out)))
+    return _ready(Run(out, plan, run_record.read_run(out), moved))
 
 
 def open_planned(out: Path) -> Run:

@@ -6,7 +6,7 @@ are; only where one differs are they looked up by id.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -16,19 +16,27 @@ import pyarrow.compute as pc
 
 from ..errors import CorpusError, UsageError
 from ..format.plan import Plan
+from ..inputs.moved import Moved
 from ..inputs.table import INPUT_SCHEMA
+from .moves import moves
 
 
-def new_inputs(out: Path, plan: Plan, wanted: pa.Table, *, extend: bool) -> pa.Table:
-    """The wanted inputs that are not planned.
+def new_inputs(
+    out: Path, plan: Plan, wanted: pa.Table, *, extend: bool, may_move: bool
+) -> tuple[pa.Table, Moved]:
+    """The wanted inputs that are not planned, and where those lie that are planned elsewhere.
 
-    Raises CorpusError where the two differ: at all, or, to `extend`, otherwise than by inputs that are new or
-    left out.
+    Raises CorpusError where the two differ: otherwise than by places, which `may_move`, or, to `extend`, by
+    inputs that are new or left out.
     """
     wanted_ids = wanted["image_id"].to_numpy()
     planned_ids = plan.column("image_id").to_numpy()
     new = wanted.filter(pa.array(~np.isin(wanted_ids, planned_ids, assume_unique=True)))
-    gone, moved = _Differences(out, wanted, wanted_ids).of(plan)
+    differences = _Differences(out, plan, wanted, wanted_ids)
+    gone, elsewhere = differences.keys()
+    moved: Moved | None = Moved()
+    if len(elsewhere):
+        moved = moves(differences.uris) if may_move else None
     if extend and new.num_rows:
         again = new.filter(pc.is_in(new["uri"], value_set=plan.column("uri")))
         if again.num_rows:
@@ -37,45 +45,61 @@ def new_inputs(out: Path, plan: Plan, wanted: pa.Table, *, extend: bool) -> pa.T
                 f"{out}: {uri} is planned under another key than {key!r}; give the new inputs alone"
             )
     found = [
-        *_examples("now lies elsewhere", moved),
+        *([] if moved is not None else _examples("now lies elsewhere", elsewhere)),
         *([] if extend else _examples("is new", new["key"])),
         *([] if extend else _examples("is no longer there", gone)),
     ]
-    if found:
-        cure = "add the new inputs with --extend, " if not extend and new.num_rows and not len(moved) else ""
+    if found or moved is None:
+        grows = not extend and new.num_rows and moved is not None
+        cure = "add the new inputs with --extend, " if grows else ""
         raise CorpusError(
             f"{out}: the inputs are not those of the plan: {'; '.join(found)}: {cure}"
             "start anew with --overwrite, or choose another --out"
         )
-    return new
+    return new, moved
 
 
 class _Differences:
     """What is planned against what is wanted, a row group of the plan at a time."""
 
-    def __init__(self, out: Path, wanted: pa.Table, wanted_ids: npt.NDArray[np.int64]) -> None:
+    def __init__(self, out: Path, plan: Plan, wanted: pa.Table, wanted_ids: npt.NDArray[np.int64]) -> None:
         self._out = out
+        self._plan = plan
         self._wanted = wanted
         self._ids = wanted_ids
         self._order: npt.NDArray[np.int64] | None = None  # of the ids; not needed while nothing differs
 
-    def of(self, plan: Plan) -> tuple[list[str], list[str]]:
+    def keys(self) -> tuple[list[str], pa.ChunkedArray]:
         """The keys that are no longer wanted, and those of inputs that lie elsewhere now; in plan order."""
         gone: list[str] = []
-        moved: list[str] = []
+        elsewhere: list[pa.Array] = []
+        for was, left_out, now in self._groups():
+            if was is now:
+                continue
+            gone += left_out.to_pylist()
+            if pc.any(pc.not_equal(was["key"], now["key"])).as_py():
+                raise UsageError(f"{self._out}: a new input has the image_id of a planned one; rename it")
+            elsewhere += now["key"].filter(pc.not_equal(was["uri"], now["uri"])).chunks
+        return gone, pa.chunked_array(elsewhere, pa.string())
+
+    def uris(self) -> Iterator[tuple[str, str]]:
+        """Of each planned input that is wanted: its uri in the plan, and now."""
+        for was, _, now in self._groups():
+            yield from zip(was["uri"].to_pylist(), now["uri"].to_pylist(), strict=True)
+
+    def _groups(self) -> Iterator[tuple[pa.Table, pa.ChunkedArray, pa.Table]]:
+        """Of each row group of the plan: the inputs that are wanted, the keys of the others, and the inputs
+        as they are now, the very same table where nothing differs.
+        """
         row = 0
-        for planned in plan.tables(("image_id", "key", "uri")):
+        for planned in self._plan.tables(("image_id", *INPUT_SCHEMA.names)):
             same_rows = self._wanted.slice(row, planned.num_rows).select(planned.schema.names)
             row += planned.num_rows
             if same_rows.equals(planned):
+                yield planned, planned["key"].slice(0, 0), planned
                 continue
             is_wanted, now = self._find(planned["image_id"].to_numpy())
-            was = planned.filter(is_wanted)
-            gone += planned["key"].filter(pc.invert(is_wanted)).to_pylist()
-            if pc.any(pc.not_equal(was["key"], now["key"])).as_py():
-                raise UsageError(f"{self._out}: a new input has the image_id of a planned one; rename it")
-            moved += now["key"].filter(pc.not_equal(was["uri"], now["uri"])).to_pylist()
-        return gone, moved
+            yield planned.filter(is_wanted), planned["key"].filter(pc.invert(is_wanted)), now
 
     def _find(self, ids: npt.NDArray[np.int64]) -> tuple[pa.Array, pa.Table]:
         """Which of the ids are wanted, and the inputs that they are, in the order of the ids."""

@@ -182,7 +182,10 @@ def test_another_run_is_refused(tmp_path, changes, says, mode):
         (items("a", "b", "c"), "c is new: add the new inputs with --extend, start anew with --overwrite"),
         (items("a"), "b is no longer there: start anew with --overwrite"),
         (items("c", "d"), r"c \(and 1 more\) is new; a \(and 1 more\) is no longer there"),
-        (items("a", "b", folder="/elsewhere"), r"a \(and 1 more\) now lies elsewhere: start anew"),
+        (
+            items("a", "b", folder="/elsewhere"),
+            r"lay at /photos and lie at /elsewhere now, and there is no row",
+        ),
     ],
 )
 def test_other_inputs_are_refused(tmp_path, inputs, says):
