@@ -55,9 +55,8 @@ def write_gallery(
     Beside `page.html` comes the folder `page_files`, and takes the place of an older one. Shows the first
     `photographs` that are ok or empty and as many rejected inputs, in plan order; the totals count all.
     `progress` is told how many photographs of how many are done, `note` of images that could not be had;
-    `moved` is as `Corpus` has it. Raises CorpusError where the corpus cannot
-    be read, UsageError where `out_html` is a folder or cannot be written, or where the folder beside it has
-    something else in it.
+    `moved` is as `Corpus` has it. Raises CorpusError where the corpus cannot be read, UsageError where
+    `out_html` is a folder or cannot be written, or where the folder beside it has something else in it.
     """
     out, corpus = place(out_html), Corpus(corpus_path, moved)
     check_page(out, corpus.path)

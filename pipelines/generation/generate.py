@@ -31,7 +31,7 @@ from ..inputs.listing import list_inputs
 from ..storage import atomic
 from ..storage.lease import Lease, held
 from ..storage.retries import opening, retrying
-from ..text import redacted
+from ..text import redacted, visible
 from ..workers.events import Watcher
 from ..workers.loading import make_generator, weights_sha256, with_thresholds
 from ..workers.placement import fitting_shard_size, this_machine
@@ -93,8 +93,8 @@ def generate(
             run = opening(partial(_open, out, listed, config, weights, mode, call), out, is_there=is_there)
             del listed  # the run reads its plan from the disk
             for old, new in run.moved.pairs:
-                where = redacted(f"planned at {old or '/'}, read at {new or '/'} now")
-                call.console.print(f"{out}: {where}")
+                line = f"planned at {redacted(old or '/')}, read at {redacted(new or '/')} now"
+                call.console.print(f"{out}: {visible(line)}")
             return _do_what_is_left(run, inputs, config, lease, call)
 
 

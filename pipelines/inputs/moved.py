@@ -18,6 +18,7 @@ from urllib.parse import unquote
 
 from ..errors import UsageError
 from ..storage.paths import check_address, file_uri, place, scheme_of, uri_of
+from ..text import readable
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +73,8 @@ def plain(uri: str) -> tuple[str, str]:
 
 def uri_at(where: str, part: str) -> str:
     """The uri of a place, or of a part of the archive that lies there; what `plain` takes apart."""
+    if scheme_of(where):
+        where = readable(where)  # names in a store are Unicode
     if not part:
         return uri_of(where)
     return f"{uri_of(where) if scheme_of(where) else file_uri(where)}#{part}"

@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 
 from ..errors import CorpusError, UsageError
 from ..format.plan import Plan
-from ..inputs.moved import Moved
+from ..inputs.moved import Moved, plain
 from ..inputs.table import INPUT_SCHEMA
 from .moves import moves
 
@@ -50,8 +50,11 @@ def new_inputs(
         *([] if extend else _examples("is no longer there", gone)),
     ]
     if found or moved is None:
-        grows = not extend and new.num_rows and moved is not None
-        cure = "add the new inputs with --extend, " if grows else ""
+        cure = ""
+        if moved is not None and len(gone) and new.num_rows and plain(new["uri"][0].as_py())[1]:
+            cure = "if an archive was moved, whose address names its images, link it to where it was, "
+        elif moved is not None and new.num_rows and not extend:
+            cure = "add the new inputs with --extend, "
         raise CorpusError(
             f"{out}: the inputs are not those of the plan: {'; '.join(found)}: {cure}"
             "start anew with --overwrite, or choose another --out"

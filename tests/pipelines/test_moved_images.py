@@ -111,8 +111,9 @@ def test_a_new_place_that_is_none_and_one_without_the_image(was, alone, tmp_path
     words = ["export", str(alone), "--format", "sa1b", "--out", str(tmp_path / "out"), "--moved"]
     assert main([*words, f"{was}/photos={alone}"]) == 2
     assert f"{alone}/0.png (moved from {was}/photos/0.png): there is no such" in capsys.readouterr().err
-    assert main([*words, "photos"]) == 2
-    assert "--moved: expected OLD=NEW, got photos" in capsys.readouterr().err
+    for typed in (words, ["view", str(alone), "--moved"]):
+        assert main([*typed, "photos"]) == 2
+        assert "--moved: expected OLD=NEW, got photos" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -162,6 +163,7 @@ def test_commands_are_told_where_images_are_now(was, now, alone, tiny_weights, t
     assert json.loads(capsys.readouterr().out)["images"] == 5
 
 
+@pytest.mark.slow
 def test_training_is_told_by_its_configuration(was, now, alone, tiny_weights, tmp_path):
     settings = tmp_path / "settings.yaml"
     told = (

@@ -49,6 +49,7 @@ def test_an_equals_sign_of_the_paths_own(text, pair):
         ("/data/photos/raw/a.jpg", "s3://b/raw/a.jpg"),  # the longest OLD counts
         ("/data/photos/raw/100%#1.jpg", "s3://b/raw/100%25%231.jpg"),
         ("file:///data/photos/a%FF.jpg", "file:///new/a%FF.jpg"),
+        ("file:///data/photos/raw/a%FF.jpg", "s3://b/raw/a\\xff.jpg"),
         ("file:///data/photos/a%23.tar#offset=1536&size=9", "file:///new/a%23.tar#offset=1536&size=9"),
         ("/one.jpg", "/new/two.jpg"),
         ("file:///x.parquet#row=17&column=image", "file:///new/y.parquet#row=17&column=image"),

@@ -23,7 +23,9 @@ from maskmill.pipelines.storage import atomic, paths, retries
 from maskmill.pipelines.storage.paths import path_of, place, uri_of
 from maskmill.pipelines.storage.store_errors import as_os_errors
 from maskmill.pipelines.text import redacted
+from maskmill.pipelines.writing.open import open_run
 from tests.support import stores
+from tests.support.corpora import fill_shard, make_record
 from tests.support.stores import WHOLE, words
 
 ENDINGS = (".png",)
@@ -382,6 +384,17 @@ def test_from_a_bucket_into_a_bucket_as_from_a_folder_into_a_folder(
     assert main(words(tmp_path / "here", tmp_path / "corpus", tiny_settings)) == 0
     here, there = ([{**row, "uri": ""} for row in Corpus(one)] for one in (tmp_path / "corpus", out))
     assert here == there
+
+
+def test_images_that_moved_out_of_a_bucket_and_into_one(s3, collection, photos, tmp_path):
+    for name, inputs, moved in (
+        ("there", collection, {collection: str(photos)}),
+        ("here", f"{photos}/[cr]o*/[01].png", {str(photos): collection}),
+    ):
+        run = open_run(tmp_path / name, list_inputs([inputs], ENDINGS), make_record(), 9)
+        fill_shard(run, 0)
+        for row in Corpus(run.out).rows("ok"):
+            assert Corpus(run.out, moved).originals.read(row) == (photos / row["key"]).read_bytes()
 
 
 def test_archives_in_a_bucket_are_read_by_range(s3, server, photos, tmp_path, monkeypatch):

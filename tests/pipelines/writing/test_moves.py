@@ -1,6 +1,7 @@
 """Runs that go on with inputs that lie elsewhere now: other images of the same names first, then the same."""
 
 import shutil
+import tarfile
 from pathlib import Path
 
 import pytest
@@ -52,6 +53,19 @@ def test_images_that_are_scattered_are_not_followed(tmp_path):
     scattered = list_inputs([tmp_path / "a"], [".png"]).from_pydict(inputs)
     with pytest.raises(CorpusError, match=r"0\.png \(and 19 more\) now lies elsewhere: start anew"):
         open_run(tmp_path / "corpus", scattered, make_record(), 3)
+
+
+def test_an_archive_that_moved_has_other_keys_until_it_is_linked(tmp_path):
+    make_photos(tmp_path / "photos")
+    with tarfile.open(tmp_path / "a.tar", "w") as tar:
+        tar.add(tmp_path / "photos", "photos")
+    planned = open_run(tmp_path / "corpus", list_inputs([tmp_path / "a.tar"], [".png"]), make_record(), 3)
+    (tmp_path / "a.tar").rename(tmp_path / "b.tar")
+    with pytest.raises(CorpusError, match="if an archive was moved, whose address names its images, link it"):
+        open_run(tmp_path / "corpus", list_inputs([tmp_path / "b.tar"], [".png"]), make_record(), 3)
+    (tmp_path / "a.tar").symlink_to(tmp_path / "b.tar")
+    again = open_run(tmp_path / "corpus", list_inputs([tmp_path / "a.tar"], [".png"]), make_record(), 3)
+    assert again.todo() == planned.todo()
 
 
 @pytest.mark.parametrize(
