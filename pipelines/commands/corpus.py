@@ -22,6 +22,7 @@ from .options import (
     GpusPerWorker,
     LogJson,
     Model,
+    Moved,
     Overwrite,
     PointsPerSide,
     PredIouThresh,
@@ -30,10 +31,12 @@ from .options import (
     RetryRejects,
     Set,
     StabilityScoreThresh,
+    Verbose,
     Workers,
     generator_settings,
     mode_of,
     model_settings,
+    moved_places,
 )
 from .terminal import bar, say
 
@@ -67,8 +70,10 @@ def generate(
     print_config: Annotated[
         bool, typer.Option("--print-config", help="Print what would run, as YAML.")
     ] = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
 ) -> None:
-    """Make a corpus of masks from photographs, or go on where the last run stopped."""
+    """Make a corpus of masks from images, or go on where the last run stopped."""
     from ..config.run import load_config
 
     overrides = [
@@ -96,9 +101,11 @@ def generate(
     from ..generation.event_log import opened
     from ..generation.generate import Call
     from ..generation.generate import generate as run
+    from ..writing.progress import Display
 
     with opened(log_json) as events:
-        run(inputs, out, settings, Call(ray, retry, context.obj, events), mode=mode)
+        call = Call(ray, retry, context.obj, events, Display(quiet, verbose))
+        run(inputs, out, settings, call, mode=mode)
 
 
 def resume(
@@ -110,16 +117,21 @@ def resume(
     cpus_per_worker: CpusPerWorker = None,
     ray: RayAddress = None,
     retry_rejects: RetryRejects = None,
+    moved: Moved = None,
     log_json: LogJson = None,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
 ) -> None:
     """Go on where the last run of a corpus stopped, by what the corpus says of itself."""
     changes = [*(set_ or ()), *_placement(workers, gpus_per_worker, cpus_per_worker)]
     from ..generation.event_log import opened
     from ..generation.generate import Call
     from ..generation.generate import resume as run
+    from ..writing.progress import Display
 
     with opened(log_json) as events:
-        run(corpus, changes, Call(ray, retry_rejects or (), context.obj, events))
+        call = Call(ray, retry_rejects or (), context.obj, events, Display(quiet, verbose))
+        run(corpus, changes, call, moved=moved_places(moved))
 
 
 def verify(

@@ -10,7 +10,18 @@ import typer
 from ..errors import UsageError
 from ..storage.paths import place
 from ..text import counted, visible
-from .options import CorpusArgument, CorpusOut, Extend, Moved, Overwrite, mode_of, moved_places
+from .options import (
+    CorpusArgument,
+    CorpusOut,
+    Extend,
+    Moved,
+    Overwrite,
+    Quiet,
+    Verbose,
+    mode_of,
+    moved_places,
+)
+from .terminal import say
 
 if TYPE_CHECKING:
     from ..exchange.export import Format
@@ -28,14 +39,18 @@ def import_corpus(
     ] = True,
     overwrite: Overwrite = False,
     extend: Extend = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
 ) -> None:
     """Make a corpus of SA-1B's files, or go on where the last import stopped; ids and values stay."""
     if out is None:
         raise UsageError("expected --out CORPUS, the folder to write")
     mode = mode_of(overwrite, extend)
     from ..exchange.sa1b_import import import_sa1b
+    from ..writing.progress import Display
 
-    import_sa1b(inputs, out, embed=embed, mode=mode, go_on=context.obj)
+    display = Display(quiet, verbose)
+    import_sa1b(inputs, out, embed=embed, mode=mode, go_on=context.obj, display=display)
 
 
 def export_corpus(
@@ -84,6 +99,7 @@ def export_corpus(
         bool, typer.Option("--skip-missing", help="SA-1B: leave images out whose files are gone or changed.")
     ] = False,
     moved: Moved = None,
+    quiet: Quiet = False,
 ) -> None:
     """Write a corpus as SA-1B or COCO has it, or go on where the last export stopped."""
     if out is None:
@@ -98,6 +114,7 @@ def export_corpus(
     from ..corpus.masks import PRIORITIES
     from ..corpus.views import View
     from ..exchange.export import Options, export
+    from ..writing.progress import Display
 
     if non_overlapping is not None and non_overlapping not in PRIORITIES:
         raise UsageError(f"--non-overlapping: expected {' or '.join(PRIORITIES)}, got {non_overlapping}")
@@ -115,11 +132,13 @@ def export_corpus(
         skip_missing=skip_missing,
         moved=moved_places(moved),
         note=note,
+        display=Display(quiet),
     )
     if not done.parts:
-        typer.echo(f"{out}: complete, nothing to do")
+        say(f"{out}: complete, nothing to do", quiet)
         return
-    typer.echo(
+    say(
         f"{out}: written, {counted(done.images, 'image')}, {counted(done.masks, 'mask')}, "
-        f"{done.left_out} left out, {done.rejected} rejected"
+        f"{done.left_out} left out, {done.rejected} rejected",
+        quiet,
     )

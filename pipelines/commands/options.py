@@ -139,7 +139,10 @@ LogJson = Annotated[
     ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="One line of JSON in place of the tables.")]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print warnings and errors only.")]
+Verbose = Annotated[
+    bool, typer.Option("--verbose", "-v", help="Add what became of all candidates to the summary.")
+]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Remove the corpus and start anew.")]
 Extend = Annotated[bool, typer.Option("--extend", help="Add inputs that the corpus does not have.")]
 

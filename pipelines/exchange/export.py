@@ -30,7 +30,7 @@ from ..format.tally import Tally
 from ..storage import atomic
 from ..storage.json_files import read_json, write_json
 from ..storage.paths import is_remote, refuse_inside
-from ..writing.progress import LiveLine
+from ..writing.progress import Display, LiveLine
 from . import coco
 from .encode import label_png, upright_jpeg
 from .export_rows import Source
@@ -100,12 +100,14 @@ def export(
     skip_missing: bool = False,
     moved: Mapping[str, str] | None = None,
     note: Callable[[str], None] = lambda _: None,
+    display: Display | None = None,
 ) -> Exported:
     """Write a corpus into the folder `out`, or what is missing of it there.
 
     With `unfinished` a corpus without `corpus.json` is exported as far as it is committed. An image whose
     file is missing or has changed ends the export of SA-1B's files; with `skip_missing` it is left out, and
-    `note` is told. Images that the corpus rejected are in no export. `moved` is as `Corpus` has it.
+    `note` is told. Images that the corpus rejected are in no export. `moved` is as `Corpus` has it, and
+    `display` says whether progress is shown.
 
     Raises CorpusError for a corpus that is unfinished, damaged or not to be read, and for an image as said;
     UsageError where `out` is not this export's folder; IncompleteRun where storage fails.
@@ -121,7 +123,7 @@ def export(
         )
         for caveat in options.view.caveats(corpus.run.config):
             note(f"note: {caveat}")
-        with LiveLine(source.images) as line:
+        with (display or Display()).live_line(source.images) as line:
             writer = _Writer(source, out, options, line, note if skip_missing else None)
             (writer.tars if options.format == "sa1b" else writer.coco)()
     return writer.done

@@ -24,7 +24,6 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-from rich.console import Console
 
 from ...engine.records import MaskRecord, Rle
 from ..config.run import digest_of
@@ -50,7 +49,7 @@ from ..verification.rows import mask_problems
 from ..writing import close
 from ..writing.go_on import GoOn
 from ..writing.open import Mode, Run, open_run, refuse_foreign
-from ..writing.progress import LiveLine, summary_table
+from ..writing.progress import Display, LiveLine, next_commands, summary_table
 from .sa1b import MAX_JSON_BYTES, Entry, bad_annotations, numbers, read_entry
 from .sa1b_pairs import paired, refuse_left_over
 
@@ -65,17 +64,18 @@ def import_sa1b(
     embed: bool = True,
     mode: Mode = "resume",
     go_on: GoOn | None = None,
+    display: Display | None = None,
     shard_size: int = SHARD_SIZE,
 ) -> Tally:
     """Make the corpus `out` of SA-1B's files, or what is missing of it; return what this call did.
 
     `inputs` are folders, globs and tar files, as `listing.list_inputs` takes them; files of other names than
     `sa_NUMBER.jpg` and `.json` are passed over. With `embed` the JPEG files are kept in the rows. `mode` is
-    that of `open_run`; `go_on` is told what there is by now. Raises UsageError and CorpusError before any
-    work, IncompleteRun where storage fails.
+    that of `open_run`; `go_on` is told what there is by now, `display` says how much is shown. Raises
+    UsageError and CorpusError before any work, IncompleteRun where storage fails.
     """
-    go_on = go_on or GoOn()
-    console = Console(stderr=True, soft_wrap=True, markup=False, highlight=False)
+    go_on, display = go_on or GoOn(), display or Display()
+    console = display.console(stderr=True)
     out = out.absolute()
     pairs = paired(inputs, console.print)
     record = _record(embed, shard_size)
@@ -97,16 +97,19 @@ def import_sa1b(
             return Tally()
         started = time.monotonic()
         done = _Import(run, pairs, embed, lease, go_on)
-        done.do(todo)
+        with display.live_line(run.plan.size(todo)) as line:
+            done.do(todo, line)
         with atomic.failing_as(IncompleteRun, out):
             totals = retrying(lambda: close.finish_corpus(out, run.plan.shards))["totals"]
-        console.print(summary_table(done.tally, time.monotonic() - started, totals))
+        seconds = time.monotonic() - started
+        console.print(summary_table(done.tally, seconds, totals, verbose=display.verbose))
         for name, example in done.tally.examples.items():
             console.print(visible(f"rejected: {name}: {done.tally.rejects[name]}, such as {example}"))
         if done.rounded:
             console.print(
                 f"{done.rounded} numbers are no 32-bit floats, as SA-1B's are, and were rounded to the next"
             )
+        console.print(next_commands(out))
         return done.tally
 
 
@@ -139,10 +142,10 @@ class _Import:
         self.tally = Tally()
         self.rounded = 0
 
-    def do(self, todo: Sequence[int]) -> None:
+    def do(self, todo: Sequence[int], line: LiveLine) -> None:
         """Commit these shards, one after another."""
         plan, out = self._run.plan, self._run.out
-        with LiveLine(plan.size(todo)) as line, ThreadPoolExecutor(_READERS, "import") as pool:
+        with ThreadPoolExecutor(_READERS, "import") as pool:
             for shard in todo:
                 started = time.monotonic()
                 rows = self._checked(list(self._read(pool, plan.images(shard))))

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Collection, Generator, Iterator, Sequence
+from collections.abc import Collection, Generator, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import cached_property, partial
@@ -28,10 +28,11 @@ from ..format import run_record
 from ..format.layout import CORPUS, PLAN, RUN, SHARDS
 from ..format.tally import Tally
 from ..inputs.listing import list_inputs
+from ..inputs.moved import Moved
 from ..storage import atomic
 from ..storage.lease import Lease, held
 from ..storage.retries import opening, retrying
-from ..text import redacted, visible
+from ..text import counted, redacted, visible
 from ..workers.events import Watcher
 from ..workers.loading import make_generator, weights_sha256, with_thresholds
 from ..workers.placement import fitting_shard_size, this_machine
@@ -40,7 +41,7 @@ from ..workers.tasks import Job, OnProgress, ShardFailure, ShardReceipt, this_pl
 from ..writing import close
 from ..writing.go_on import GoOn
 from ..writing.open import Mode, Run, open_planned, open_run, refuse_foreign
-from ..writing.progress import LiveLine, first_rejects, summary_table
+from ..writing.progress import Display, first_rejects, next_commands, summary_table
 from .circuit_breaker import check_unwritten, too_many_refused
 from .event_log import EventLog
 from .recorded import recorded_config
@@ -57,6 +58,7 @@ class Call:
         retry: classes of rejected images that are to be run again.
         go_on: told what there is by now, for the last line of a run that is interrupted.
         events: told of all that happens.
+        display: how much people are shown.
 
     """
 
@@ -64,12 +66,12 @@ class Call:
     retry: Collection[str] = ()
     go_on: GoOn = field(default_factory=GoOn)
     events: EventLog = field(default_factory=EventLog)
+    display: Display = field(default_factory=Display)
 
     @cached_property
     def console(self) -> Console:
-        """For people."""
-        stderr = self.events.is_standard_output
-        return Console(stderr=stderr, soft_wrap=True, markup=False, highlight=False)
+        """Where people are told something."""
+        return self.display.console(stderr=self.events.is_standard_output)
 
 
 def generate(
@@ -98,10 +100,17 @@ def generate(
             return _do_what_is_left(run, inputs, config, lease, call)
 
 
-def resume(out: Path, changes: Sequence[str] = (), call: Call | None = None) -> Tally:
+def resume(
+    out: Path,
+    changes: Sequence[str] = (),
+    call: Call | None = None,
+    *,
+    moved: Mapping[str, str] | None = None,
+) -> Tally:
     """Make what is missing of the corpus `out`, as its `run.json` and its plan say; no input is listed.
 
-    `changes` (`key=value`) are values that decide no row. Returns and raises as `generate` does.
+    `changes` (`key=value`) are values that decide no row; `moved` says where inputs lie that were moved since
+    they were planned. Returns and raises as `generate` does.
     """
     call = call or Call()
     with call.events.of_a_run():
@@ -109,7 +118,7 @@ def resume(out: Path, changes: Sequence[str] = (), call: Call | None = None) -> 
         if not opening(lambda: (out / RUN).is_file(), out, is_there=True):
             raise CorpusError(f"{out}: not a corpus: it has no {RUN}; maskmill generate makes one")
         with _at_work(out, call, is_there=True) as lease:
-            run = opening(lambda: open_planned(out), out, is_there=True)
+            run = opening(lambda: open_planned(out, Moved.of(moved or {})), out, is_there=True)
             config = _with_absolute_checkpoint(recorded_config(run, changes))
             if call.ray is not None and config.workers == 0:
                 raise UsageError(f"{out}: it was begun without Ray; give --workers N beside --ray")
@@ -169,18 +178,20 @@ def _do(work: Work, config: RunConfig, lease: Lease, call: Call) -> Tally:
     done, failures = _run_shards(work, config, lease, call)
     lease.check()
     totals = None if failures else _finish(work.run)["totals"]
-    call.console.print(summary_table(done, time.monotonic() - started, totals))
+    seconds = time.monotonic() - started
+    call.console.print(summary_table(done, seconds, totals, verbose=call.display.verbose))
     for line in first_rejects(done, out):
         call.console.print(line)
     if advice := _advice(done, config.generator):
         call.console.print(advice)
     if failures:
         raise IncompleteRun(
-            f"{len(failures)} of {len(work.shards)} shards are left undone, run it again to go on; "
+            f"{len(failures)} of {counted(len(work.shards), 'shard')} left undone, run it again to go on; "
             f"shard {failures[0].shard}: {failures[0].reason}"
         )
     if totals is not None:
         close.check_usable(out, totals["images"], totals["rejected"])
+        call.console.print(next_commands(out))
     return done
 
 
@@ -190,10 +201,10 @@ def _advice(done: Tally, generator: GeneratorConfig) -> str | None:
     if 2 * done.statuses["empty"] <= used:
         return None
     return (
-        f"{done.statuses['empty']} of {used} images are empty: they have no mask with a predicted IoU above "
-        f"{generator.pred_iou_thresh} and a stability score of at least {generator.stability_score_thresh}; "
-        "try lower thresholds (--set generator.pred_iou_thresh=N, --set generator.stability_score_thresh=N) "
-        "or another model"
+        f"{done.statuses['empty']} of {counted(used, 'image')} without a mask: in these none has a predicted "
+        f"IoU above {generator.pred_iou_thresh} and a stability score of at least "
+        f"{generator.stability_score_thresh}; "
+        "try lower thresholds (--pred-iou-thresh, --stability-score-thresh) or another --model"
     )
 
 
@@ -227,7 +238,7 @@ def _run_shards(work: Work, config: RunConfig, lease: Lease, call: Call) -> tupl
         return stopped is None
 
     with (
-        LiveLine(work.images) as line,
+        call.display.live_line(work.images) as line,
         closing(_outcomes(job, work, call.ray, show, call.events)) as outcomes,
     ):
         for outcome in outcomes:

@@ -14,7 +14,7 @@ from ..format import manifest
 from ..format.layout import CORPUS
 from ..format.records import ShardTask
 from ..storage.retries import retrying
-from ..text import one_line
+from ..text import counted, one_line
 from ..workers.tasks import ShardFailure
 from ..writing.open import Run
 from ..writing.rejects import refused_images, shard_sha256
@@ -82,10 +82,11 @@ def work_of(run: Run, retry: Collection[str], console: Console) -> Work:
     is_closed = (run.out / CORPUS).exists()
     if there and todo:
         images = run.plan.size(there)
-        console.print(f"{run.out}: {len(there)} of {len(run.plan.shards)} shards are there ({images} images)")
+        shards = counted(len(run.plan.shards), "shard")
+        console.print(f"{run.out}: {len(there)} of {shards} there already ({counted(images, 'image')})")
     if retry and not again:
         found = ", ".join(f"{name} ({count})" for name, count in sorted(classes.items())) or "none"
         console.print(
-            f"{run.out}: no image is refused as {' or '.join(retry)}; the classes there are: {found}"
+            f"{run.out}: no image is rejected as {' or '.join(retry)}; the classes there are: {found}"
         )
     return Work(run, todo, again, is_closed)

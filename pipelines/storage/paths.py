@@ -148,3 +148,11 @@ def is_home_there(path: Path) -> bool:
         except FileNotFoundError:
             return False
         return True
+
+
+def shown(path: Path) -> str:
+    """The path as a command takes it here: from the current folder on, where it lies in that."""
+    try:
+        return str(path if is_remote(path) else path.relative_to(Path.cwd()))
+    except (ValueError, OSError):  # elsewhere, or there is no current folder any more
+        return str(path)

@@ -27,6 +27,7 @@ from ..format.shards import committed_shards
 from ..prefetch import in_order
 from ..storage import atomic
 from ..storage.json_files import fingerprint, sealed, write_json
+from ..storage.paths import shown
 from ..text import counted
 
 FILES_AT_ONCE = 16
@@ -65,8 +66,8 @@ def check_usable(out: Path, images: int, rejected: int) -> None:
     """Raise NothingUsable where all images of a complete corpus are rejected."""
     if rejected == images:
         raise NothingUsable(
-            f"{out}: the corpus is complete, and none of its {images} images could be used; "
-            f"{shlex.join(['maskmill', 'rejects', str(out)])} lists why"
+            f"{out}: the corpus is complete, and none of its {counted(images, 'image')} could be used; "
+            f"{shlex.join(['maskmill', 'rejects', shown(out)])} lists why"
         )
 
 

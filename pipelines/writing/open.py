@@ -87,8 +87,9 @@ def open_run(
     return _ready(Run(out, plan, run_record.read_run(out), moved))
 
 
-def open_planned(out: Path) -> Run:
-    """Make the folder of a corpus ready to go on as its own `run.json` and plan say, whatever its inputs.
+def open_planned(out: Path, moved: Moved) -> Run:
+    """Make the folder of a corpus ready to go on as its own `run.json` and plan say, whatever its inputs;
+    `moved` says where they lie that were moved.
 
     Raises CorpusError where it is none, or has no plan yet, or was imported.
     """
@@ -101,7 +102,9 @@ def open_planned(out: Path) -> Run:
         raise CorpusError(f"{out}: there is no plan yet; to go on, type its maskmill generate command again")
     _sweep(out)
     manifest.refuse_changed_plan(out)
-    return _ready(Run(out, read_plan(out), record))
+    if moved.pairs:
+        check_same_images(out, sorted(committed_shards(out)), moved)
+    return _ready(Run(out, read_plan(out), record, moved))
 
 
 def _sweep(out: Path) -> None:

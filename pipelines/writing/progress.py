@@ -23,6 +23,7 @@ from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Column, Table
 
 from ..format.tally import Tally
+from ..storage.paths import shown
 from ..text import clock, redacted, visible
 
 PLAIN_LINE_SECONDS = 5.0
@@ -171,13 +172,13 @@ def first_rejects(done: Tally, out: Path) -> list[str]:
     """The first images that this run rejected, a line each, and how to see the others."""
     lines = [visible(redacted(f"rejected: {key}: {name}: {why}")) for key, name, why in done.first_rejects]
     if more := done.statuses["rejected"] - len(lines):
-        lines.append(f"and {more} more: {shlex.join(['maskmill', 'rejects', str(out)])} lists them all")
+        lines.append(f"and {more} more: {shlex.join(['maskmill', 'rejects', shown(out)])} lists them all")
     return lines
 
 
-def next_commands(out: str) -> str:
-    """What to type after a run: the corpus as it was named, and two commands for it."""
-    word = shlex.quote(out)
+def next_commands(out: Path) -> str:
+    """What to type after a run: where the corpus is, and two commands for it."""
+    word = shlex.quote(shown(out))
     return (
         f"{out} is complete. To look at its masks, and to check all that it says:\n"
         f"  maskmill view {word}\n"
