@@ -180,7 +180,7 @@ def next_commands(out: Path) -> str:
     """What to type after a run: where the corpus is, and two commands for it."""
     word = shlex.quote(shown(out))
     return (
-        f"{out} is complete. To look at its masks, and to check all that it says:\n"
+        f"{visible(redacted(shown(out)))} is complete. To look at its masks, and to check all that it says:\n"
         f"  maskmill view {word}\n"
         f"  maskmill verify {word}"
     )

@@ -124,7 +124,7 @@ def test_an_unfinished_corpus(tmp_path, capsys, form):
     assert "not finished: it has no corpus.json" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
     assert run(opened.out, tmp_path / "out", form, "--unfinished") == 0
-    assert "written, 1 images, 1 masks" in capsys.readouterr().out
+    assert "written, 1 image, 1 mask" in capsys.readouterr().out
     fill_shard(opened, 0)
     assert run(opened.out, tmp_path / "out", form, "--unfinished") == 2
     assert "an export of other shards" in capsys.readouterr().err
@@ -170,7 +170,7 @@ def test_a_source_that_is_gone_or_changed(tmp_path, capsys):
     assert "left out: 5.png" in told.err
     assert "has changed" in told.err
     assert (
-        "written, 2 images, 1 masks, 2 left out, 1 rejected" in told.out
+        "written, 2 images, 1 mask, 2 left out, 1 rejected" in told.out
     )  # those of the first tar were there
     names = {name.partition(".")[0] for name in unpacked(tmp_path / "out")}
     kept = [row["image_id"] for row in Corpus(corpus) if row["key"] in ("0.png", "2.png", "4.png", "6.png")]

@@ -124,7 +124,7 @@ def test_a_run_and_its_repetition_are_in_one_file_and_agree_with_the_corpus(
     for _ in range(2):
         assert main(words(photos, out, tiny_settings, "--workers", "0", "--log-json", str(file))) == 0
     printed = capsys.readouterr()
-    assert "12 images in" in printed.out, "what people read stays where it was"
+    assert "corpus is complete. " in printed.out, "what people read stays where it was"
     assert "{" not in printed.err
     events = parsed(file.read_text())
     run = json.loads((out / "run.json").read_text())
@@ -159,7 +159,7 @@ def test_on_standard_output_there_is_nothing_but_events(photos, tiny_settings, t
     assert main(words(photos, out, tiny_settings, "--workers", "0", "--log-json", "-")) == 0
     printed = capsys.readouterr()
     assert names(parsed(printed.out))[-1] == "finished"
-    assert "12 images in" in printed.err
+    assert "corpus is complete. " in printed.err
 
 
 def test_a_run_that_cannot_begin_says_why(photos, tiny_settings, tmp_path):

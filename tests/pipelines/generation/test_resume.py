@@ -113,7 +113,7 @@ def test_it_needs_no_more_words_and_lists_no_input(made, stopped, monkeypatch, c
     monkeypatch.delattr(generate, "list_inputs")
     before = (stopped / "run.json").read_bytes()
     assert main(["resume", str(stopped)]) == 0
-    assert "1 of 2 shards are there (2 images)" in capsys.readouterr().out
+    assert "1 of 2 shards there already (2 images)" in capsys.readouterr().out
     assert main(["verify", str(stopped)]) == 0
     assert (stopped / "run.json").read_bytes() == before
     capsys.readouterr()

@@ -87,7 +87,7 @@ def test_a_library_that_is_not_installed(monkeypatch, scheme, library):
     paths._library_of.cache_clear()
     monkeypatch.setitem(sys.modules, library, None)
     monkeypatch.delitem(sys.modules["fsspec.registry"]._registry, scheme, raising=False)
-    with pytest.raises(UsageError, match=rf"pip install 'maskmill\[{scheme}\]'"):
+    with pytest.raises(UsageError, match=rf"pip install '{library.replace('_', '.')}>="):
         place(f"{scheme}://somewhere/photos")
 
 
@@ -513,7 +513,7 @@ def test_a_refusal_in_mid_run_is_no_damage(
             assert main(typed) == 4
     said = capsys.readouterr().err
     assert said.count("\n") == 1
-    assert "shards are left undone" in said
+    assert "left undone" in said
     assert committed_shards(tmp_path / "corpus") == set()
     stores.use(monkeypatch, server)
     assert main(typed) == 0

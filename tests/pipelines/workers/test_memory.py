@@ -91,7 +91,7 @@ def test_a_machine_too_small_for_the_model_is_wrong_use(photos, tiny_settings, t
     assert main(arguments) == 2
     (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("maskmill: ")]
     assert re.search(
-        r"1 worker\(s\) on this machine: expected 0\.\d+ GiB for each \(process 0\.50, weights 0\.\d+, "
+        r"1 worker on this machine: expected 0\.\d+ GiB for each \(process 0\.50, weights 0\.\d+, "
         r"encoding 0\.\d+, prompts 0\.\d+\), there is 0\.50 GiB for each; take a smaller model\.name",
         line,
     )
@@ -115,7 +115,7 @@ def test_neighbours_share_the_machine(monkeypatch):
     total = sum(memory.needed_on_host(config, 1, on_gpu=False).values())
     monkeypatch.setattr(memory, "memory_of_machine", lambda: (4 * total, 4 * total))
     memory.check_memory(config, "cpu", threads=1, neighbours=4)
-    with pytest.raises(UsageError, match=r"5 worker\(s\) on this machine"):
+    with pytest.raises(UsageError, match=r"5 workers on this machine"):
         memory.check_memory(config, "cpu", threads=1, neighbours=5)
 
 

@@ -408,7 +408,7 @@ def test_a_worker_keeps_to_its_threads_and_to_its_part_of_the_memory(job, photos
             memory.memory_of_machine = lambda: (2**30, 2**30)
             super().load()
 
-    with pytest.raises(UsageError, match=r"3 worker\(s\) on this machine: .* there is 0\.33 GiB for each"):
+    with pytest.raises(UsageError, match=r"3 workers on this machine: .* there is 0\.33 GiB for each"):
         dispatch(replace(job, neighbours=3), tasks_of(photos, 1), Cramped)
 
 

@@ -123,8 +123,9 @@ def test_the_summary_begins_with_what_is_wanted_and_leaves_the_rest_for_verbose(
     ]
 
 
-def test_a_finished_run_ends_with_commands_that_can_be_pasted():
-    lines = next_commands("my corpus").splitlines()
+def test_a_finished_run_ends_with_commands_that_can_be_pasted(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    lines = next_commands(tmp_path / "my corpus").splitlines()
     assert lines[0].startswith("my corpus is complete.")
     assert lines[1:] == ["  maskmill view 'my corpus'", "  maskmill verify 'my corpus'"]
 

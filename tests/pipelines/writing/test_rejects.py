@@ -75,7 +75,7 @@ def test_a_class_that_no_row_has_is_one_line_and_touches_nothing(made, tiny_sett
     assert run(made / "photos", made / "corpus", tiny_settings, "--retry-rejects", "Truncatd") == 0
     said = capsys.readouterr().out.splitlines()
     assert said[0].endswith(
-        "no image is refused as Truncatd; the classes there are: EmptyFile (1), NotAnImage (2)"
+        "no image is rejected as Truncatd; the classes there are: EmptyFile (1), NotAnImage (2)"
     )
     assert state_of(made / "corpus") == before
 
@@ -174,7 +174,7 @@ def test_a_storage_that_fails_leaves_the_old_shard_whole(mended, made, tiny_sett
     with monkeypatch.context() as broken:
         broken.setattr(atomic, "replace", fail_in_shards)
         assert run(made / "photos", mended, tiny_settings, "--retry-rejects", "NotAnImage") == 4
-    assert "2 of 2 shards are left undone" in capsys.readouterr().err
+    assert "2 of 2 shards left undone" in capsys.readouterr().err
     assert shard_path(mended, 0).read_bytes() == before
     assert run(made / "photos", mended, tiny_settings) == 0
     assert main(["verify", str(mended)]) == 0
@@ -198,7 +198,7 @@ def test_a_shard_that_the_storage_does_not_give_is_tried_again_and_then_left_und
         broken.setattr(pq.ParquetFile, "read", fail)
         assert run(made / "photos", mended, tiny_settings, "--retry-rejects", "NotAnImage") == code
     said = capsys.readouterr().err
-    assert ("2 of 2 shards are left undone" in said and "Input/output error" in said) == (code == 4)
+    assert ("2 of 2 shards left undone" in said and "Input/output error" in said) == (code == 4)
     assert classes(mended)[1] == (None if code == 0 else "NotAnImage")
 
 
