@@ -8,6 +8,7 @@ answers at once.
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Sequence
 from typing import Annotated, Any
@@ -17,14 +18,24 @@ import typer
 from .. import __version__
 from .commands import corpus, exchange, inspect, models
 from .errors import IncompleteRun, MaskmillError, UsageError
+from .process import guarded_streams, settle
 from .signals import INTERRUPTED, orderly
 from .storage.store_errors import is_stores, store_code
-from .text import redacted, visible
+from .text import one_line, redacted, visible
 from .writing.go_on import GoOn
 
 # typer carries its own click or uses the installed one, by version; this is the base of usage errors in
 # either.
 _ClickException: Any = typer.BadParameter.__mro__[2]
+
+# What torch's allocators, Python's threads and a pool whose process was killed say by a plain RuntimeError.
+_OUT_OF_RESOURCES = (
+    "not enough memory",
+    "can't allocate memory",
+    "out of memory",
+    "can't start new thread",
+    "terminated abruptly",
+)
 
 app = typer.Typer(
     name="maskmill",
@@ -62,9 +73,19 @@ app.add_typer(models_app, name="models")
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code. `argv`: the words after `maskmill`, else those typed."""
-    arguments = list(sys.argv[1:] if argv is None else argv)
+    with guarded_streams() as output:
+        code = _run(list(sys.argv[1:] if argv is None else argv))
+        output.flush()
+        if output.failure is None or isinstance(output.failure, BrokenPipeError):  # as behind `| head`
+            return code
+        said = f"standard output: cannot be written: {output.failure.strerror}"
+        return _complain(said, code or IncompleteRun.exit_code)
+
+
+def _run(arguments: list[str]) -> int:
     go_on = GoOn(arguments)
     try:
+        settle()
         with orderly(lambda: redacted(str(go_on))):
             code = app(args=arguments, prog_name="maskmill", standalone_mode=False, obj=go_on)
     except _ClickException as error:
@@ -72,22 +93,48 @@ def main(argv: Sequence[str] | None = None) -> int:
     except MaskmillError as error:
         goes_on = isinstance(error, IncompleteRun) and go_on.differs
         return _complain(f"{error}{go_on if goes_on else ''}", error.exit_code)
-    except ValueError as error:
-        from ..model.checkpoints.errors import CheckpointError
-
-        if not isinstance(error, CheckpointError):
-            raise
-        return _complain(str(error), UsageError.exit_code)
     except (KeyboardInterrupt, typer.Abort):
         code = INTERRUPTED
     except Exception as error:
-        if not (is_stores(error) or store_code(error)):
+        message, code = _no_bug(error)
+        if not message:
             raise
-        return _complain(f"the store failed: {type(error).__name__}: {error}", UsageError.exit_code)
+        return _complain(message, code)
     if code == INTERRUPTED:  # which newer versions of typer return for a KeyboardInterrupt
         print(f"maskmill: interrupted{redacted(str(go_on))}", file=sys.stderr)
         return INTERRUPTED
     return code if isinstance(code, int) else 0
+
+
+def _no_bug(error: Exception) -> tuple[str, int]:
+    """What to say of an error that weights, storage, memory, threads or shared libraries raised, and the exit
+    code; an empty text where it is a bug.
+    """
+    from ..model.checkpoints.errors import CheckpointError
+
+    if isinstance(error, CheckpointError):
+        return str(error), UsageError.exit_code
+    if is_stores(error) or store_code(error):
+        return f"the store failed: {one_line(error)}", UsageError.exit_code
+    said = str(error)
+    if (
+        isinstance(error, ImportError | OSError)
+        and re.search(r"\.so\b", said)
+        and getattr(error, "errno", None) is None
+    ):
+        last = said.strip().splitlines()[-1]  # of numpy's page of advice
+        return f"a shared library cannot be loaded: {last}", UsageError.exit_code
+    if isinstance(error, OSError):
+        return one_line(error), UsageError.exit_code
+    if isinstance(error, MemoryError):
+        return f"out of memory: {one_line(error)}", IncompleteRun.exit_code
+    if isinstance(error, RuntimeError) and any(text in said for text in _OUT_OF_RESOURCES):
+        return f"out of memory, threads or processes: {one_line(error)}", IncompleteRun.exit_code
+    encoding = sys.getfilesystemencoding()
+    if isinstance(error, UnicodeEncodeError) and error.encoding == encoding != "utf-8":
+        name = f"this locale's file names are {encoding}, which cannot name {error.object}"
+        return f"{name}; set LC_ALL=C.UTF-8 or PYTHONUTF8=1", UsageError.exit_code
+    return "", 1
 
 
 @app.callback(invoke_without_command=True)

@@ -43,7 +43,8 @@ class Interrupts:
         if self.received:
             if os.isatty(2):
                 os.write(2, _SHOW_CURSOR)  # which a progress bar has hidden
-            os.write(2, f"maskmill: ended at once{self._how_to_go_on()}\n".encode(errors="replace"))
+            with suppress(OSError):
+                os.write(2, f"maskmill: ended at once{self._how_to_go_on()}\n".encode(errors="replace"))
             _kill_descendants()
             os._exit(INTERRUPTED)
         self.received = True

@@ -38,6 +38,7 @@ ORDER = {
         text
         errors extras
         prefetch signals machine opencv
+        process
         decoding storage
         inputs config pages
         format

@@ -81,7 +81,7 @@ def load_sam(
     path = find_checkpoint(name, checkpoint)
     state, metadata = read_tensors(path)
     config = _config_for(name, metadata, path)
-    with _Uninitialised():
+    with Uninitialised():
         sam = Sam(config)
     _load_strictly(sam, _official_names(state, path), path, name)
     sam.thresholds = _thresholds_for(name, metadata, path)
@@ -102,7 +102,7 @@ def find_checkpoint(name: str, checkpoint: str | Path | None = None) -> Path:
     if name not in MODELS:
         raise CheckpointError(f"unknown model {name!r}; {nearest(name, MODELS)}")
     if checkpoint is not None:
-        return Path(checkpoint).expanduser()
+        return Path(os.path.expanduser(checkpoint))  # noqa: PTH111  (pathlib raises for an unknown user)
     path = bundled(name) or cached(name)
     if path is None:
         raise CheckpointError(f"no weights for {name}: {how_to_get(name)}")
@@ -235,7 +235,7 @@ def _resemblance(state: Mapping[str, Tensor]) -> str:
     return next((f"; it looks like {name}" for name in matches), "")
 
 
-class _Uninitialised(TorchFunctionMode):
+class Uninitialised(TorchFunctionMode):
     """Skip `torch.nn.init`: every weight is about to be overwritten, and drawing ViT-H takes seconds."""
 
     def __torch_function__(

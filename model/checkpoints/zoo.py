@@ -117,8 +117,14 @@ CHECKPOINTS: dict[str, PublicCheckpoint] = {
 
 
 def cache_folder() -> Path:
-    """Where downloads go: `MASKMILL_CACHE`, or the user's cache folder."""
-    return Path(os.environ.get("MASKMILL_CACHE") or platformdirs.user_cache_dir("maskmill"))
+    """Where downloads go: `MASKMILL_CACHE`, or the user's cache folder.
+
+    Raises CheckpointError where there is no home folder either.
+    """
+    try:
+        return Path(os.environ.get("MASKMILL_CACHE") or platformdirs.user_cache_dir("maskmill")).expanduser()
+    except RuntimeError as error:
+        raise CheckpointError(f"no cache folder: {error}; MASKMILL_CACHE may name one") from None
 
 
 def bundled(model: str) -> Path | None:
@@ -173,7 +179,9 @@ def fetch(checkpoint: PublicCheckpoint, folder: Path | None = None, progress: Pr
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise CheckpointError(f"cannot create the folder {folder}: {error.strerror}") from error
+        raise CheckpointError(
+            f"cannot create the folder {folder}: {error.strerror}; MASKMILL_CACHE may name another"
+        ) from error
 
     part = _Part(target)
     if checkpoint.size is None or part.size != checkpoint.size:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from functools import cache
 from pathlib import Path
@@ -28,7 +29,7 @@ def shipped_for(command: str) -> tuple[str, ...]:
 
 def find_config(name_or_path: str | Path) -> Path:
     """The file meant: a path as it stands, else the shipped configuration of that name."""
-    path = Path(name_or_path)
+    path = Path(os.path.expanduser(name_or_path))  # noqa: PTH111  (pathlib raises for an unknown user)
     if path.is_file():
         return path
     shipped = {file.stem: file for file in sorted(SHIPPED.glob("*.yaml"))}

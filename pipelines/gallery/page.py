@@ -8,6 +8,7 @@ file, is handier to send and was slow to open from a few hundred photographs on.
 
 from __future__ import annotations
 
+import os
 import shutil
 import uuid
 from collections import Counter, deque
@@ -63,7 +64,7 @@ def write_gallery(
     folder = out.with_name(f"{out.stem}_files")
     _refuse_foreign(folder)
     files = GalleryFiles(corpus, photographs)
-    html = gallery_page(corpus, files, quote(folder.name), _FROM_DISK)
+    html = gallery_page(corpus, files, quote(os.fsencode(folder.name)), _FROM_DISK)
     temporary = out.with_name(f".maskmill-{uuid.uuid4().hex}.tmp")
     with atomic.failing_as(UsageError, out):
         out.parent.mkdir(parents=True, exist_ok=True)

@@ -18,12 +18,11 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any, TextIO
 
 from ..errors import BreakerTripped, IncompleteRun, MaskmillError, NothingUsable, UsageError
 from ..format.schema import STATUSES
-from ..storage.paths import scheme_of
+from ..storage.paths import place, scheme_of
 from ..text import one_line, redacted, visible
 from ..workers.events import Loss, Watcher
 from ..workers.tasks import ShardFailure, ShardReceipt, WorkerPlace
@@ -153,7 +152,7 @@ def _opened(target: str) -> TextIO:
     if scheme_of(target):
         raise UsageError(f"--log-json {redacted(target)}: {expected}; a store's objects do not grow")
     try:
-        return Path(target).open("a", encoding="utf-8")
+        return place(target).open("a", encoding="utf-8")
     except OSError as error:
         raise UsageError(f"--log-json {target}: {expected}: {error.strerror}") from None
 

@@ -293,6 +293,6 @@ def _with_absolute_checkpoint(config: RunConfig) -> RunConfig:
     """The configuration for workers that were started in other folders than this process."""
     if config.model.checkpoint is None:
         return config
-    path = str(Path(config.model.checkpoint).expanduser().absolute())
+    path = os.path.abspath(os.path.expanduser(config.model.checkpoint))  # noqa: PTH100, PTH111  (or pathlib raises)
     model = config.model.model_copy(update={"checkpoint": path})
     return config.model_copy(update={"model": model})

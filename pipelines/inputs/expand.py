@@ -180,6 +180,8 @@ def _listed(line: str, folder: str, where: str) -> str:
         except UsageError as error:
             raise UsageError(f"{where}: {error}") from None
         return line
+    if line.startswith("~"):
+        line = os.path.expanduser(line)  # noqa: PTH111  (pathlib raises for an unknown user)
     path_text = line if line.startswith("/") else f"{folder}/{line}"
     if scheme_of(folder) and not line.startswith("/"):
         return path_text

@@ -20,10 +20,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Self, cast
 
-import platformdirs
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from ...model.checkpoints.zoo import cache_folder
 from ..errors import UsageError
 from ..storage import atomic
 from ..storage.paths import is_remote, store_of
@@ -153,8 +153,7 @@ def _cache_file(path: Path) -> Path:
     else:
         status = path.stat()
         state = (status.st_size, status.st_mtime_ns, status.st_ino)
-    folder = Path(os.environ.get("MASKMILL_CACHE") or platformdirs.user_cache_dir("maskmill"))
-    return folder / "tar" / f"{hashlib.sha256(os.fsencode(f'1 {path} {state}')).hexdigest()}.parquet"
+    return cache_folder() / "tar" / f"{hashlib.sha256(os.fsencode(f'1 {path} {state}')).hexdigest()}.parquet"
 
 
 def _cached(file: Path) -> TarIndex | None:

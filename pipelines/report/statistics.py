@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import multiprocessing
 from collections import Counter
 from concurrent.futures import ProcessPoolExecutor
@@ -37,6 +38,8 @@ from ..storage.paths import place
 from ..text import visible
 from .concavity import concavities
 from .histogram import Histogram, Tallied
+
+log = logging.getLogger(__name__)
 
 CENTRE_BINS = 64
 SIDE_BINS = 96
@@ -160,14 +163,24 @@ def corpus_statistics(
     found.drops.update(dict.fromkeys(DROP_REASONS, 0))
     workers = workers or (usable_cpus() if _is_large(corpus) else 1)
     one = partial(_shard, str(path), with_concavity)
-    if workers == 1:
+    pool = _pool(workers)
+    if pool is None:
         for shard in corpus.shards:
             found.merge(one(shard))
         return found
-    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
+    with pool:
         for statistics in pool.map(one, corpus.shards, chunksize=max(1, len(corpus.shards) // (8 * workers))):
             found.merge(statistics)
     return found
+
+
+def _pool(workers: int) -> ProcessPoolExecutor | None:
+    """None for a single process, and where there is no shared memory for the locks of several."""
+    try:
+        return ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) if workers > 1 else None
+    except OSError as error:
+        log.warning("no shared memory for processes (%s): one process reads all", error.strerror)
+        return None
 
 
 def _is_large(corpus: Corpus) -> bool:

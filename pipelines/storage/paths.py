@@ -38,19 +38,31 @@ def scheme_of(text: str) -> str | None:
 def place(text: str | Path) -> Path:
     """The path that was typed, of a local file system or of a store; nothing is asked of the store yet.
 
-    Raises UsageError as `check_address` does.
+    `~` and `~user` are home folders. Raises UsageError for a user whom this machine does not know, unless a
+    file is called so, and as `check_address` does.
     """
     if not isinstance(text, str):
         return text
     scheme = scheme_of(text)
     if scheme is None:
-        return Path(text)
+        return at_home(text) if text.startswith("~") else Path(text)
     if scheme == "file":
         return Path(os.fsdecode(unquote(text[len(FILE) :], errors="surrogateescape")))
     check_address(text)
     from upath import UPath
 
     return cast(Path, UPath(text, **_OPTIONS.get(scheme, {})))  # the same methods, though another class
+
+
+def at_home(text: str) -> Path:
+    """A path that begins with `~`; UsageError as `place` says."""
+    path = Path(os.path.expanduser(text))  # noqa: PTH111  (pathlib raises for an unknown user)
+    first = path.parts[0]
+    if first.startswith("~") and not os.path.lexists(first):
+        raise UsageError(
+            f"{text}: this machine knows no home folder {first}; write ./{first} for a file's name"
+        )
+    return path
 
 
 def check_address(text: str) -> None:

@@ -39,6 +39,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -97,7 +98,10 @@ class CorpusStream(IterableDataset[Sample]):
         self._batch_size = batch_size
         self._seed, self._rank, self._world = seed, rank, world
         self._shards = self.corpus.shards  # the same ones in every worker, whatever is committed meanwhile
-        self._epoch = torch.zeros(1, dtype=torch.int64).share_memory_()  # seen by workers that stay
+        self._epoch = torch.zeros(1, dtype=torch.int64)
+        # Seen by workers that stay; where there is no shared memory, a loader has no workers either.
+        with suppress(RuntimeError, OSError):
+            self._epoch.share_memory_()
         self._begin: tuple[int, int, dict[int, int]] | None = None
         self._workers, self._done = 1, dict[int, int]()
 

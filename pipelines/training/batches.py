@@ -7,15 +7,19 @@ squares only.
 
 from __future__ import annotations
 
+import logging
+import multiprocessing
+import pickle
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
+from multiprocessing.reduction import ForkingPickler
 from typing import TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from ..errors import MaskmillError
 from ..evaluation.click_points import centre
@@ -23,6 +27,8 @@ from ..labelled.image import LabelledImage
 from ..opencv import cv2
 from .augmentation import colour_jitter, point_inside, warp_mask, warp_picture
 from .teacher import PATCH, TeacherFeatures
+
+log = logging.getLogger("maskmill.train")
 
 T = TypeVar("T")
 
@@ -213,21 +219,29 @@ class TrainingBatches(Dataset[Batch]):
 
 
 def read_ahead(dataset: Dataset[T], workers: int) -> Iterator[T]:
-    """The dataset from its beginning to its end, read ahead by `workers` processes, by none where 0.
+    """The dataset from its beginning to its end, read ahead by `workers` processes; by none where 0, and
+    where there is no shared memory for their locks.
 
     Raises their MaskmillErrors as they were raised there, without PyTorch's traceback in the message.
     """
-    loader: DataLoader[T | MaskmillError] = DataLoader(
-        _Telling(dataset), batch_size=None, num_workers=workers
-    )
-    for found in loader:
+    try:
+        multiprocessing.Lock()
+    except OSError as error:
+        log.warning("no shared memory (%s): this process makes the batches itself", error.strerror)
+        workers = 0
+    for item in DataLoader(_Packed(dataset), batch_size=None, num_workers=workers):
+        found = pickle.loads(item) if isinstance(item, bytes) else item
         if isinstance(found, MaskmillError):
             raise found
         yield found
 
 
-class _Telling(Dataset[T | MaskmillError]):
-    """A dataset that has an error where reading raises one."""
+class _Packed(Dataset[T | MaskmillError | bytes]):
+    """The items of a dataset, or the errors that reading them raises; those of a worker process are pickled.
+
+    Their tensors stay behind in shared memory, which spares copies. Where there is no room for them, they are
+    in the pickle. PyTorch would learn of that too late, in a thread, and wait for ever.
+    """
 
     def __init__(self, dataset: Dataset[T]) -> None:
         self.dataset = dataset
@@ -235,8 +249,15 @@ class _Telling(Dataset[T | MaskmillError]):
     def __len__(self) -> int:
         return len(self.dataset)  # type: ignore[arg-type]
 
-    def __getitem__(self, index: int) -> T | MaskmillError:
+    def __getitem__(self, index: int) -> T | MaskmillError | bytes:
+        item: T | MaskmillError
         try:
-            return self.dataset[index]
+            item = self.dataset[index]
         except MaskmillError as error:
-            return error
+            item = error
+        if get_worker_info() is None:
+            return item
+        try:
+            return bytes(ForkingPickler.dumps(item))
+        except (RuntimeError, OSError):
+            return pickle.dumps(item)

@@ -102,8 +102,11 @@ def _parameters(shape: SamConfig) -> int:
     import torch
 
     from ...model import Sam
+    from ...model.checkpoints.loading import Uninitialised
 
-    with torch.device("meta"):  # shapes without numbers
+    # Shapes without numbers. Drawing such numbers, torch would load its compiler, for a second and only where
+    # there is a folder for temporary files.
+    with torch.device("meta"), Uninitialised():
         return sum(parameter.numel() for parameter in Sam(shape).parameters())
 
 

@@ -292,7 +292,9 @@ def test_thresholds_that_are_left_open_are_the_weights_own(photos, tiny_weights,
     assert (
         "3 of 3 images without a mask: in these none has a predicted IoU above 0.88 and a stability" in said
     )
-    assert "score of at least 0.95; try lower thresholds (--pred-iou-thresh, --stability-score-thresh)" in said
+    assert (
+        "score of at least 0.95; try lower thresholds (--pred-iou-thresh, --stability-score-thresh)" in said
+    )
     named = ["generator.pred_iou_thresh=0.88", "generator.stability_score_thresh=0.95"]
     assert main(words(photos / "coffee", out, [*options, *named], "--workers", "0")) == 0
     assert "complete, nothing to do" in capsys.readouterr().out
