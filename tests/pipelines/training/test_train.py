@@ -5,7 +5,7 @@ import resource
 import shutil
 import sys
 from collections import defaultdict
-from dataclasses import replace
+from dataclasses import fields, replace
 from itertools import cycle, product
 from unittest.mock import Mock
 
@@ -17,6 +17,7 @@ import pytest
 import torch
 from pycocotools import mask as mask_utils
 from safetensors.torch import save_file
+from torch.utils.data import get_worker_info
 
 from maskmill.model import load_sam
 from maskmill.model.checkpoints.zoo import bundled as bundled_weights
@@ -290,6 +291,26 @@ def test_a_missing_picture_is_one_line_whoever_reads_it(shapes, tmp_path, worker
         next(read_ahead(TrainingBatches(read_labelled(tmp_path), **PLAIN), workers))
     assert ".png" in str(raised.value)
     assert len(str(raised.value).splitlines()) == 1
+
+
+class _WithoutRoom(TrainingBatches):
+    """Of which a worker process has no room in shared memory."""
+
+    def __getitem__(self, index):
+        if get_worker_info() is not None:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (4096, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
+        return super().__getitem__(index)
+
+
+@pytest.mark.parametrize("kind", [TrainingBatches, _WithoutRoom])
+def test_batches_arrive_with_and_without_shared_memory(shapes, kind):
+    images = read_labelled(shapes)
+    arrived = list(read_ahead(kind(images, **PLAIN), 1))
+    made = TrainingBatches(images, **PLAIN)
+    assert len(arrived) == len(made)
+    for index, batch in enumerate(arrived):
+        for field in fields(batch):
+            assert torch.equal(getattr(batch, field.name), getattr(made[index], field.name))
 
 
 def test_the_choice_of_a_photograph_does_not_choose_its_mask(shapes):
