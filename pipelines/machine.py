@@ -1,4 +1,4 @@
-"""The machine: its CPUs, its memory, the limits of its container, and what its hardware is called."""
+"""The machine: its CPUs, memory and threads, its containers' limits, and what its hardware is called."""
 
 from __future__ import annotations
 
@@ -8,52 +8,93 @@ import os
 import platform
 import resource
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import torch
 
+UNLIMITED = 2**62
+
 
 def usable_cpus(root: Path = Path("/")) -> int:
-    """CPUs that this process may keep busy: those it may run on, or its container's quota where that is less.
+    """CPUs that this process may keep busy: those it may run on, or the least quota of its groups.
 
     A part of a CPU counts as one.
     """
     cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    cgroup = root / "sys/fs/cgroup"
-    for files in (
-        [cgroup / "cpu.max"],
-        [cgroup / "cpu" / f"cpu.cfs_{what}_us" for what in ("quota", "period")],
-    ):
-        with contextlib.suppress(OSError, ValueError):  # no such files, or "max"
-            quota, period = map(int, " ".join(file.read_text() for file in files).split())
-            if quota > 0 and period > 0:
-                cpus = min(cpus, math.ceil(quota / period))
+    for group in _groups("cpu", root):
+        for names in (["cpu.max"], ["cpu.cfs_quota_us", "cpu.cfs_period_us"]):
+            with contextlib.suppress(OSError, ValueError):  # no such files, or "max"
+                quota, period = map(int, " ".join((group / name).read_text() for name in names).split())
+                if quota > 0 and period > 0:
+                    cpus = min(cpus, math.ceil(quota / period))
     return cpus
 
 
 def memory_of_machine(root: Path = Path("/")) -> tuple[int, int]:
-    """Bytes that this process's machine, or container, has, and those that are free; huge where unknown.
+    """Bytes that this process may have on its machine, and those that are free; huge where unknown.
 
-    Page cache counts as free: it goes when it is asked to.
+    Both are the least that the machine and the groups that hold the process leave. Page cache counts as free:
+    it goes when it is asked to.
     """
-    unknown = 2**62
-    has = free = unknown
+    has = free = UNLIMITED
     meminfo = _numbers(root / "proc/meminfo", ":")
     if {"MemTotal", "MemAvailable"} <= meminfo.keys():
         has, free = 1024 * meminfo["MemTotal"], 1024 * meminfo["MemAvailable"]
-    for folder, limit, used, prefix in (
-        ("sys/fs/cgroup", "memory.max", "memory.current", ""),
-        ("sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_"),
-    ):
-        at_most, taken = _number(root / folder / limit), _number(root / folder / used)
-        if at_most is not None and taken is not None and at_most < has:
-            has = at_most
-            stat = _numbers(root / folder / "memory.stat", "")
-            cached = sum(stat.get(f"{prefix}{kind}_file", 0) for kind in ("active", "inactive"))
-            free = min(free, max(0, at_most - taken + cached))
+    machine = has
+    for group in _groups("memory", root):
+        for limit, used, prefix in (
+            ("memory.max", "memory.current", ""),
+            ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_"),
+        ):
+            at_most, taken = _number(group / limit), _number(group / used)
+            if at_most is not None and taken is not None and at_most < machine:
+                stat = _numbers(group / "memory.stat", "")
+                cached = sum(stat.get(f"{prefix}{kind}_file", 0) for kind in ("active", "inactive"))
+                has, free = min(has, at_most), min(free, max(0, at_most - taken + cached))
     return has, free
+
+
+def threads_left(root: Path = Path("/")) -> int:
+    """Threads that this process and its children may still start; huge where there is no limit."""
+    left = UNLIMITED
+    for group in _groups("pids", root):
+        at_most, taken = _number(group / "pids.max"), _number(group / "pids.current")
+        if at_most is not None and taken is not None:
+            left = min(left, max(0, at_most - taken))
+    limit = resource.getrlimit(resource.RLIMIT_NPROC)[0]
+    user = os.getuid()
+    if limit != resource.RLIM_INFINITY and user != 0:  # the limit does not bind root
+        states = (_numbers(path, ":") for path in (root / "proc").glob("[0-9]*/status"))
+        taken = sum(state.get("Threads", 0) for state in states if state.get("Uid") == user)
+        left = min(left, max(0, limit - taken))
+    return left
+
+
+def _groups(controller: str, root: Path) -> Iterator[Path]:
+    """Folders of the control groups that hold this process, each with all that hold the group (cgroups(7)).
+
+    A container may see its own group as the root, and be told its path outside: then there is no such folder,
+    and the root's files hold its limits.
+    """
+    mounted = root / "sys/fs/cgroup"
+    inner = {mounted: "", mounted / "unified": "", mounted / controller: ""}
+    with contextlib.suppress(OSError):
+        for line in (root / "proc/self/cgroup").read_text().splitlines():
+            _, controllers, path = line.split(":", 2)
+            if controllers == "":  # version 2, of a machine that has both perhaps
+                inner[mounted] = inner[mounted / "unified"] = path
+            elif controller in controllers.split(","):
+                inner[mounted / controller] = path
+    for top, path in inner.items():
+        group = top.joinpath(*(part for part in path.split("/") if part not in ("", "..")))
+        while True:
+            yield group
+            if group == top:
+                break
+            group = group.parent
 
 
 def _number(path: Path) -> int | None:

@@ -219,8 +219,9 @@ def test_model_and_engine_know_only_what_they_are_made_of(module):
     assert IMPORTS[module][1] <= THIRD_PARTY[module.split(".")[0]] | sys.stdlib_module_names
 
 
-def test_ray_is_imported_in_one_module():
-    assert [module for module in MODULES if "ray" in IMPORTS[module][1]] == ["pipelines.workers.ray_actors"]
+def test_ray_is_imported_in_three_modules():
+    importers = {module for module in MODULES if "ray" in IMPORTS[module][1]}
+    assert importers == {f"pipelines.workers.{name}" for name in ("own_ray", "ray_actors", "ray_cluster")}
 
 
 def test_opencv_is_imported_in_one_module_for_what_needs_it():

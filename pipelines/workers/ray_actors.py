@@ -1,4 +1,4 @@
-"""Workers on Ray: the cluster, the actors on it, and how they are called. The only module that imports Ray.
+"""Workers on Ray: the actors, and how they are called.
 
 Ray Core actors, not Ray Data: what travels is a shard's description and its receipt, no pixels, and the file
 a worker commits is the result, so that a lost worker costs at most the shards it held. Which worker gets what
@@ -7,25 +7,20 @@ is decided in `pipelines.workers.dispatcher`.
 
 from __future__ import annotations
 
-import logging
 import os
 import re
-import signal
-import site
-import socket
-import sysconfig
-import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
-from ..config.run import RunConfig
+import ray
+from ray.exceptions import RayError, RayTaskError
+from ray.util.metrics import Counter, Gauge, Histogram
+
 from ..errors import MaskmillError, UsageError
 from ..format.records import ShardTask
 from ..format.tally import Tally
-from ..machine import usable_cpus
 from ..text import without_escapes
 from .crew import WorkerLost
 from .dispatcher import Dispatcher
@@ -33,139 +28,12 @@ from .events import Watcher, Watchers
 from .generator_queue import GeneratorQueue
 from .loading import check_same_version, check_sees_corpus, limit_threads
 from .metrics import BUSY, RUN_CHARACTERS, Instrument, Metric, Metrics
-from .placement import Node, Placement, check_sees_its_gpus, how_many_fit, place
+from .placement import Placement, check_sees_its_gpus
+from .ray_cluster import connect
 from .shard import is_infrastructure, run_shard
 from .tasks import Job, OnProgress, ShardFailure, ShardReceipt, WorkerPlace, this_place
 
-# Ray reads these at import. Nothing phones home; the empty CUDA_VISIBLE_DEVICES of a CPU actor stays; and
-# workers have the priority of the command that started them (`nice maskmill …`), not Ray's 15 below it.
-os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-os.environ.setdefault("RAY_worker_niceness", "0")
-
-import ray
-from ray.exceptions import RayError, RayTaskError
-from ray.job_config import JobConfig
-from ray.util.metrics import Counter, Gauge, Histogram
-
-log = logging.getLogger(__name__)
-
 END_SECONDS = 10.0  # for killed actors to be dead
-CONNECT_SECONDS = 10.0
-OBJECT_STORE_BYTES = 100 * 2**20  # nothing but descriptions and receipts passes through it
-
-
-@contextmanager
-def connect(config: RunConfig, address: str | None) -> Iterator[Placement]:
-    """A Ray to run on: the cluster at `address` (or `auto`, or RAY_ADDRESS), else one started here and ended
-    after.
-
-    A Ray that this process has joined already is used, and left as it is. Raises UsageError where no
-    cluster answers, and where a Ray started here has no room for a worker.
-    """
-    if ray.is_initialized():
-        yield _placement(config, grows=True)
-        return
-    named = "--ray" if address else "RAY_ADDRESS"
-    address = address or os.environ.get("RAY_ADDRESS")
-    handler = signal.getsignal(signal.SIGTERM)
-    try:
-        try:
-            if address:
-                join(address, named)
-            else:
-                _start(config)
-        except SystemExit:  # what Ray makes of a SIGTERM while it starts
-            raise KeyboardInterrupt from None
-        finally:
-            if threading.current_thread() is threading.main_thread():
-                signal.signal(signal.SIGTERM, handler)  # Ray puts its own in place
-        yield _placement(config, grows=bool(address))
-    finally:
-        ray.shutdown()
-
-
-def join(address: str, named: str = "--ray") -> None:
-    """Join a running cluster: `host:port` or `auto`; `named` is where that was said.
-
-    Ray's client, `ray://`, cannot carry the workers' calls. Raises UsageError for it, where no cluster
-    answers, and where one turns this process away. The port is tried first, since Ray itself goes on trying
-    for a minute or more, and says the same of a wrong token as of no cluster.
-    """
-    if "://" in address:
-        raise UsageError(
-            f"{named} {address}: expected auto or HOST:PORT of a cluster that this machine is in; from "
-            "outside submit the command as a job (ray job submit)"
-        )
-    host, _, port = address.rpartition(":")
-    hint = ""
-    try:
-        if host:
-            socket.create_connection((host, int(port)), CONNECT_SECONDS).close()
-            hint = "; something answers there: are RAY_AUTH_MODE, the token and Ray's version the cluster's?"
-        ray.init(address=address, job_config=_OwnPath(), log_to_driver=False, logging_level=logging.ERROR)
-    except (OSError, ValueError, RuntimeError, RayError) as error:
-        line = " ".join(str(error).split())
-        raise UsageError(
-            f"{named} {address}: expected a running Ray cluster's address: {line}{hint}"
-        ) from None
-
-
-def _start(config: RunConfig) -> None:
-    """Start a Ray of our own, with the CPUs the workers ask for, whether or not the machine has as many."""
-    os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # else a token file appears in the home folder
-    ray.init(
-        address="local",
-        num_cpus=max(usable_cpus(), (config.workers or 1) * (config.threads_per_worker or 1)),
-        include_dashboard=False,
-        object_store_memory=OBJECT_STORE_BYTES,
-        job_config=_OwnPath(),
-        log_to_driver=False,
-        logging_level=logging.ERROR,
-    )
-
-
-class _OwnPath(JobConfig):
-    """Workers find maskmill where this process has it, and nothing in the folder it was started in.
-
-    Ray puts that folder, and the script's, before all others on each worker's path: a `model.py`, `numpy.py`
-    or `maskmill.py` of the user's would be imported in place of what is meant. A job with a working directory
-    of its own is left without them, so every one is made to look like that here.
-    """
-
-    def __init__(self) -> None:
-        home = str(Path(__file__).parents[3])
-        installed = {*map(sysconfig.get_path, ("purelib", "platlib")), site.getusersitepackages()}
-        super().__init__(_py_driver_sys_path=[] if home in installed else [home])
-
-    def _runtime_env_has_working_dir(self) -> bool:
-        return True
-
-
-def _placement(config: RunConfig, *, grows: bool) -> Placement:
-    """Place the workers on the nodes that are alive; UsageError where one machine has too few GPUs."""
-    nodes = live_nodes()
-    placement = place(config, nodes, grows=grows)
-    room = how_many_fit(nodes, placement.threads, placement.gpus)
-    if not grows and placement.gpus and placement.workers > room:
-        raise UsageError(
-            f"expected workers for the {sum(node.gpus for node in nodes):g} GPU(s) that are here, "
-            f"got {placement.workers * placement.gpus:g} GPU(s) asked for"
-        )
-    if not room:
-        log.warning(
-            "no node has room for a worker of %d CPU(s) and %g GPU(s) yet; waiting for one to join",
-            placement.threads,
-            placement.gpus,
-        )
-    return placement
-
-
-def live_nodes() -> list[Node]:
-    """What each node that is alive has, whether or not it is in use."""
-    nodes = ray.nodes()  # type: ignore[no-untyped-call]
-    resources = [node["Resources"] for node in nodes if node["Alive"]]
-    return [Node(held.get("CPU", 0.0), held.get("GPU", 0.0)) for held in resources]
 
 
 def instrument(metric: Metric, run: str) -> Instrument:
