@@ -81,7 +81,7 @@ def _groups(controller: str, root: Path) -> Iterator[Path]:
     """
     mounted = root / "sys/fs/cgroup"
     inner = {mounted: "", mounted / "unified": "", mounted / controller: ""}
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError, ValueError):
         for line in (root / "proc/self/cgroup").read_text().splitlines():
             _, controllers, path = line.split(":", 2)
             if controllers == "":  # version 2, of a machine that has both perhaps
