@@ -55,13 +55,13 @@ from maskmill.pipelines.format.shards import commit_table, committed_shards, sha
 from maskmill.pipelines.format.tally import Tally
 from maskmill.pipelines.generation.circuit_breaker import too_many_refused
 from maskmill.pipelines.machine import hardware
+from maskmill.pipelines.workers.cluster.connect import connect
+from maskmill.pipelines.workers.cluster.own_ray import OBJECT_STORE_BYTES
 from maskmill.pipelines.workers.crew import Crew, WorkerLost
 from maskmill.pipelines.workers.dispatcher import Dispatcher
 from maskmill.pipelines.workers.loading import check_sees_corpus
-from maskmill.pipelines.workers.own_ray import OBJECT_STORE_BYTES
 from maskmill.pipelines.workers.placement import Placement
 from maskmill.pipelines.workers.ray_actors import RayCrew, ShardWorker, ray
-from maskmill.pipelines.workers.ray_cluster import connect
 from maskmill.pipelines.workers.tasks import Job, ShardFailure, ShardReceipt, WorkerPlace, this_place
 from maskmill.pipelines.writing.close import finish_corpus
 from maskmill.pipelines.writing.open import Run, open_run

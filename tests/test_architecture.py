@@ -221,7 +221,9 @@ def test_model_and_engine_know_only_what_they_are_made_of(module):
 
 def test_ray_is_imported_in_three_modules():
     importers = {module for module in MODULES if "ray" in IMPORTS[module][1]}
-    assert importers == {f"pipelines.workers.{name}" for name in ("own_ray", "ray_actors", "ray_cluster")}
+    assert importers == {
+        f"pipelines.workers.{name}" for name in ("cluster.connect", "cluster.own_ray", "ray_actors")
+    }
 
 
 def test_opencv_is_imported_in_one_module_for_what_needs_it():

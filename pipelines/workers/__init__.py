@@ -1,1 +1,1 @@
-"""Shards onto machines: what is sent, who gets it, and what a death means. Only `ray_actors` knows Ray."""
+"""Shards onto machines: what is sent, who gets it, what a death means. `ray_actors` and `cluster` know Ray."""

@@ -22,6 +22,7 @@ from ..errors import MaskmillError, UsageError
 from ..format.records import ShardTask
 from ..format.tally import Tally
 from ..text import without_escapes
+from .cluster.connect import connect
 from .crew import WorkerLost
 from .dispatcher import Dispatcher
 from .events import Watcher, Watchers
@@ -29,7 +30,6 @@ from .generator_queue import GeneratorQueue
 from .loading import check_same_version, check_sees_corpus, limit_threads
 from .metrics import BUSY, RUN_CHARACTERS, Instrument, Metric, Metrics
 from .placement import Placement, check_sees_its_gpus
-from .ray_cluster import connect
 from .shard import is_infrastructure, run_shard
 from .tasks import Job, OnProgress, ShardFailure, ShardReceipt, WorkerPlace, this_place
 

@@ -74,9 +74,9 @@ def test_each_link_and_each_file_is_there():
 @pytest.mark.parametrize(
     ("message", "module"),
     [
-        ("expected a running Ray cluster's address", "pipelines/workers/ray_cluster.py"),
-        ("something answers there", "pipelines/workers/ray_cluster.py"),
-        ("no node has room for a worker of", "pipelines/workers/ray_cluster.py"),
+        ("expected a running Ray cluster's address", "pipelines/workers/cluster/connect.py"),
+        ("something answers there", "pipelines/workers/cluster/connect.py"),
+        ("no node has room for a worker of", "pipelines/workers/cluster/connect.py"),
         ("a worker cannot import maskmill", "pipelines/workers/ray_actors.py"),
         ("expected cpu or auto, got cuda, and torch finds no GPU", "pipelines/workers/loading.py"),
         ("is not this run's corpus there", "pipelines/workers/loading.py"),

@@ -15,11 +15,11 @@ import ray
 from ray.exceptions import RayError
 from ray.job_config import JobConfig
 
-from ..config.run import RunConfig
-from ..errors import UsageError
-from ..machine import usable_cpus
+from ...config.run import RunConfig
+from ...errors import UsageError
+from ...machine import usable_cpus
+from ..placement import Node, Placement, how_many_fit, place
 from .own_ray import signals_kept, started
-from .placement import Node, Placement, how_many_fit, place
 
 # Ray reads these when it starts. Nothing phones home; the empty CUDA_VISIBLE_DEVICES of a CPU actor stays;
 # and workers have the priority of the command that started them (`nice maskmill …`), not Ray's 15 below it.
@@ -93,7 +93,7 @@ class _OwnPath(JobConfig):
     """
 
     def __init__(self) -> None:
-        home = str(Path(__file__).parents[3])
+        home = str(Path(__file__).parents[4])
         installed = {*map(sysconfig.get_path, ("purelib", "platlib")), site.getusersitepackages()}
         super().__init__(_py_driver_sys_path=[] if home in installed else [home])
 

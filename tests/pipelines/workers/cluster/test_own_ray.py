@@ -20,7 +20,7 @@ from tests.support.commands import words
 OWNER = """
 import json, os, sys
 from maskmill.pipelines.config.run import load_config
-from maskmill.pipelines.workers.ray_cluster import connect
+from maskmill.pipelines.workers.cluster.connect import connect
 import ray
 before = {name: value for name, value in os.environ.items() if "AUTH" in name}
 with connect(load_config(None, ["workers=1", "threads_per_worker=1"]), None):
@@ -37,7 +37,7 @@ print(json.dumps({name: value for name, value in os.environ.items() if "AUTH" in
 JOINS_AFTER = """
 import sys
 from maskmill.pipelines.config.run import load_config
-from maskmill.pipelines.workers.ray_cluster import connect
+from maskmill.pipelines.workers.cluster.connect import connect
 for address in (None, sys.argv[1], None):
     with connect(load_config(None, ["workers=1", "threads_per_worker=1"]), address) as placement:
         print(placement.workers, flush=True)
@@ -204,7 +204,7 @@ def test_nowhere_to_write_is_one_line(photos, tiny_settings, tmp_path_factory):
 def test_what_ray_raises_is_one_line_and_the_environment_comes_back(
     kept, photos, tiny_settings, tmp_path, monkeypatch, capsys
 ):
-    from maskmill.pipelines.workers import own_ray, ray_cluster
+    from maskmill.pipelines.workers.cluster import connect, own_ray
 
     seen = {}
 
@@ -212,7 +212,7 @@ def test_what_ray_raises_is_one_line_and_the_environment_comes_back(
         seen.update(options, token=os.environ["RAY_AUTH_TOKEN"], mode=os.environ["RAY_AUTH_MODE"])
         raise Exception("the \x1b[31mport\x1b[0m\nis taken")
 
-    monkeypatch.setattr(ray_cluster.ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(connect.ray, "is_initialized", lambda: False)
     monkeypatch.setattr(own_ray.ray, "init", init)
     monkeypatch.setattr(own_ray.ray, "shutdown", lambda: None)
     monkeypatch.delenv("RAY_ADDRESS", raising=False)

@@ -27,9 +27,9 @@ import ray._private.ray_constants as ray_constants
 from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]
 from ray.job_config import JobConfig
 
-from ..errors import IncompleteRun, UsageError
-from ..machine import threads_left
-from ..text import without_escapes
+from ...errors import IncompleteRun, UsageError
+from ...machine import threads_left
+from ...text import without_escapes
 
 RAY_THREADS, CPU_THREADS = 170, 40  # 233, 245 and 316 were counted with 1, 2 and 4 workers on 2, 2 and 4 CPUs
 OBJECT_STORE_BYTES = 100 * 2**20  # nothing but descriptions and receipts passes through it
