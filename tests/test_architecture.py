@@ -276,6 +276,18 @@ def test_no_package_has_a_second_name(package):
     assert done.stderr.splitlines()[-1] == f"ImportError: import maskmill.{package}, not {package}"
 
 
+def test_the_driver_of_workers_loads_no_torch():
+    """A second of every run with Ray, beside the second that each worker takes."""
+    loaded = loaded_by(
+        "from maskmill.pipelines.config.run import load_config; "
+        "from maskmill.pipelines.generation import generate; "
+        "from maskmill.pipelines.workers import loading, ray_actors; "
+        "loading.weights_sha256(loading.with_thresholds(load_config('nano', [])).model)"
+    )
+    assert "ray" in loaded
+    assert not loaded & {"torch", "numba", "cv2"}
+
+
 def test_what_reads_a_corpus_loads_neither_torch_nor_ray():
     for statement in (
         "from maskmill import Corpus, View, open_image",

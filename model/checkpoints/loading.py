@@ -23,11 +23,11 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from ..config import MODELS, THRESHOLDS, SamConfig, Thresholds
+from ..config import MODELS, SamConfig
 from ..networks.sam import Sam
 from .errors import CheckpointError
-from .tensor_file import listed, read_metadata, read_tensors, unreadable, write_tensors
-from .zoo import bundled, cached, how_to_get, nearest, sha256_of
+from .finding import find_checkpoint, thresholds_of
+from .tensor_file import listed, read_tensors, write_tensors
 
 OWN_SIZES = frozenset({"nano"})  # trained here: the file knows its shapes, not the name
 
@@ -84,37 +84,8 @@ def load_sam(
     with Uninitialised():
         sam = Sam(config)
     _load_strictly(sam, _official_names(state, path), path, name)
-    sam.thresholds = _thresholds_for(name, metadata, path)
+    sam.thresholds = thresholds_of(name, metadata, path)
     return sam.to(device).in_precision(dtype).eval()
-
-
-def recommended_thresholds(name: str, checkpoint: str | Path | None = None) -> Thresholds:
-    """The `thresholds` of what `load_sam` would load, without loading it. Raises CheckpointError."""
-    path = find_checkpoint(name, checkpoint)
-    return _thresholds_for(name, read_metadata(path), path)
-
-
-def find_checkpoint(name: str, checkpoint: str | Path | None = None) -> Path:
-    """Say where `load_sam` takes the weights from, without opening the file.
-
-    Raises CheckpointError for an unknown name, and where there are no weights.
-    """
-    if name not in MODELS:
-        raise CheckpointError(f"unknown model {name!r}; {nearest(name, MODELS)}")
-    if checkpoint is not None:
-        return Path(os.path.expanduser(checkpoint))  # noqa: PTH111  (pathlib raises for an unknown user)
-    path = bundled(name) or cached(name)
-    if path is None:
-        raise CheckpointError(f"no weights for {name}: {how_to_get(name)}")
-    return path
-
-
-def checkpoint_sha256(path: str | Path) -> str:
-    """Hexadecimal SHA-256 of a checkpoint file. Raises CheckpointError if it cannot be read."""
-    try:
-        return sha256_of(Path(path))
-    except OSError as error:
-        raise unreadable(Path(path), error) from error
 
 
 def save_sam(
@@ -187,15 +158,6 @@ def _parse_config(metadata: Mapping[str, str], path: Path) -> SamConfig | None:
         raise CheckpointError(
             f"{path} has a `config` in its metadata that makes no model: {error}"
         ) from error
-
-
-def _thresholds_for(name: str, metadata: Mapping[str, str], path: Path) -> Thresholds:
-    if "thresholds" not in metadata:
-        return THRESHOLDS[name]
-    try:
-        return Thresholds(**json.loads(metadata["thresholds"]))
-    except (ValueError, TypeError) as error:
-        raise CheckpointError(f"{path} has `thresholds` in its metadata that are none: {error}") from error
 
 
 def _load_strictly(sam: Sam, state: dict[str, Tensor], path: Path, name: str) -> None:

@@ -10,16 +10,16 @@ import json
 import pickle
 import re
 import struct
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from .errors import CheckpointError
+from .finding import EXPECTED, damage_told, start_of
 
 NAMED = 4  # names that an error spells out
 # What torch raises over a damaged pickle; flipped and missing bytes were tried by the thousand.
@@ -33,7 +33,6 @@ DAMAGE = (
     AssertionError,
     struct.error,
 )
-EXPECTED = "expected a PyTorch file (.pth, .pt) or safetensors"
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -41,7 +40,7 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
     Tensors are mapped rather than read where the format allows. Raises CheckpointError for anything else.
     """
-    start = _start_of(path)
+    start = start_of(path)
     if start[8:] == b"{":
         return _read_safetensors(path)
     if start.startswith(b"PK\x03\x04"):
@@ -49,17 +48,6 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     if start.startswith(b"\x80"):  # PyTorch before 1.6
         return _tensors_of(_unpickle(path, mmap=False), path), {}
     raise CheckpointError(f"{path} {'is no checkpoint' if start else 'is empty'}: {EXPECTED}")
-
-
-def read_metadata(path: Path) -> dict[str, str]:
-    """The metadata alone, without reading a tensor; empty where it is no safetensors file.
-
-    Raises CheckpointError where the file cannot be read, or is a damaged safetensors file.
-    """
-    if _start_of(path)[8:] != b"{":
-        return {}
-    with _damage_told(path), safe_open(path, framework="pt") as file:
-        return file.metadata() or {}
 
 
 def write_tensors(state: dict[str, Tensor], path: Path, metadata: Mapping[str, str]) -> None:
@@ -77,36 +65,14 @@ def write_tensors(state: dict[str, Tensor], path: Path, metadata: Mapping[str, s
         file.write(json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode().ljust(length))
 
 
-def _start_of(path: Path) -> bytes:
-    """Nine bytes: a safetensors file opens with the length of its header, any eight, and a brace."""
-    try:
-        with path.open("rb") as file:
-            return file.read(9)
-    except OSError as error:
-        raise unreadable(path, error) from error
-
-
-def unreadable(path: Path, error: OSError) -> CheckpointError:
-    """Describe a file that the system would not let us read."""
-    return CheckpointError(f"cannot read checkpoint {path}: {error.strerror}; {EXPECTED}")
-
-
 def listed(names: list[str]) -> str:
     """“a, b, c, d, …”: the first few of many, for an error that gives their number beside."""
     return ", ".join(names[:NAMED]) + (", …" if len(names) > NAMED else "")
 
 
 def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    with _damage_told(path), safe_open(path, framework="pt") as file:
+    with damage_told(path), safe_open(path, framework="pt") as file:
         return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}  # noqa: SIM118
-
-
-@contextmanager
-def _damage_told(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except SafetensorError as error:
-        raise CheckpointError(f"{path} is a damaged safetensors file: {error}") from error
 
 
 def _unpickle(path: Path, mmap: bool) -> object:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from ... import __version__
 from ...model.checkpoints.errors import CheckpointError
+from ...model.checkpoints.finding import checkpoint_sha256, find_checkpoint, recommended_thresholds
 from ..config.run import ModelConfig, RunConfig
 from ..errors import ConfigError, CorpusError, CorpusUnavailable, UsageError
 from ..format.run_record import read_run
@@ -84,15 +85,11 @@ def with_thresholds(config: RunConfig) -> RunConfig:
 
     Raises CheckpointError where there are no such weights.
     """
-    from ...model.checkpoints.loading import recommended_thresholds  # loads torch
-
     return config.with_thresholds(recommended_thresholds(config.model.name, config.model.checkpoint))
 
 
 def weights_sha256(model: ModelConfig) -> str:
     """The SHA-256, in hex, of the file that this process would load; CheckpointError where there is none."""
-    from ...model.checkpoints.loading import find_checkpoint  # loads torch
-
     path = find_checkpoint(model.name, model.checkpoint)
     changed = path.stat().st_mtime_ns if path.is_file() else 0
     return _sha256_of(path, changed)
@@ -100,8 +97,6 @@ def weights_sha256(model: ModelConfig) -> str:
 
 @functools.cache
 def _sha256_of(path: Path, _changed: int) -> str:
-    from ...model.checkpoints.loading import checkpoint_sha256
-
     return checkpoint_sha256(path)  # gigabytes: once a process, not again when they are loaded
 
 

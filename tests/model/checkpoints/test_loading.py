@@ -17,15 +17,10 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-import maskmill.model.checkpoints.loading
+import maskmill.model.checkpoints.finding
 from maskmill.model.checkpoints.errors import CheckpointError
-from maskmill.model.checkpoints.loading import (
-    checkpoint_sha256,
-    find_checkpoint,
-    load_sam,
-    recommended_thresholds,
-    save_sam,
-)
+from maskmill.model.checkpoints.finding import checkpoint_sha256, find_checkpoint, recommended_thresholds
+from maskmill.model.checkpoints.loading import load_sam, save_sam
 from maskmill.model.config import MODELS, SamConfig, Thresholds
 from maskmill.model.networks.sam import Sam
 
