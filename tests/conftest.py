@@ -104,17 +104,10 @@ def tiny_settings(tiny_weights) -> list[str]:
 @pytest.fixture(scope="session")
 def local_ray():
     """One Ray of two CPUs for all tests that need one; it joins this process and leaves with it."""
-    os.environ["RAY_AUTH_MODE"] = "disabled"
-    import ray
+    from ray.job_config import JobConfig
 
-    import maskmill.pipelines.workers.ray_actors  # noqa: F401  (sets what Ray reads at import)
+    import maskmill.pipelines.workers.cluster.connect  # noqa: F401  (sets what Ray reads when it starts)
+    from maskmill.pipelines.workers.cluster.own_ray import started
 
-    ray.init(
-        address="local",
-        num_cpus=2,
-        include_dashboard=False,
-        log_to_driver=False,
-        object_store_memory=100 * 2**20,
-    )
-    yield
-    ray.shutdown()
+    with started(2, JobConfig()):
+        yield

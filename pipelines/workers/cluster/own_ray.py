@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import os
+import resource
 import secrets
 import shutil
 import signal
@@ -32,12 +33,13 @@ from ...machine import threads_left
 from ...text import without_escapes
 
 RAY_THREADS, CPU_THREADS = 170, 40  # 233, 245 and 316 were counted with 1, 2 and 4 workers on 2, 2 and 4 CPUs
+ADDRESS_BYTES = 4_096_000_000  # with 3,072,000,000 Ray ended the process
 OBJECT_STORE_BYTES = 100 * 2**20  # nothing but descriptions and receipts passes through it
 SOCKET_BYTES = 103 if sys.platform == "darwin" else 107  # the longest path of a socket
 FOLDER, OPEN = "maskmill-", "r"  # Ray opens its folder to everyone; the one around it stays closed
 LONGEST_NAME = f"/{FOLDER}12345678/{OPEN}/session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store"
 SHARED_MEMORY = Path("/dev/shm")  # where Linux has it
-WITHOUT_RAY = "--workers 0 runs without Ray"
+NOT_STARTED = "Ray did not start on this machine (--workers 0 runs without it)"
 
 
 @contextmanager
@@ -46,7 +48,7 @@ def started(cpus: int, job: JobConfig) -> Iterator[None]:
 
     Raises UsageError where no folder can hold its sockets, IncompleteRun where it does not start.
     """
-    _check_threads(cpus)
+    _check_limits(cpus)
     with _folder() as folder, _token():
         try:
             with _spare():
@@ -56,14 +58,23 @@ def started(cpus: int, job: JobConfig) -> Iterator[None]:
             ray.shutdown()
 
 
-def _check_threads(cpus: int) -> None:
-    """Raise IncompleteRun where too few threads may be started: Ray hangs then, or ends its processes."""
+def _check_limits(cpus: int) -> None:
+    """Raise IncompleteRun where Ray would hang, or end this process, for want of threads or address space."""
     needed, left = RAY_THREADS + CPU_THREADS * cpus, threads_left()
+    space = resource.getrlimit(resource.RLIMIT_AS)[0]
     if left < needed:
-        raise IncompleteRun(
-            f"Ray did not start on this machine ({WITHOUT_RAY}): expected {needed} threads that may be "
-            f"started, for {cpus} CPUs, got {left}: raise ulimit -u, or the container's limit of processes"
+        lacks = (
+            f"expected {needed} threads that may be started, for {cpus} CPUs, got {left}: raise ulimit -u, "
+            "or the container's limit of processes"
         )
+    elif space != resource.RLIM_INFINITY and space < ADDRESS_BYTES:
+        lacks = (
+            f"expected {ADDRESS_BYTES / 2**30:.1f} GiB of address space, got {space / 2**30:.1f}: "
+            "raise ulimit -v"
+        )
+    else:
+        return
+    raise IncompleteRun(f"{NOT_STARTED}: {lacks}")
 
 
 def _init(folder: Path, cpus: int, job: JobConfig) -> None:
@@ -82,7 +93,7 @@ def _init(folder: Path, cpus: int, job: JobConfig) -> None:
             )
     except Exception as error:  # of any type: Ray raises Exception itself, too
         said = " ".join(without_escapes(str(error)).split()) or type(error).__name__
-        raise IncompleteRun(f"Ray did not start on this machine ({WITHOUT_RAY}): {said}") from error
+        raise IncompleteRun(f"{NOT_STARTED}: {said}") from error
 
 
 @contextmanager
@@ -133,7 +144,7 @@ def _new_folder() -> Path:
             reasons.append(f"{place}: {error.strerror}")
     raise UsageError(
         f"Ray needs a folder that can be written, with a path of at most {longest} bytes, for its sockets "
-        f"({'; '.join(reasons)}): set RAY_TMPDIR to one, or use --workers 0, which runs without Ray"
+        f"({'; '.join(reasons)}): set RAY_TMPDIR to one, or take --workers 0, which runs without Ray"
     )
 
 

@@ -17,6 +17,7 @@ def test_a_ray_of_our_own_has_the_cpus_that_one_worker_asks_for(monkeypatch):
     monkeypatch.setattr(connect.ray, "is_initialized", lambda: False)
     monkeypatch.setattr(own_ray.ray, "init", lambda **options: asked.update(options))
     monkeypatch.setattr(own_ray.ray, "shutdown", lambda: None)
+    monkeypatch.setattr(own_ray, "_read_again", lambda: None)  # the tests' Ray keeps its token
     monkeypatch.setattr(connect, "_placement", lambda *_given, **_options: None)
     monkeypatch.setattr(connect, "usable_cpus", lambda: 2)
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
@@ -57,12 +58,13 @@ def test_an_address_that_does_not_answer_is_named_by_where_it_was_given(monkeypa
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_while_ray_starts_is_an_interruption_and_its_handler_comes_back(monkeypatch, number):
-    from maskmill.pipelines.workers.cluster import connect
+    from maskmill.pipelines.workers.cluster import connect, own_ray
 
     def init(**_options):  # Ray's own handler of SIGTERM is in place before it is ready
         signal.signal(signal.SIGTERM, lambda number, _frame: sys.exit(number))
         signal.raise_signal(number)
 
+    monkeypatch.setattr(own_ray, "_read_again", lambda: None)
     ended = []
     monkeypatch.setattr(connect.ray, "is_initialized", lambda: False)
     monkeypatch.setattr(connect.ray, "init", init)

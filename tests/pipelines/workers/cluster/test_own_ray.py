@@ -173,9 +173,16 @@ def test_too_few_threads_are_one_line(photos, tiny_settings, tmp_path):
         inside = ["sh", "-c", f'echo 0 > {group}/cgroup.procs && exec "$@"', "sh", *typed]
         code, (line,) = run(inside)
     assert code == 4
-    assert line.startswith("maskmill: Ray did not start on this machine (--workers 0 runs without Ray): ")
+    assert line.startswith("maskmill: Ray did not start on this machine (--workers 0 runs without it): ")
     assert "expected " in line
     assert "threads that may be started" in line
+
+
+def test_too_little_address_space_is_one_line(photos, tiny_settings, tmp_path):
+    inside = ["sh", "-c", 'ulimit -v 3000000 && exec "$@"', "sh", *command(photos, tmp_path, tiny_settings)]
+    code, (line,) = run(inside)
+    assert code == 4
+    assert "expected 3.8 GiB of address space, got 2.9: raise ulimit -v" in line
 
 
 READ_ONLY = 'mount -t tmpfs -o ro none /tmp && mount -t tmpfs -o ro none /dev/shm && exec "$@"'
@@ -215,6 +222,7 @@ def test_what_ray_raises_is_one_line_and_the_environment_comes_back(
     monkeypatch.setattr(connect.ray, "is_initialized", lambda: False)
     monkeypatch.setattr(own_ray.ray, "init", init)
     monkeypatch.setattr(own_ray.ray, "shutdown", lambda: None)
+    monkeypatch.setattr(own_ray, "_read_again", lambda: None)  # the tests' Ray keeps its token
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     monkeypatch.delenv("RAY_AUTH_TOKEN", raising=False)
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
@@ -225,7 +233,7 @@ def test_what_ray_raises_is_one_line_and_the_environment_comes_back(
     folder = Path(seen["_temp_dir"]).parent
     error = capsys.readouterr().err.splitlines()[-1]
     assert error == (
-        "maskmill: Ray did not start on this machine (--workers 0 runs without Ray): the port is taken; "
+        "maskmill: Ray did not start on this machine (--workers 0 runs without it): the port is taken; "
         f"Ray's logs are in {folder}"
     )
     assert dict(os.environ) == before
