@@ -31,7 +31,7 @@ def find_checkpoint(name: str, checkpoint: str | Path | None = None) -> Path:
     if name not in MODELS:
         raise CheckpointError(f"unknown model {name!r}; {nearest(name, MODELS)}")
     if checkpoint is not None:
-        return Path(os.path.expanduser(checkpoint))
+        return Path(os.path.expanduser(checkpoint))  # noqa: PTH111  (pathlib raises for an unknown user)
     path = bundled(name) or cached(name)
     if path is None:
         raise CheckpointError(f"no weights for {name}: {how_to_get(name)}")
