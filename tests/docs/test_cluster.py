@@ -81,7 +81,7 @@ def test_each_link_and_each_file_is_there():
         ("expected cpu or auto, got cuda, and torch finds no GPU", "pipelines/workers/loading.py"),
         ("is not this run's corpus there", "pipelines/workers/loading.py"),
         ("expected the run's weights of", "pipelines/workers/loading.py"),
-        ("no weights for", "model/checkpoints/loading.py"),
+        ("no weights for", "model/checkpoints/finding.py"),
         ("another run is at work on it", "pipelines/storage/lease.py"),
     ],
 )
