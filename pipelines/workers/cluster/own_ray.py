@@ -181,8 +181,8 @@ def _spare() -> Iterator[None]:
     """Have `ray.init` listen on loopback, as it does on macOS, and start nothing that a run does not use.
 
     That is the autoscaler's monitor, the one that copies logs to the driver, and the server of the dashboard
-    that is not included: `ray.init` has no options for them. The agent's usual port, 52365, would keep a
-    second run waiting. A name that another version of Ray lacks is left out.
+    that is not included: `ray.init` has no options for them. The agent takes any port, not 52365, which two
+    runs would want. A name that another version of Ray lacks is left out.
     """
     with ExitStack() as replaced:
         for owner, name, value in (
