@@ -13,7 +13,7 @@ import pickle
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from multiprocessing.reduction import ForkingPickler
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -230,17 +230,26 @@ def read_ahead(dataset: Dataset[T], workers: int) -> Iterator[T]:
         log.warning("no shared memory (%s): this process makes the batches itself", error.strerror)
         workers = 0
     for item in DataLoader(_Packed(dataset), batch_size=None, num_workers=workers):
-        found = pickle.loads(item) if isinstance(item, bytes) else item
-        if isinstance(found, MaskmillError):
-            raise found
-        yield found
+        if isinstance(item, MaskmillError):
+            raise item
+        yield item
 
 
-class _Packed(Dataset[T | MaskmillError | bytes]):
-    """The items of a dataset, or the errors that reading them raises; those of a worker process are pickled.
+class _Parcel:
+    """An item that a worker process has pickled; the queue hands on what is in it."""
+
+    def __init__(self, pickled: bytes) -> None:
+        self._pickled = pickled
+
+    def __reduce__(self) -> tuple[Any, tuple[bytes]]:
+        return pickle.loads, (self._pickled,)
+
+
+class _Packed(Dataset[T | MaskmillError | _Parcel]):
+    """The items of a dataset, or the errors that reading them raises; those of a worker process in parcels.
 
     Their tensors stay behind in shared memory, which spares copies. Where there is no room for them, they are
-    in the pickle. PyTorch would learn of that too late, in a thread, and wait for ever.
+    in the parcel. PyTorch would learn of that too late, in a thread, and wait for ever.
     """
 
     def __init__(self, dataset: Dataset[T]) -> None:
@@ -249,7 +258,7 @@ class _Packed(Dataset[T | MaskmillError | bytes]):
     def __len__(self) -> int:
         return len(self.dataset)  # type: ignore[arg-type]
 
-    def __getitem__(self, index: int) -> T | MaskmillError | bytes:
+    def __getitem__(self, index: int) -> T | MaskmillError | _Parcel:
         item: T | MaskmillError
         try:
             item = self.dataset[index]
@@ -258,6 +267,6 @@ class _Packed(Dataset[T | MaskmillError | bytes]):
         if get_worker_info() is None:
             return item
         try:
-            return bytes(ForkingPickler.dumps(item))
+            return _Parcel(bytes(ForkingPickler.dumps(item)))
         except (RuntimeError, OSError):
-            return pickle.dumps(item)
+            return _Parcel(pickle.dumps(item))

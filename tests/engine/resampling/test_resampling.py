@@ -5,7 +5,6 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import maskmill.model.kernels.jit
 from maskmill.engine.codes import single
 from maskmill.engine.codes.runs import Runs
 from maskmill.engine.geometry import input_size
@@ -192,13 +191,3 @@ def test_a_comb_has_more_ends_than_were_foreseen():
     mask = painted(ours, logits_Nhw, ours.measure(logits_Nhw, 0.0), 0, (256, 256))
     assert len(mask.start_R) == 32 * 256
     assert np.array_equal(pixels(mask), (published_chain(logits_Nhw, 256, (256, 256))[0] > 0).numpy())
-
-
-def test_without_a_folder_to_keep_it_in_it_is_compiled_all_the_same(monkeypatch):
-    def strict(function, cache=False, **_options):
-        if cache:
-            raise RuntimeError("cannot cache function: no locator available")
-        return function
-
-    monkeypatch.setattr(maskmill.model.kernels.jit.numba, "njit", strict)
-    assert maskmill.model.kernels.jit.compiled(lambda x: x + 1)(1) == 2
