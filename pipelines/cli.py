@@ -74,7 +74,7 @@ app.add_typer(models_app, name="models")
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code. `argv`: the words after `maskmill`, else those typed."""
     with guarded_streams() as output:
-        code = _run(list(sys.argv[1:] if argv is None else argv))
+        code = _run(list(sys.argv[1:] if argv is None else argv), ends=argv is None)
         output.flush()
         if output.failure is None or isinstance(output.failure, BrokenPipeError):  # as behind `| head`
             return code
@@ -82,11 +82,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _complain(said, code or IncompleteRun.exit_code)
 
 
-def _run(arguments: list[str]) -> int:
+def _run(arguments: list[str], *, ends: bool) -> int:
     go_on = GoOn(arguments)
     try:
         settle()
-        with orderly(lambda: redacted(str(go_on))):
+        with orderly(lambda: redacted(str(go_on)), ends=ends):
             code = app(args=arguments, prog_name="maskmill", standalone_mode=False, obj=go_on)
     except _ClickException as error:
         return _complain(error.format_message(), error.exit_code)

@@ -53,10 +53,11 @@ class Interrupts:
 
 
 @contextmanager
-def orderly(how_to_go_on: Callable[[], str] = str) -> Iterator[None]:
+def orderly(how_to_go_on: Callable[[], str] = str, *, ends: bool = False) -> Iterator[None]:
     """Handle both signals in the block, save one that was ignored before; nothing outside the main thread.
 
-    `how_to_go_on` says what the last line adds where the process is ended at once.
+    `how_to_go_on` says what the last line adds where the process is ended at once. Where the process `ends`
+    after the block, a signal that follows an interruption is still taken there, as the second one.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -69,8 +70,9 @@ def orderly(how_to_go_on: Callable[[], str] = str) -> Iterator[None]:
     try:
         yield
     finally:
-        for number, was in before.items():
-            signal.signal(number, was)
+        if not (ends and handler.received):
+            for number, was in before.items():
+                signal.signal(number, was)
 
 
 @contextmanager

@@ -454,7 +454,7 @@ MORE_FAULTS = [
     ("each shard is put, the answer is lost", once_each("lost", "PUT", "/shards/"), 0),
     ("no photograph can be read", always("reset", "GET", "coffee/1.png"), 4),
     ("corpus.json cannot be put", always("500", "PUT", "-put/corpus.json"), 4),
-    ("nothing answers", every(1, "reset"), 2),
+    ("nothing answers", every(1, "reset"), 4),
 ]
 
 

@@ -94,7 +94,7 @@ def test_a_job_that_is_stopped_ends_in_good_order_and_says_how_to_go_on(head, co
     assert "Job 'stopped' was stopped" in head.status("stopped")
     log = head.job("logs", "stopped").stdout
     assert "interrupted: shards in hand may finish" in log
-    assert "committed shards stay, go on with: maskmill generate" in log
+    assert "committed shards stay, go on with: maskmill resume" in log
     assert 0 < len(committed_shards(out)) < 60
     assert not (out / "lease.json").exists()
 
