@@ -8,6 +8,7 @@ answers at once.
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 from collections.abc import Sequence
@@ -28,6 +29,8 @@ from .writing.go_on import GoOn
 # either.
 _ClickException: Any = typer.BadParameter.__mro__[2]
 
+_COMPUTE_NOTHING = ("--version", "status", "rejects", "models")
+
 # What torch's allocators, Python's threads and a pool whose process was killed say by a plain RuntimeError.
 _OUT_OF_RESOURCES = (
     "not enough memory",
@@ -39,7 +42,7 @@ _OUT_OF_RESOURCES = (
 
 app = typer.Typer(
     name="maskmill",
-    help="Photographs in, an SA-1B-style corpus of segmentation masks out.",
+    help="Images in, an SA-1B-style corpus of segmentation masks out.",
     context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
 )
@@ -85,7 +88,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(arguments: list[str], *, ends: bool) -> int:
     go_on = GoOn(arguments)
     try:
-        settle()
+        asks = {"-h", "--help"} & set(arguments) or "_MASKMILL_COMPLETE" in os.environ
+        settle(computes=bool(arguments) and arguments[0] not in _COMPUTE_NOTHING and not asks)
         with orderly(lambda: redacted(str(go_on)), ends=ends):
             code = app(args=arguments, prog_name="maskmill", standalone_mode=False, obj=go_on)
     except _ClickException as error:
@@ -120,6 +124,7 @@ def _no_bug(error: Exception) -> tuple[str, int]:
     if (
         isinstance(error, ImportError | OSError)
         and re.search(r"\.so\b", said)
+        and "cannot import name" not in said  # which names the library that it looked in
         and getattr(error, "errno", None) is None
     ):
         last = said.strip().splitlines()[-1]  # of numpy's page of advice

@@ -12,7 +12,7 @@ import os
 import resource
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, TextIO, cast
 
@@ -24,6 +24,7 @@ _FOLDERS = (
     "MASKMILL_CACHE",
     "NUMBA_CACHE_DIR",
     "MPLCONFIGDIR",
+    "RAY_TMPDIR",
     "TMPDIR",
     "XDG_CACHE_HOME",
     "XDG_CONFIG_HOME",
@@ -33,7 +34,7 @@ _OTHER_THREADS = 16
 
 
 class GuardedStream:
-    """A text stream, with every attribute it has, whose first failure is kept and ends what it shows.
+    """A text stream, with every attribute it has. After its first failure it drops what is written.
 
     Attributes:
         failure: why it could not be written to; None as long as it could.
@@ -53,6 +54,11 @@ class GuardedStream:
             self._stream.write(text)
         return len(text)
 
+    def writelines(self, lines: Iterable[str]) -> None:
+        """Write them one by one."""
+        for line in lines:
+            self.write(line)
+
     def flush(self) -> None:
         """Flush, if that is possible."""
         with self._failing():
@@ -65,10 +71,8 @@ class GuardedStream:
         except OSError as error:
             self.failure = self.failure or error
             # What is still buffered would fail again when the interpreter ends, with a traceback.
-            with contextlib.suppress(OSError):
-                nowhere = os.open(os.devnull, os.O_WRONLY)
-                os.dup2(nowhere, self._stream.fileno())
-                os.close(nowhere)
+            with contextlib.suppress(OSError), Path(os.devnull).open("w") as nowhere:
+                os.dup2(nowhere.fileno(), self._stream.fileno())
 
 
 @contextlib.contextmanager
@@ -91,9 +95,10 @@ def guarded_streams() -> Iterator[GuardedStream]:
         sys.stdout, sys.stderr = before
 
 
-def settle() -> None:
-    """Make the process's surroundings usable. Raises UsageError where the current folder is gone,
-    IncompleteRun where this process may not start the threads that its libraries start.
+def settle(*, computes: bool) -> None:
+    """Make the process's surroundings usable. Raises UsageError where the current folder is gone; for a
+    command that `computes`, IncompleteRun where this process may not start the threads that its libraries
+    start.
     """
     try:
         Path.cwd()
@@ -107,7 +112,8 @@ def settle() -> None:
     for name in _FOLDERS:
         if os.environ.get(name, "").startswith("~"):
             os.environ[name] = os.path.expanduser(os.environ[name])  # noqa: PTH111
-    if resource.getrlimit(resource.RLIMIT_AS)[0] == resource.RLIM_INFINITY:  # a thread asks for much of it
+    # A thread asks for much address space.
+    if computes and resource.getrlimit(resource.RLIMIT_AS)[0] == resource.RLIM_INFINITY:
         _check_threads(2 * usable_cpus() + _OTHER_THREADS)
 
 

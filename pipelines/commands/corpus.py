@@ -97,7 +97,7 @@ def generate(
     mode, retry = mode_of(overwrite, extend), retry_rejects or ()
     if retry and overwrite:
         raise UsageError("expected --overwrite or --retry-rejects, not both")
-    context.obj.offer_resume(out, _resume_options(ray, log_json, retry))
+    context.obj.offer_resume(out, _resume_options(ray, log_json, retry, quiet, verbose))
     from ..generation.event_log import opened
     from ..generation.generate import Call
     from ..generation.generate import generate as run
@@ -157,7 +157,7 @@ def status(
     corpus: CorpusArgument,
     as_json: AsJson = False,
 ) -> None:
-    """How far a run is: shards, rate, time left, refusals; read from the corpus alone, at any time."""
+    """How far a run is: shards, rate, time left, rejected images; read from the corpus alone, at any time."""
     from ..generation.status import status_of
 
     found = status_of(corpus)
@@ -203,10 +203,13 @@ def _printed(settings: RunConfig) -> str:
     return to_yaml(settings, notes)
 
 
-def _resume_options(ray: str | None, log_json: str | None, retry: Sequence[str]) -> list[str]:
+def _resume_options(
+    ray: str | None, log_json: str | None, retry: Sequence[str], quiet: bool, verbose: bool
+) -> list[str]:
     """Those of `generate` that `resume` takes too and a corpus does not remember, as they are typed."""
     given = [("--ray", ray), ("--log-json", log_json), *(("--retry-rejects", name) for name in retry)]
-    return [word for name, value in given if value is not None for word in (name, value)]
+    flags = [name for name, is_given in (("--quiet", quiet), ("--verbose", verbose)) if is_given]
+    return [*(word for name, value in given if value is not None for word in (name, value)), *flags]
 
 
 def _placement(workers: str | None, gpus: str | None, cpus: str | None) -> list[str]:

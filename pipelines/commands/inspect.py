@@ -26,7 +26,7 @@ def rejects(
         list[str] | None,
         typer.Option("--class", metavar="CLASS", help="Only images rejected with this class. Repeatable."),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="One line of JSON in place of the table.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """List the images that could not be used: class, key and what was wrong with each."""
     from ..corpus.reader import Corpus
@@ -58,7 +58,7 @@ def report(
         int | None, typer.Option(metavar="N", min=1, help="Processes; default: one for each core.")
     ] = None,
 ) -> None:
-    """Statistics of a corpus: counts, what the masks are like, refusals by class."""
+    """Statistics of a corpus: counts, what the masks are like, rejected images by class."""
     from ..report.figures import check_can_draw
     from ..report.page import write_report
     from ..report.statistics import corpus_statistics
@@ -111,11 +111,11 @@ def gallery(
 def view(
     corpus: CorpusArgument,
     port: Annotated[
-        int, typer.Option(metavar="N", min=0, max=65535, help="Of loopback; 0: any that is free.")
+        int, typer.Option(metavar="N", min=0, max=65535, help="Port on 127.0.0.1; 0 picks a free one.")
     ] = 0,
     moved: Moved = None,
 ) -> None:
-    """Serve that page over the whole corpus, on this machine only, until Ctrl-C."""
+    """Serve a page that shows the masks of the whole corpus, on this machine only, until Ctrl-C."""
     from ..gallery.server import GalleryServer
 
     with GalleryServer(corpus, port, moved_places(moved)) as server:

@@ -138,7 +138,7 @@ LogJson = Annotated[
         "--log-json", metavar="FILE", help="Add a line of JSON for each event; - is standard output."
     ),
 ]
-AsJson = Annotated[bool, typer.Option("--json", help="One line of JSON in place of the tables.")]
+AsJson = Annotated[bool, typer.Option("--json", help="One line of JSON in place of tables.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print warnings and errors only.")]
 Verbose = Annotated[
     bool, typer.Option("--verbose", "-v", help="Add what became of all candidates to the summary.")
@@ -175,7 +175,7 @@ def mode_of(overwrite: bool, extend: bool) -> Mode:
     return "overwrite" if overwrite else "extend" if extend else "resume"
 
 
-def settings_of(**options: str | float | None) -> list[str]:
+def overrides_of(**options: str | float | None) -> list[str]:
     """Options as values of the configuration, as `--set` takes them; those that were not given are left out.
 
     A name has two underscores where the key has a dot: `generator__points_per_side`.
@@ -188,7 +188,7 @@ def generator_settings(
     points_per_side: int | None, pred_iou_thresh: float | None, stability_score_thresh: float | None
 ) -> list[str]:
     """The generator's options as values of the configuration."""
-    return settings_of(
+    return overrides_of(
         generator__points_per_side=points_per_side,
         generator__pred_iou_thresh=pred_iou_thresh,
         generator__stability_score_thresh=stability_score_thresh,
@@ -214,4 +214,4 @@ def model_settings(model: str | None, checkpoint: str | None, device: str | None
         model = known.model
     elif model is not None and model not in MODELS:
         raise UsageError(f"--model {model}: {nearest(model, [*MODELS, *CHECKPOINTS])}")
-    return settings_of(model__name=model, model__checkpoint=checkpoint or file, model__device=device)
+    return overrides_of(model__name=model, model__checkpoint=checkpoint or file, model__device=device)

@@ -43,13 +43,13 @@ from ..storage import atomic
 from ..storage.json_files import sha256_hex
 from ..storage.lease import Lease, held
 from ..storage.retries import COMMIT_ATTEMPTS, opening, retrying
-from ..text import redacted, visible
+from ..text import redacted
 from ..verification.masks import doubtful_rows
 from ..verification.rows import mask_problems
 from ..writing import close
 from ..writing.go_on import GoOn
 from ..writing.open import Mode, Run, open_run, refuse_foreign
-from ..writing.progress import Display, LiveLine, next_commands, summary_table
+from ..writing.progress import Display, LiveLine, first_rejects, next_commands, summary_table
 from .sa1b import MAX_JSON_BYTES, Entry, bad_annotations, numbers, read_entry
 from .sa1b_pairs import paired, refuse_left_over
 
@@ -103,12 +103,13 @@ def import_sa1b(
             totals = retrying(lambda: close.finish_corpus(out, run.plan.shards))["totals"]
         seconds = time.monotonic() - started
         console.print(summary_table(done.tally, seconds, totals, verbose=display.verbose))
-        for name, example in done.tally.examples.items():
-            console.print(visible(f"rejected: {name}: {done.tally.rejects[name]}, such as {example}"))
+        for rejected in first_rejects(done.tally, out):
+            console.print(rejected)
         if done.rounded:
             console.print(
                 f"{done.rounded} numbers are no 32-bit floats, as SA-1B's are, and were rounded to the next"
             )
+        close.check_usable(out, totals["images"], totals["rejected"])
         console.print(next_commands(out))
         return done.tally
 

@@ -41,7 +41,7 @@ from ..workers.tasks import Job, OnProgress, ShardFailure, ShardReceipt, this_pl
 from ..writing import close
 from ..writing.go_on import GoOn
 from ..writing.open import Mode, Run, open_planned, open_run, refuse_foreign
-from ..writing.progress import Display, first_rejects, next_commands, summary_table
+from ..writing.progress import Display, first_rejects, named, next_commands, summary_table
 from .circuit_breaker import check_unwritten, too_many_refused
 from .event_log import EventLog
 from .recorded import recorded_config
@@ -73,6 +73,10 @@ class Call:
         """Where people are told something."""
         return self.display.console(stderr=self.events.is_standard_output)
 
+    def warn(self, line: str) -> None:
+        """Tell people what even a quiet run says."""
+        (Display().console(stderr=True) if self.display.quiet else self.console).print(line)
+
 
 def generate(
     inputs: Sequence[str], out: Path, config: RunConfig, call: Call | None = None, *, mode: Mode = "resume"
@@ -95,8 +99,8 @@ def generate(
             run = opening(partial(_open, out, listed, config, weights, mode, call), out, is_there=is_there)
             del listed  # the run reads its plan from the disk
             for old, new in run.moved.pairs:
-                line = f"planned at {redacted(old or '/')}, read at {redacted(new or '/')} now"
-                call.console.print(f"{out}: {visible(line)}")
+                line = visible(redacted(f"planned at {old or '/'}, read at {new or '/'} now"))
+                call.console.print(f"{named(out)}: {line}")
             return _do_what_is_left(run, inputs, config, lease, call)
 
 
@@ -128,7 +132,7 @@ def resume(
 @contextmanager
 def _at_work(out: Path, call: Call, *, is_there: bool) -> Iterator[Lease]:
     """Hold the corpus's lease, and leave no temporary file behind: an ended worker may have been at one."""
-    with held(out, call.console.print, is_there=is_there) as lease:
+    with held(out, call.warn, is_there=is_there) as lease:
         try:
             yield lease
         finally:
@@ -144,7 +148,7 @@ def _open(out: Path, listed: pa.Table, config: RunConfig, weights: str, mode: Mo
     if size == AUTO and mode != "overwrite" and (out / RUN).is_file():
         size = run_record.read_run(out).config.get("shard_size", AUTO)
     if size == AUTO:
-        joins = call.ray or os.environ.get("RAY_ADDRESS")
+        joins = config.workers != 0 and (call.ray or os.environ.get("RAY_ADDRESS"))
         size = fitting_shard_size(config, listed.num_rows, None if joins else [this_machine(config)])
     config = config.model_copy(update={"shard_size": size})
     record = run_record.RunRecord(
@@ -159,15 +163,17 @@ def _open(out: Path, listed: pa.Table, config: RunConfig, weights: str, mode: Mo
 
 def _do_what_is_left(run: Run, inputs: Sequence[str], config: RunConfig, lease: Lease, call: Call) -> Tally:
     call.events.identify(run.record.digest)
-    call.go_on.planned(run.record.changes(config.model_dump(mode="json")))
+    call.go_on.planned(run.record.changes(config.model_dump(mode="json")), run.moved.pairs)
     work = opening(lambda: work_of(run, call.retry, call.console), run.out, is_there=True)
     call.go_on.has_shards = len(work.todo) < len(run.plan.shards)
     call.events.started(inputs, **work.facts())
     if work.shards:
         return _do(work, config, lease, call)
-    if not work.is_closed:
+    if work.is_closed:
+        call.console.print(f"{named(run.out)}: complete, nothing to do")
+    else:
         _finish(run)
-    call.console.print(f"{run.out}: complete, nothing to do")
+        call.console.print(next_commands(run.out))
     statuses, _ = opening(lambda: recorded_counts(run.out / CORPUS), run.out, is_there=True)
     close.check_usable(run.out, statuses.total(), statuses["rejected"])
     return Tally()
@@ -183,7 +189,7 @@ def _do(work: Work, config: RunConfig, lease: Lease, call: Call) -> Tally:
     for line in first_rejects(done, out):
         call.console.print(line)
     if advice := _advice(done, config.generator):
-        call.console.print(advice)
+        call.warn(advice)
     if failures:
         raise IncompleteRun(
             f"{len(failures)} of {counted(len(work.shards), 'shard')} left undone, run it again to go on; "

@@ -23,13 +23,13 @@ def recorded_config(run: Run, changes: Sequence[str]) -> RunConfig:
     Raises ConfigError where one of them decides rows, or this maskmill understands the configuration
     otherwise than the one that wrote it; CorpusError where the run's weights are not here.
     """
-    record, source = run.record, f"{run.out / RUN}{' with --set' if changes else ''}"
+    record, source = run.record, f"{run.out / RUN}{' with the options given' if changes else ''}"
     config = settings_of(RunConfig, copy.deepcopy(dict(record.config)), changes, source)
     now = replace(record, config=config.model_dump(mode="json"), config_digest=digest(config))
     if differences := record.differences(now):
         raise ConfigError(
-            f"{run.out}: this corpus was begun differently: {'; '.join(differences)}: expected --set of "
-            "values that decide no row, such as workers, cluster.… and breaker.…, or a new corpus"
+            f"{run.out}: this corpus was begun differently: {'; '.join(differences)}: expected "
+            "options that decide no row (--workers, --set of cluster.… or breaker.…), or a new corpus"
         )
     try:
         here = weights_sha256(config.model)

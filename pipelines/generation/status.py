@@ -83,7 +83,7 @@ def status_of(out: Path) -> Status:
     closed = (out / CORPUS).exists()
     statuses, rejects = recorded_counts(out / CORPUS) if closed else _counted(out, there)
     rate = _rate([(commits[shard], plan.size([shard])) for shard in there], holder)
-    missing = not holder and len(there) < len(plan.shards)
+    resume = shlex.join(["maskmill", "resume", str(out)])
     last = max((commits[shard] for shard in there), default=None)
     return Status(
         state="running" if holder else "complete" if closed else "stopped",
@@ -98,7 +98,7 @@ def status_of(out: Path) -> Status:
         last_commit=None if last is None else datetime.fromtimestamp(last, UTC).isoformat(timespec="seconds"),
         images_per_second=rate,
         seconds_left=(planned - images) / rate if holder and rate else None,
-        resume=shlex.join(["maskmill", "resume", str(out)]) if missing and not record.is_imported else None,
+        resume=None if holder or closed or record.is_imported else resume,
     )
 
 

@@ -17,6 +17,7 @@ from ..storage.retries import retrying
 from ..text import counted, one_line
 from ..workers.tasks import ShardFailure
 from ..writing.open import Run
+from ..writing.progress import named
 from ..writing.rejects import refused_images, shard_sha256
 
 
@@ -83,10 +84,11 @@ def work_of(run: Run, retry: Collection[str], console: Console) -> Work:
     if there and todo:
         images = run.plan.size(there)
         shards = counted(len(run.plan.shards), "shard")
-        console.print(f"{run.out}: {len(there)} of {shards} there already ({counted(images, 'image')})")
+        found = f"{len(there)} of {shards} there already ({counted(images, 'image')})"
+        console.print(f"{named(run.out)}: {found}")
     if retry and not again:
         found = ", ".join(f"{name} ({count})" for name, count in sorted(classes.items())) or "none"
         console.print(
-            f"{run.out}: no image is rejected as {' or '.join(retry)}; the classes there are: {found}"
+            f"{named(run.out)}: no image is rejected as {' or '.join(retry)}; the classes there are: {found}"
         )
     return Work(run, todo, again, is_closed)

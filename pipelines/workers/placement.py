@@ -8,8 +8,10 @@ hold. Workers that fit nowhere yet are left to an autoscaler to make room for; t
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import NamedTuple
 
 from ..config.run import RunConfig
@@ -27,6 +29,8 @@ SHARDS_PER_WORKER = 8
 LEAST_IMAGES = 4
 MOST_IMAGES_ON_CPU = 64
 MOST_IMAGES_ON_GPU = 256
+NVIDIA = Path("/proc/driver/nvidia/gpus")  # where Linux lists NVIDIA's GPUs
+UNLISTED = (Path("/dev/dxg"), Path("/dev/kfd"))  # GPUs of Windows' Linux, and AMD's, are in no such list
 WORKERS_OF_A_CLUSTER = 32  # assumed, since nobody knows how many it has before it is joined
 
 
@@ -94,9 +98,24 @@ def fitting_shard_size(config: RunConfig, images: int, nodes: Sequence[Node] | N
 
 def this_machine(config: RunConfig) -> Node:
     """What a Ray that is started here will find."""
+    gpus = 0 if config.model.device == "cpu" else _gpus()
+    return Node(max(usable_cpus(), config.threads_per_worker or 1), gpus)
+
+
+def _gpus() -> int:
+    """GPUs that this process may use; counted without torch, which takes a second to load, where Linux or
+    the user tells.
+    """
+    chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if chosen is not None:
+        return sum(name.strip() not in ("", "-1") for name in chosen.split(","))
+    if NVIDIA.is_dir():
+        return len(list(NVIDIA.iterdir()))
+    if not any(device.exists() for device in UNLISTED):
+        return 0
     import torch
 
-    return Node(max(usable_cpus(), config.threads_per_worker or 1), torch.cuda.device_count())
+    return torch.cuda.device_count()
 
 
 def _as_many_as_fit(config: RunConfig, nodes: Sequence[Node], share: float) -> int:

@@ -20,7 +20,7 @@ class GoOn:
 
     Attributes:
         has_shards: whether the corpus has any; None as long as that is not known.
-        differs: whether the words that were typed would no longer go on.
+        differs: whether the command to suggest is another one than was typed.
 
     """
 
@@ -40,10 +40,16 @@ class GoOn:
         """`maskmill resume` will go on once there is a plan, with these options."""
         self._resume = ["resume", str(out), *options]
 
-    def planned(self, changes: Sequence[str]) -> None:
-        """There is a plan; `changes` (`key=value`) are what this run was told otherwise than `run.json`."""
+    def planned(self, changes: Sequence[str], moved: Sequence[tuple[str, str]]) -> None:
+        """There is a plan; `changes` (`key=value`) are what this run was told otherwise than `run.json`, and
+        `moved` where it reads what was planned elsewhere.
+        """
         if self._resume:
-            self._words = [*self._resume, *(word for change in changes for word in ("--set", change))]
+            given = [
+                *(("--set", change) for change in changes),
+                *(("--moved", f"{old or '/'}={new or '/'}") for old, new in moved),
+            ]
+            self._words = [*self._resume, *(word for option in given for word in option)]
 
     def __str__(self) -> str:
         if self._stays is None:

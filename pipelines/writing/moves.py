@@ -13,9 +13,10 @@ import hashlib
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from ..errors import CorpusError, InputRejected
+from ..errors import CorpusError, InputRejected, UsageError
 from ..format.layout import shard_path
 from ..format.parquet_files import open_parquet, reading
+from ..format.plan import Plan
 from ..inputs.moved import Moved, is_within, plain
 from ..inputs.reader import read_input
 from ..text import redacted
@@ -42,10 +43,22 @@ def moves(uris: Callable[[], Iterable[tuple[str, str]]]) -> Moved | None:
     return None
 
 
-def check_same_images(out: Path, shards: Iterable[int], moved: Moved) -> None:
+def check_planned(plan: Plan, moved: Moved) -> None:
+    """Raise UsageError where no input of the plan lay at a place that is said to have moved."""
+    left = {old for old, _ in moved.pairs}
+    for table in plan.tables(("uri",)):
+        for uri in table["uri"].to_pylist():
+            left -= {old for old in left if is_within(plain(uri)[0], old)}
+        if not left:
+            return
+    raise UsageError(f"moved: no input of the plan lay at {redacted(min(left) or '/')}")
+
+
+def check_same_images(out: Path, shards: Iterable[int], moved: Moved, *, is_said: bool = False) -> None:
     """Hold images that moved against the rows of the shards, which are committed.
 
-    Raises CorpusError where one is another image, and where no row could tell; OSError where storage fails.
+    Raises CorpusError where one is another image, and, unless the user said where they moved (`is_said`),
+    where no row could tell; OSError where storage fails.
     """
     held = 0
     for shard in shards:
@@ -63,18 +76,18 @@ def check_same_images(out: Path, shards: Iterable[int], moved: Moved) -> None:
             if hashlib.sha256(data).hexdigest() != row["image_sha256"]:
                 raise CorpusError(
                     f"{out}: the inputs are not those of the plan: {row['key']} lies at {redacted(uri)} now, "
-                    "and is another image than its row was made from: start anew with --overwrite, or choose "
-                    "another --out"
+                    "and is another image than its row was made from: make a corpus of their own of them"
                 )
             held += 1
             break
         if held == HELD_IMAGES:
             return
-    if not held:
+    if not (held or is_said):
         old, new = (redacted(place or "/") for place in moved.pairs[0])
         raise CorpusError(
             f"{out}: the inputs lay at {old} and lie at {new} now, and there is no row yet to tell whether "
-            "they are the same images: start anew with --overwrite, or choose another --out"
+            "they are the same images: start anew with --overwrite, choose another --out, or go on with "
+            f"maskmill resume --moved {old}={new}"
         )
 
 

@@ -24,7 +24,7 @@ from ..inputs.moved import Moved
 from ..inputs.table import INPUT_SCHEMA
 from ..storage import atomic
 from ..storage.lease import LEASE
-from .moves import check_same_images
+from .moves import check_planned, check_same_images
 from .plan_diff import new_inputs
 
 Mode = Literal["resume", "extend", "overwrite"]
@@ -102,9 +102,11 @@ def open_planned(out: Path, moved: Moved) -> Run:
         raise CorpusError(f"{out}: there is no plan yet; to go on, type its maskmill generate command again")
     _sweep(out)
     manifest.refuse_changed_plan(out)
+    plan = read_plan(out)
     if moved.pairs:
-        check_same_images(out, sorted(committed_shards(out)), moved)
-    return _ready(Run(out, read_plan(out), record, moved))
+        check_planned(plan, moved)
+        check_same_images(out, sorted(committed_shards(out)), moved, is_said=True)
+    return _ready(Run(out, plan, record, moved))
 
 
 def _sweep(out: Path) -> None:

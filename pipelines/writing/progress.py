@@ -176,11 +176,16 @@ def first_rejects(done: Tally, out: Path) -> list[str]:
     return lines
 
 
+def named(out: Path) -> str:
+    """The corpus as a line names it."""
+    return visible(redacted(shown(out)))
+
+
 def next_commands(out: Path) -> str:
     """What to type after a run: where the corpus is, and two commands for it."""
     word = shlex.quote(shown(out))
     return (
-        f"{visible(redacted(shown(out)))} is complete. To look at its masks, and to check all that it says:\n"
+        f"{named(out)} is complete. To look at its masks, and to check all that it says:\n"
         f"  maskmill view {word}\n"
         f"  maskmill verify {word}"
     )

@@ -28,16 +28,18 @@ import ray._private.ray_constants as ray_constants
 from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]
 from ray.job_config import JobConfig
 
-from ...errors import IncompleteRun, UsageError
+from ...errors import BreakerTripped, IncompleteRun, UsageError
 from ...machine import threads_left
-from ...text import without_escapes
+from ...text import counted, without_escapes
 
 RAY_THREADS, CPU_THREADS = 170, 40  # 233, 245 and 316 were counted with 1, 2 and 4 workers on 2, 2 and 4 CPUs
+COUNTED_CPUS = 4  # of more CPUs nobody knows: they are not asked for
 ADDRESS_BYTES = 4_096_000_000  # with 3,072,000,000 Ray ended the process
 OBJECT_STORE_BYTES = 100 * 2**20  # nothing but descriptions and receipts passes through it
 SOCKET_BYTES = 103 if sys.platform == "darwin" else 107  # the longest path of a socket
 FOLDER, OPEN = "maskmill-", "r"  # Ray opens its folder to everyone; the one around it stays closed
 LONGEST_NAME = f"/{FOLDER}12345678/{OPEN}/session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store"
+LOOPBACK = "127.0.0.1"
 SHARED_MEMORY = Path("/dev/shm")  # where Linux has it
 NOT_STARTED = "Ray did not start on this machine (--workers 0 runs without it)"
 
@@ -60,12 +62,12 @@ def started(cpus: int, job: JobConfig) -> Iterator[None]:
 
 def _check_limits(cpus: int) -> None:
     """Raise IncompleteRun where Ray would hang, or end this process, for want of threads or address space."""
-    needed, left = RAY_THREADS + CPU_THREADS * cpus, threads_left()
+    needed, left = RAY_THREADS + CPU_THREADS * min(cpus, COUNTED_CPUS), threads_left()
     space = resource.getrlimit(resource.RLIMIT_AS)[0]
     if left < needed:
         lacks = (
-            f"expected {needed} threads that may be started, for {cpus} CPUs, got {left}: raise ulimit -u, "
-            "or the container's limit of processes"
+            f"expected {needed} threads that may be started, for {counted(cpus, 'CPU')}, got {left}: raise "
+            "ulimit -u, or the container's limit of processes"
         )
     elif space != resource.RLIM_INFINITY and space < ADDRESS_BYTES:
         lacks = (
@@ -94,6 +96,9 @@ def _init(folder: Path, cpus: int, job: JobConfig) -> None:
     except Exception as error:  # of any type: Ray raises Exception itself, too
         said = " ".join(without_escapes(str(error)).split()) or type(error).__name__
         raise IncompleteRun(f"{NOT_STARTED}: {said}") from error
+    host = ray.get_runtime_context().gcs_address.rpartition(":")[0]
+    if host != LOOPBACK:  # another version of Ray may heed `_spare` no longer
+        raise IncompleteRun(f"{NOT_STARTED}: expected it to listen on {LOOPBACK} only, and it is at {host}")
 
 
 @contextmanager
@@ -111,21 +116,21 @@ def signals_kept() -> Iterator[None]:
 
 @contextmanager
 def _folder() -> Iterator[Path]:
-    """A new folder for sockets and logs. It stays where the run ends incomplete, and the error names it."""
+    """A new folder for sockets and logs. Where Ray did not start, or workers kept dying, it stays, and the
+    error names it.
+    """
     folder = _new_folder()
+    keep = False
     try:
         yield folder
     except IncompleteRun as error:
-        error.args = (f"{error}; Ray's logs are in {folder}",)
+        keep = isinstance(error, BreakerTripped) or str(error).startswith(NOT_STARTED)
+        if keep:
+            error.args = (f"{error}; Ray's logs are in {folder}",)
         raise
-    except BaseException:
-        _remove(folder)
-        raise
-    _remove(folder)
-
-
-def _remove(folder: Path) -> None:
-    shutil.rmtree(folder, ignore_errors=True)  # a process that is ending may still write there
+    finally:
+        if not keep:
+            shutil.rmtree(folder, ignore_errors=True)  # a process that is ending may still write there
 
 
 def _new_folder() -> Path:
