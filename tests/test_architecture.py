@@ -281,8 +281,9 @@ def test_the_driver_of_workers_loads_no_torch():
     loaded = loaded_by(
         "from maskmill.pipelines.config.run import load_config; "
         "from maskmill.pipelines.generation import generate; "
-        "from maskmill.pipelines.workers import loading, ray_actors; "
-        "loading.weights_sha256(loading.with_thresholds(load_config('nano', [])).model)"
+        "from maskmill.pipelines.workers import loading, placement, ray_actors; "
+        "config = load_config('nano', []); placement.this_machine(config); "
+        "loading.weights_sha256(loading.with_thresholds(config).model)"
     )
     assert "ray" in loaded
     assert not loaded & {"torch", "numba", "cv2"}

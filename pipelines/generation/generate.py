@@ -34,7 +34,7 @@ from ..storage.lease import Lease, held
 from ..storage.retries import opening, retrying
 from ..text import counted, redacted, visible
 from ..workers.events import Watcher
-from ..workers.loading import make_generator, weights_sha256, with_thresholds
+from ..workers.loading import make_generator, resolve_device, weights_sha256, with_thresholds
 from ..workers.placement import fitting_shard_size, this_machine
 from ..workers.shard import run_shard
 from ..workers.tasks import Job, OnProgress, ShardFailure, ShardReceipt, this_place
@@ -92,6 +92,8 @@ def generate(
         out = out.absolute()
         is_there = opening(lambda: refuse_foreign(out), out, is_there=True)  # or that cannot be told
         call.go_on.has_shards = None if is_there else False
+        if config.model.device == "cuda" and not _joins(config, call):
+            resolve_device("cuda")  # before a corpus is begun that this machine cannot go on with
         config = with_thresholds(_with_absolute_checkpoint(config))
         listed = list_inputs(inputs, config.input.extensions, config.input.image_column, call.console.print)
         weights = weights_sha256(config.model)
@@ -148,8 +150,8 @@ def _open(out: Path, listed: pa.Table, config: RunConfig, weights: str, mode: Mo
     if size == AUTO and mode != "overwrite" and (out / RUN).is_file():
         size = run_record.read_run(out).config.get("shard_size", AUTO)
     if size == AUTO:
-        joins = config.workers != 0 and (call.ray or os.environ.get("RAY_ADDRESS"))
-        size = fitting_shard_size(config, listed.num_rows, None if joins else [this_machine(config)])
+        nodes = None if _joins(config, call) else [this_machine(config)]
+        size = fitting_shard_size(config, listed.num_rows, nodes)
     config = config.model_copy(update={"shard_size": size})
     record = run_record.RunRecord(
         config=config.model_dump(mode="json"),
@@ -159,6 +161,11 @@ def _open(out: Path, listed: pa.Table, config: RunConfig, weights: str, mode: Mo
         software=run_record.software_versions(),
     )
     return open_run(out, listed, record, size, mode, call.go_on.without_overwrite)
+
+
+def _joins(config: RunConfig, call: Call) -> bool:
+    """Whether the work is done on a cluster that is there, not on this machine alone."""
+    return config.workers != 0 and bool(call.ray or os.environ.get("RAY_ADDRESS"))
 
 
 def _do_what_is_left(run: Run, inputs: Sequence[str], config: RunConfig, lease: Lease, call: Call) -> Tally:

@@ -20,7 +20,7 @@ from rich.table import Table
 
 from ..errors import CorpusError
 from ..format import run_record
-from ..format.layout import CORPUS, SHARDS, shard_of, shard_path
+from ..format.layout import CORPUS, PLAN, SHARDS, shard_of, shard_path
 from ..format.parquet_files import open_parquet, reading
 from ..format.plan import read_plan
 from ..format.schema import STATUSES
@@ -82,7 +82,7 @@ def status_of(out: Path) -> Status:
     images, planned = plan.size(there), len(plan)
     closed = (out / CORPUS).exists()
     statuses, rejects = recorded_counts(out / CORPUS) if closed else _counted(out, there)
-    rate = _rate([(commits[shard], plan.size([shard])) for shard in there], holder)
+    rate = _rate([(commits[shard], plan.size([shard])) for shard in there], _planned_at(out), holder)
     resume = shlex.join(["maskmill", "resume", str(out)])
     last = max((commits[shard] for shard in there), default=None)
     return Status(
@@ -119,6 +119,12 @@ def _commits(out: Path) -> dict[int, float]:
     return commits
 
 
+def _planned_at(out: Path) -> float:
+    """When the newest part of the plan was written, in seconds since 1970."""
+    with reading(out / PLAN):
+        return max(path.stat().st_mtime for path in (out / PLAN).iterdir())
+
+
 def recorded_counts(path: Path) -> tuple[Counter[str], Counter[str]]:
     """Images by status, and refusals by class, as a closed corpus records them."""
     try:
@@ -146,11 +152,11 @@ def _counted(out: Path, shards: Sequence[int]) -> tuple[Counter[str], Counter[st
     return statuses, rejects
 
 
-def _rate(commits: Sequence[tuple[float, int]], holder: Holder | None) -> float | None:
+def _rate(commits: Sequence[tuple[float, int]], planned_at: float, holder: Holder | None) -> float | None:
     """Images a second, from when each shard came and how many images it has.
 
-    Of a run that lives until now, so that one that hangs slows down; of one that has ended between its first
-    commit, whose beginning nobody knows, and its last.
+    A run that lives is timed until now, so that one that hangs slows down; one that has ended from its plan,
+    or from its first commit of the last hour where the plan is older or was copied later, to its last.
     """
     if not commits:
         return None
@@ -160,6 +166,8 @@ def _rate(commits: Sequence[tuple[float, int]], holder: Holder | None) -> float 
     else:
         end = max(when for when, _ in commits)
         begin = min(when for when, _ in commits if when >= end - RATE_SECONDS)
+        if end - RATE_SECONDS <= planned_at < begin:
+            begin = planned_at
     images = sum(count for when, count in commits if begin < when <= end)
     return images / (end - begin) if images and end > begin else None
 

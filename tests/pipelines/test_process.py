@@ -78,7 +78,13 @@ def test_no_file_takes_the_place_of_a_closed_stream(tmp_path):
 
 
 def test_what_an_encoding_lacks_is_written_out():
-    assert run(*MASKMILL, "generate", "--help", PYTHONIOENCODING="ascii") == (0, "")
+    done = subprocess.run(
+        [*MASKMILL, "generate", "--help"],
+        env=os.environ | {"PYTHONIOENCODING": "ascii"},
+        capture_output=True,
+        check=True,
+    )
+    assert b"INPUT\\u2026" in done.stdout
 
 
 def test_a_folder_that_was_removed_is_one_line(tmp_path):
@@ -96,24 +102,24 @@ from maskmill.pipelines.cli import main
 main(["models"])  # loads all that it needs, which another user may not be allowed to read
 {before}
 os.getuid() or os.setuid(54321)
-sys.exit(main(["models"]))
+sys.exit(main({words}))
 """
 
 
 @AS_ROOT
 def test_a_user_without_a_home_needs_none():
-    code = LIMITED.format(before="os.environ.pop('HOME')")
+    code = LIMITED.format(before="os.environ.pop('HOME')", words=["models"])
     assert run(sys.executable, "-c", code) == (0, "")
 
 
 def test_threads_that_cannot_be_started_are_one_line():
     """Where OpenBLAS would interrupt the process, and OpenMP end it."""
-    code, said = run(
-        sys.executable, "-c", LIMITED.format(before="resource.setrlimit(resource.RLIMIT_NPROC, (1, 1))")
-    )
+    few = "os.environ.pop('HOME'); resource.setrlimit(resource.RLIMIT_NPROC, (1, 1))"
+    code, said = run(sys.executable, "-c", LIMITED.format(before=few, words=["verify", "/nothing/here"]))
     assert code == 4
     assert said.startswith("maskmill: this process can start only 0 of the ")
     assert said.count("\n") == 1
+    assert run(sys.executable, "-c", LIMITED.format(before=few, words=["models"])) == (0, "")
 
 
 def test_home_folders_are_expanded(tmp_path, monkeypatch, capsys):

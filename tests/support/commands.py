@@ -31,8 +31,8 @@ def start(arguments, cwd=None, **environment):
     )
 
 
-def wait_for_a_shard(process, out):
-    """Until one is committed; the process must not end before."""
-    while not committed_shards(out):
+def wait_for_a_shard(process, out, count=1):
+    """Until `count` are committed; the process must not end before."""
+    while len(committed_shards(out)) < count:
         assert process.poll() is None, process.communicate()
         time.sleep(0.005)

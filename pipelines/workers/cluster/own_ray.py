@@ -82,7 +82,7 @@ def _check_limits(cpus: int) -> None:
 def _init(folder: Path, cpus: int, job: JobConfig) -> None:
     try:
         with signals_kept():
-            ray.init(
+            context: Any = ray.init(
                 address="local",
                 num_cpus=cpus,
                 include_dashboard=False,
@@ -96,7 +96,7 @@ def _init(folder: Path, cpus: int, job: JobConfig) -> None:
     except Exception as error:  # of any type: Ray raises Exception itself, too
         said = " ".join(without_escapes(str(error)).split()) or type(error).__name__
         raise IncompleteRun(f"{NOT_STARTED}: {said}") from error
-    host = ray.get_runtime_context().gcs_address.rpartition(":")[0]
+    host = context.address_info["gcs_address"].rpartition(":")[0]
     if host != LOOPBACK:  # another version of Ray may heed `_spare` no longer
         raise IncompleteRun(f"{NOT_STARTED}: expected it to listen on {LOOPBACK} only, and it is at {host}")
 

@@ -12,7 +12,7 @@ import pytest
 from maskmill.pipelines.cli import main
 from maskmill.pipelines.config.run import digest_of
 from maskmill.pipelines.corpus.reader import Corpus
-from maskmill.pipelines.errors import UsageError
+from maskmill.pipelines.errors import NothingUsable, UsageError
 from maskmill.pipelines.exchange import sa1b
 from maskmill.pipelines.exchange.sa1b import read_entry
 from maskmill.pipelines.exchange.sa1b_import import import_sa1b
@@ -191,7 +191,8 @@ def test_the_others_of_a_spoilt_release_are_there(spoilt):
 def test_json_that_is_too_large(tmp_path, monkeypatch):
     folder = release(tmp_path / "sa", [1])
     monkeypatch.setattr("maskmill.pipelines.exchange.sa1b_import.MAX_JSON_BYTES", 100)
-    import_sa1b([str(folder)], tmp_path / "out")
+    with pytest.raises(NothingUsable, match="none of its 1 image could be used"):
+        import_sa1b([str(folder)], tmp_path / "out")
     (row,) = Corpus(tmp_path / "out")
     assert (row["error"]["class"], row["status"]) == ("TooLarge", "rejected")
     monkeypatch.setattr(sa1b, "MAX_JSON_BYTES", 100)
@@ -213,7 +214,8 @@ def test_json_that_is_too_large(tmp_path, monkeypatch):
 def test_a_picture_that_is_wrong(tmp_path, data, error_class):
     folder = release(tmp_path / "sa", [1])
     (folder / "sa_1.jpg").write_bytes(data)
-    import_sa1b([str(folder)], tmp_path / "out")
+    with pytest.raises(NothingUsable):
+        import_sa1b([str(folder)], tmp_path / "out")
     (row,) = Corpus(tmp_path / "out")
     assert row["error"]["class"] == error_class
     assert verify(tmp_path / "out").ok

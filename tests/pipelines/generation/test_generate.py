@@ -285,8 +285,10 @@ def test_thresholds_that_are_left_open_are_the_weights_own(photos, tiny_weights,
     """They are recorded: a run that names them goes on with a corpus of one that left them open."""
     out = tmp_path / "corpus"
     options = [f"model.checkpoint={tiny_weights}", "generator.points_per_side=2", "threads_per_worker=1"]
-    assert main(words(photos / "coffee", out, options, "--workers", "0")) == 0
-    said = " ".join(capsys.readouterr().out.split())
+    assert main(words(photos / "coffee", out, options, "--workers", "0", "--quiet")) == 0
+    shown = capsys.readouterr()
+    assert shown.out == "", "a quiet run has nothing but this to say"
+    said = " ".join(shown.err.split())
     generator = json.loads((out / "run.json").read_text())["config"]["generator"]
     assert (generator["pred_iou_thresh"], generator["stability_score_thresh"]) == (0.88, 0.95)
     assert (
@@ -392,7 +394,7 @@ def test_a_run_without_ray_does_not_load_it_and_sigterm_says_how_to_resume(photo
     out = tmp_path / "corpus"
     arguments = words(photos, out, slow, "--workers", "0", "--overwrite")
     process = start(arguments)
-    wait_for_a_shard(process, out)
+    wait_for_a_shard(process, out, 2)  # it has heard of the first by then
     assert "/ray/" not in open(f"/proc/{process.pid}/maps").read()  # noqa: SIM115, PTH123
     process.send_signal(signal.SIGTERM)
     _, errors = process.communicate(timeout=60)

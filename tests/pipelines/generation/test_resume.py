@@ -74,7 +74,10 @@ def test_a_corpus_that_was_imported(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("change", "expected"),
     [
-        ("generator.points_per_side=5", "generator.points_per_side was 3, now 5: expected --set of values"),
+        (
+            "generator.points_per_side=5",
+            "generator.points_per_side was 3, now 5: expected options that decide no row",
+        ),
         ("shard_size=3", "shard_size was 2, now 3"),
         ("shard_size=auto", "shard_size was 2, now 'auto'"),
         ("model.name=vit_b", "model.name was 'nano', now 'vit_b'"),

@@ -64,7 +64,18 @@ def test_a_run_that_was_stopped(half_done):
     assert status.images_per_second == pytest.approx(1 / 60)  # what came after the first shard
     assert status.seconds_left is None
     assert status.last_commit.endswith("+00:00")
+    (part,) = (half_done / PLAN).iterdir()
+    os.utime(part, (shard_path(half_done, 0).stat().st_mtime - 20,) * 2)
+    assert status_of(half_done).images_per_second == pytest.approx(4 / 80)  # the first shard took 20 s
     assert (status.images_in_hand, status.resume) == (0, f"maskmill resume {half_done}")
+
+
+def test_all_shards_of_a_corpus_that_was_not_closed(tmp_path):
+    out = make_corpus(make_photos(tmp_path / "photos"), tmp_path / "corpus")
+    (out / CORPUS).unlink()
+    status = status_of(out)
+    assert (status.state, status.images, status.images_planned) == ("stopped", 7, 7)
+    assert status.resume == f"maskmill resume {out}"
 
 
 def test_a_run_that_lives(half_done):

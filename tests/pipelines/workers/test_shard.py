@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from maskmill.engine.records import DROP_REASONS, GeneratedMasks
+from maskmill.pipelines.cli import main
 from maskmill.pipelines.config.run import load_config
 from maskmill.pipelines.errors import ConfigError, UsageError
 from maskmill.pipelines.format.ids import image_id
@@ -356,6 +357,18 @@ def test_a_gpu_that_is_not_there_is_wrong_use(monkeypatch):
     with pytest.raises(ConfigError, match="finds no GPU"):
         resolve_device("cuda")
     assert resolve_device("auto") == resolve_device("cpu") == "cpu"
+
+
+@pytest.mark.parametrize("workers", ["0", "1"])
+def test_a_gpu_that_is_not_there_leaves_no_corpus(monkeypatch, capsys, photos, tmp_path, workers):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    out = tmp_path / "corpus"
+    assert main(["generate", str(photos), "-o", str(out), "--device", "cuda", "--workers", workers]) == 2
+    assert capsys.readouterr().err == (
+        "maskmill: model.device: expected cpu or auto, got cuda, and torch finds no GPU\n"
+    )
+    assert not out.exists()
 
 
 @pytest.mark.parametrize("failures", [0, 3, 4])

@@ -1,5 +1,6 @@
 """Runs that go on with inputs that lie elsewhere now: other images of the same names first, then the same."""
 
+import shlex
 import shutil
 import tarfile
 from pathlib import Path
@@ -10,6 +11,7 @@ from maskmill.pipelines.cli import main
 from maskmill.pipelines.corpus.reader import Corpus
 from maskmill.pipelines.errors import CorpusError
 from maskmill.pipelines.format.layout import shard_path
+from maskmill.pipelines.generation import generate
 from maskmill.pipelines.inputs.listing import list_inputs
 from maskmill.pipelines.writing.moves import moves
 from maskmill.pipelines.writing.open import open_run
@@ -126,3 +128,22 @@ def test_a_run_goes_on_where_it_and_its_inputs_are_now(
     capsys.readouterr()
     assert main(typed) == 0
     assert "complete, nothing to do" in capsys.readouterr().out
+
+
+def test_what_is_said_to_have_moved_is_held_to_the_plan_and_suggested_again(project, monkeypatch, capsys):
+    out, was = project / "corpus", project.with_name("made")
+    (project / "photos").rename(project / "away")
+    assert main(["resume", str(out), "--moved", f"{was}/foto={project}/away"]) == 2
+    assert f"no input of the plan lay at {was}/foto" in capsys.readouterr().err
+
+    def interrupt(*_arguments):
+        raise KeyboardInterrupt
+
+    typed = ["resume", str(out), "--moved", f"{was}/photos={project}/away"]
+    with monkeypatch.context() as broken:
+        broken.setattr(generate, "run_shard", interrupt)
+        assert main(typed) == 130
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert said.endswith(f"; committed shards stay, go on with: {shlex.join(['maskmill', *typed])}")
+    assert main(typed) == 0
+    assert main(["verify", str(out)]) == 0

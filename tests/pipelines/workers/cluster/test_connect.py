@@ -2,20 +2,26 @@
 
 import signal
 import sys
+from types import SimpleNamespace
 
 import pytest
 
 from maskmill.pipelines.config.run import load_config
-from maskmill.pipelines.errors import UsageError
+from maskmill.pipelines.errors import IncompleteRun, UsageError
 from maskmill.pipelines.signals import orderly
 
 
 def test_a_ray_of_our_own_has_the_cpus_that_one_worker_asks_for(monkeypatch):
     from maskmill.pipelines.workers.cluster import connect, own_ray
 
-    asked = {}
+    asked, host = {}, "127.0.0.1"
+
+    def init(**options):
+        asked.update(options)
+        return SimpleNamespace(address_info={"gcs_address": f"{host}:6379"})
+
     monkeypatch.setattr(connect.ray, "is_initialized", lambda: False)
-    monkeypatch.setattr(own_ray.ray, "init", lambda **options: asked.update(options))
+    monkeypatch.setattr(own_ray.ray, "init", init)
     monkeypatch.setattr(own_ray.ray, "shutdown", lambda: None)
     monkeypatch.setattr(own_ray, "_read_again", lambda: None)  # the tests' Ray keeps its token
     monkeypatch.setattr(connect, "_placement", lambda *_given, **_options: None)
@@ -24,6 +30,12 @@ def test_a_ray_of_our_own_has_the_cpus_that_one_worker_asks_for(monkeypatch):
     for threads, expected in ((8, 8), (1, 2)):
         with connect.connect(load_config(None, [f"threads_per_worker={threads}"]), None):
             assert asked["num_cpus"] == expected
+    host = "10.0.0.1"
+    elsewhere = pytest.raises(
+        IncompleteRun, match=r"to listen on 127\.0\.0\.1 only, and it is at 10\.0\.0\.1"
+    )
+    with elsewhere, connect.connect(load_config(None, []), None):
+        pass
 
 
 def test_rays_client_is_refused():
