@@ -12,8 +12,9 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from pathlib import Path
 from types import FrameType
+
+from .machine import descendants
 
 INTERRUPTED = 130
 """The exit code."""
@@ -45,7 +46,9 @@ class Interrupts:
                 os.write(2, _SHOW_CURSOR)  # which a progress bar has hidden
             with suppress(OSError):
                 os.write(2, f"maskmill: ended at once{self._how_to_go_on()}\n".encode(errors="replace"))
-            _kill_descendants()
+            for pid in descendants(os.getpid()):
+                with suppress(OSError):
+                    os.kill(pid, signal.SIGKILL)
             os._exit(INTERRUPTED)
         self.received = True
         if not self.held_back:
@@ -86,18 +89,3 @@ def held_back() -> Iterator[Interrupts]:
         yield handler
     finally:
         handler.held_back = False
-
-
-def _kill_descendants() -> None:
-    """End what this process started, and what that started, where Linux tells which they are.
-
-    The agents of a Ray of our own notice only half a minute later that it is gone.
-    """
-    found = [os.getpid()]
-    for pid in found:  # which grows
-        for path in Path(f"/proc/{pid}/task").glob("*/children"):
-            with suppress(OSError):
-                found += map(int, path.read_text().split())
-    for pid in found[1:]:
-        with suppress(OSError):
-            os.kill(pid, signal.SIGKILL)

@@ -11,13 +11,14 @@ import logging
 import os
 import resource
 import secrets
+import select
 import shutil
 import signal
 import sys
 import tempfile
 import threading
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +26,12 @@ import ray
 import ray._private.node as ray_node
 import ray._private.parameter as ray_parameter
 import ray._private.ray_constants as ray_constants
+import ray._private.worker as ray_worker
 from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]
 from ray.job_config import JobConfig
 
 from ...errors import BreakerTripped, IncompleteRun, UsageError
-from ...machine import threads_left
+from ...machine import descendants, threads_left
 from ...text import counted, without_escapes
 
 RAY_THREADS, CPU_THREADS = 170, 40  # 233, 245 and 316 were counted with 1, 2 and 4 workers on 2, 2 and 4 CPUs
@@ -40,6 +42,7 @@ SOCKET_BYTES = 103 if sys.platform == "darwin" else 107  # the longest path of a
 FOLDER, OPEN = "maskmill-", "r"  # Ray opens its folder to everyone; the one around it stays closed
 LONGEST_NAME = f"/{FOLDER}12345678/{OPEN}/session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store"
 LOOPBACK = "127.0.0.1"
+KILLED_SECONDS = 5.0  # until the kernel has ended a process that was killed
 SHARED_MEMORY = Path("/dev/shm")  # where Linux has it
 NOT_STARTED = "Ray did not start on this machine (--workers 0 runs without it)"
 
@@ -57,7 +60,8 @@ def started(cpus: int, job: JobConfig) -> Iterator[None]:
                 _init(folder, cpus, job)
             yield
         finally:
-            ray.shutdown()
+            with _nothing_left():
+                ray.shutdown()
 
 
 def _check_limits(cpus: int) -> None:
@@ -99,6 +103,32 @@ def _init(folder: Path, cpus: int, job: JobConfig) -> None:
     host = context.address_info["gcs_address"].rpartition(":")[0]
     if host != LOOPBACK:  # another version of Ray may heed `_spare` no longer
         raise IncompleteRun(f"{NOT_STARTED}: expected it to listen on {LOOPBACK} only, and it is at {host}")
+
+
+@contextmanager
+def _nothing_left() -> Iterator[None]:
+    """Kill after the block what the raylet started and did not end, where Linux lets a process be held.
+
+    Ray gives the raylet a second to end its workers and agents. On a busy machine that is too short, and an
+    agent notices half a minute later that it is alone.
+    """
+    node = ray_worker._global_node
+    ours: list[Any] = node.all_processes.get(ray_constants.PROCESS_TYPE_RAYLET, []) if node else []
+    with ExitStack() as opened:
+        handles = []
+        if sys.platform == "linux":
+            for pid in [pid for raylet in ours for pid in descendants(raylet.process.pid)]:
+                with suppress(OSError):  # it has ended
+                    handles.append(os.pidfd_open(pid))
+                    opened.callback(os.close, handles[-1])
+        try:
+            yield
+        finally:
+            for handle in handles:
+                with suppress(ProcessLookupError):
+                    signal.pidfd_send_signal(handle, signal.SIGKILL)
+            for handle in handles:
+                select.select([handle], [], [], KILLED_SECONDS)
 
 
 @contextmanager

@@ -132,6 +132,28 @@ def test_it_listens_on_loopback_alone_and_starts_no_more_than_it_needs(owner):
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="elsewhere a process cannot be held")
+def test_what_the_raylet_has_no_time_to_end_is_ended():
+    patch = """
+from ray._private.node import Node
+end = Node.kill_all_processes
+def end_at_once(node, **options):
+    node.all_processes["raylet"][0].process.kill()
+    end(node, **options)
+Node.kill_all_processes = end_at_once
+"""
+    process = subprocess.Popen(
+        [sys.executable, "-c", patch + OWNER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    process.stdout.readline()
+    started = family(process)[1:]
+    process.stdin.close()
+    assert process.wait(timeout=60) == 0
+    left = [one.cmdline() for one in started if one.is_running() and one.status() != "zombie"]
+    assert not left
+
+
+@pytest.mark.slow
 def test_a_cluster_with_a_token_of_its_own_is_joined_after_and_before(tmp_path):
     token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
     with heads.started(**token) as head:
