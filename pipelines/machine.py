@@ -116,16 +116,6 @@ def _numbers(path: Path, mark: str) -> dict[str, int]:
     return {words[0].removesuffix(mark): int(words[1]) for words in named}
 
 
-def descendants(pid: int) -> list[int]:
-    """What a process started, and what that started, where Linux tells which they are; else nothing."""
-    found = [pid]
-    for one in found:  # which grows
-        for path in Path(f"/proc/{one}/task").glob("*/children"):
-            with contextlib.suppress(OSError):
-                found += map(int, path.read_text().split())
-    return found[1:]
-
-
 def peak_rss_bytes() -> int:
     """The most memory that this process has held."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -12,9 +12,8 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from types import FrameType
-
-from .machine import descendants
 
 INTERRUPTED = 130
 """The exit code."""
@@ -89,3 +88,13 @@ def held_back() -> Iterator[Interrupts]:
         yield handler
     finally:
         handler.held_back = False
+
+
+def descendants(pid: int) -> list[int]:
+    """What a process started, and what that started, where Linux tells which they are; else nothing."""
+    found = [pid]
+    for one in found:  # which grows
+        for path in Path(f"/proc/{one}/task").glob("*/children"):
+            with suppress(OSError):
+                found += map(int, path.read_text().split())
+    return found[1:]

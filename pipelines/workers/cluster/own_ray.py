@@ -31,7 +31,8 @@ from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-d
 from ray.job_config import JobConfig
 
 from ...errors import BreakerTripped, IncompleteRun, UsageError
-from ...machine import descendants, threads_left
+from ...machine import threads_left
+from ...signals import descendants
 from ...text import counted, without_escapes
 
 RAY_THREADS, CPU_THREADS = 170, 40  # 233, 245 and 316 were counted with 1, 2 and 4 workers on 2, 2 and 4 CPUs
