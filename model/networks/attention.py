@@ -4,6 +4,10 @@ In general PyTorch's fused kernel. That for CPUs is slow in bf16, above all its 
 training step: there matrix products do the work, for a few scores at a time, which stay in the processor's
 caches and are computed again for the gradient instead of being kept. They are rounded to bf16 before the
 softmax. `benchmarks/bench_training.py` times both ways; in fp32 they take about as long.
+
+The fused kernels of GPUs take four axes and heads of a multiple of eight numbers. For other axes PyTorch goes
+back to a way that stores all scores, and other heads it copies first. So every call goes through
+`scaled_dot_product`.
 """
 
 from __future__ import annotations
@@ -17,6 +21,9 @@ from torch import Tensor
 
 SCORES_AT_ONCE = 2**21
 
+WIDTH_STEP = 8
+"""Widths of heads that the fused kernels of GPUs take are multiples of it."""
+
 
 def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """softmax(q kᵀ) v of B×heads×L×D, …×D and …×E, E at most D: B×heads×L×E. All of one floating type."""
@@ -26,9 +33,42 @@ def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 def fused(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """By PyTorch's kernel. That for CPUs would give way to one that stores all scores, were v narrower."""
-    padding = q.shape[-1] - v.shape[-1]
+    padding = q.shape[-1] - v.shape[-1] if q.device.type == "cpu" else 0
     as_wide = F.pad(v, (0, padding)) if padding else v
-    return F.scaled_dot_product_attention(q, k, as_wide, scale=1.0)[..., : v.shape[-1]]
+    return scaled_dot_product(q, k, as_wide, scale=1.0)[..., : v.shape[-1]]
+
+
+def scaled_dot_product(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, *, scale: float | None = None
+) -> Tensor:
+    """PyTorch's attention of …×heads×L×D, in the shape that the kernels of the tensors' device take.
+
+    `mask`, heads×L×L, is added to the scores; without `scale` these are divided by √D. A CPU's kernel is
+    given the tensors as they are.
+    """
+    if q.device.type == "cpu":
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale)
+    scale = q.shape[-1] ** -0.5 if scale is None else scale
+    wide = width_for(max(q.shape[-1], v.shape[-1]), q.device)
+    q_BNLD, k_BNLD, v_BNLD = (widened(x, wide).flatten(0, -4) for x in (q, k, v))
+    out_BNLD = F.scaled_dot_product_attention(q_BNLD, k_BNLD, v_BNLD, attn_mask=mask, scale=scale)
+    return out_BNLD[..., : v.shape[-1]].unflatten(0, q.shape[:-3])
+
+
+def width_for(width: int, device: torch.device) -> int:
+    """How wide heads of so many numbers should be on the device: as wide on a CPU, else rounded up."""
+    return width if device.type == "cpu" else -(-width // WIDTH_STEP) * WIDTH_STEP
+
+
+def widened(x: Tensor, width: int) -> Tensor:
+    """…×D → …×width with zeros at the end, in one copy; the tensor itself if it is that wide."""
+    missing = width - x.shape[-1]
+    return torch.cat([x, zeros_beside(x, missing)], -1) if missing else x
+
+
+def zeros_beside(x: Tensor, width: int) -> Tensor:
+    """As many zeros, …×width, beside x, …×D; one number in memory."""
+    return x.new_zeros(1).expand(*x.shape[:-1], width)
 
 
 def in_parts(q: Tensor, k: Tensor, v: Tensor) -> Tensor:

@@ -12,14 +12,13 @@ most. Training keeps to the first way: a mask's gradient would be as large as al
 
 from __future__ import annotations
 
-from functools import lru_cache
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..config import SamConfig
-from .attention import attend
+from .attention import attend, width_for, zeros_beside
+from .device_tensors import kept_on_device
 from .layers import LayerNorm2d, MLPBlock
 
 ROWS_AT_ONCE = 2
@@ -143,9 +142,13 @@ class Attention(nn.Module):
         if x_BHWC.device.type == "cpu" and not torch.is_grad_enabled() and height + width > q.shape[-1]:
             out = attend_by_rows(q, k, v, rel_h, rel_w)
         else:
-            q = torch.cat([q * self.scale, rel_h.flatten(2, 3), rel_w.flatten(2, 3)], dim=-1)
-            where = one_hot_cells(height, width, k.device).to(k.dtype).expand(*k.shape[:2], -1, -1)
-            out = attend(q, torch.cat([k, where], dim=-1), v)
+            used = k.shape[-1] + height + width
+            blank = width_for(used, k.device) - used
+            parts = [q * self.scale, rel_h.flatten(2, 3), rel_w.flatten(2, 3)]
+            if blank:
+                parts.append(zeros_beside(q, blank))
+            where = one_hot_cells(height, width, blank, k.dtype, k.device).expand(*k.shape[:2], -1, -1)
+            out = attend(torch.cat(parts, dim=-1), torch.cat([k, where], dim=-1), v)
         out = out.transpose(1, 2).reshape(batch, height, width, -1)
         projected: Tensor = self.proj(out)
         return projected
@@ -174,16 +177,22 @@ def relative_positions(table: Tensor, side: int) -> Tensor:
     """
     if table.shape[0] != 2 * side - 1:
         table = F.interpolate(table.T[None], 2 * side - 1, mode="linear")[0].T
-    steps = torch.arange(side, device=table.device)
-    return table[steps[:, None] - steps[None, :] + side - 1]
+    return table[axis_distances(side, table.device)]
 
 
-@lru_cache(maxsize=16)
-def one_hot_cells(height: int, width: int, device: torch.device) -> Tensor:
-    """(height·width) × (height + width): a one at each cell's row and one at its column."""
-    rows = torch.eye(height, device=device).repeat_interleave(width, dim=0)
-    columns = torch.eye(width, device=device).repeat(height, 1)
-    return torch.cat([rows, columns], dim=1)
+@kept_on_device(16)
+def axis_distances(side: int, device: torch.device) -> Tensor:
+    """Which row of a table of relative positions each pair of an axis' cells takes: side×side."""
+    steps = torch.arange(side, device=device)
+    return steps[:, None] - steps[None, :] + side - 1
+
+
+@kept_on_device(16)
+def one_hot_cells(height: int, width: int, blank: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """(height·width) × (height + width + blank): a one at each cell's row and one at its column."""
+    rows = torch.eye(height, dtype=dtype, device=device).repeat_interleave(width, dim=0)
+    columns = torch.eye(width, dtype=dtype, device=device).repeat(height, 1)
+    return torch.cat([rows, columns, zeros_beside(rows, blank)], dim=1)
 
 
 def partition_windows(x_BHWC: Tensor, size: int) -> Tensor:

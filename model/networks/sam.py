@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from typing import Any
 
 import torch
@@ -16,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..config import PUBLISHED, SamConfig
+from .device_tensors import kept_on_device, on_device
 from .image_encoder import ImageEncoderViT
 from .mask_decoder import Decoded, MaskDecoder, SharedImage
 from .prompt_encoder import PromptEncoder
@@ -172,16 +172,15 @@ class Sam(nn.Module):
         """…×3×h×w RGB in 0…255 → the encoder's range; computed in fp32, given in the encoder's precision."""
         mean_311, std_311 = pixel_statistics(self.device)
         dtype = next(self.image_encoder.parameters()).dtype
-        return ((pixels.to(self.device, torch.float32) - mean_311) / std_311).to(dtype)
+        return ((on_device(pixels, self.device).float() - mean_311) / std_311).to(dtype)
 
     def _pad(self, image_CHW: Tensor, side: int) -> Tensor:
         height, width = image_CHW.shape[1:]
         return F.pad(self.normalise(image_CHW), (0, side - width, 0, side - height))
 
 
-@lru_cache(maxsize=8)
+@kept_on_device(8)
 def pixel_statistics(device: torch.device) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation of the channels, 3×1×1 each; a copy to the device once, not an image."""
-    with torch.inference_mode(False):  # training may ask for them later
-        mean, std = (torch.tensor(rgb, device=device)[:, None, None] for rgb in (PIXEL_MEAN, PIXEL_STD))
+    mean, std = (on_device(torch.tensor(rgb), device)[:, None, None] for rgb in (PIXEL_MEAN, PIXEL_STD))
     return mean, std

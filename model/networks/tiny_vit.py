@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..config import SamConfig
+from .attention import scaled_dot_product
 from .image_encoder import merge_windows, partition_windows
 from .layers import LayerNorm2d
 
@@ -203,7 +204,7 @@ class WindowAttention(nn.Module):
         qkv = self.qkv(self.norm(x_BHWC)).flatten(1, 2).unflatten(2, (self.num_heads, -1))
         q, k, v = qkv.transpose(1, 2).chunk(3, dim=-1)  # each B × heads × cells × head width
         bias = self.attention_biases[:, self.distances].to(q.dtype)
-        out = F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
+        out = scaled_dot_product(q, k, v, bias)
         projected: Tensor = self.proj(out.transpose(1, 2).flatten(2))
         return projected.view_as(x_BHWC)
 

@@ -17,9 +17,9 @@ from dataclasses import dataclass
 from typing import cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .attention import scaled_dot_product
 from .factored_cells import Cells, Gather, Look, Norm, centre
 from .layers import MLPBlock
 
@@ -204,7 +204,7 @@ class Attention(nn.Module):
     def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Plain attention over the last axis but one: …×Q×C, …×K×C, …×K×C → …×Q×C."""
         q, k, v = self.split(self.q_proj(q)), self.split(self.k_proj(k)), self.split(self.v_proj(v))
-        return self.merge(F.scaled_dot_product_attention(q, k, v))
+        return self.merge(scaled_dot_product(q, k, v))
 
     def split(self, x: Tensor) -> Tensor:
         """…×X×(N·D) → …×N×X×D."""
@@ -252,7 +252,7 @@ class Attention(nn.Module):
         """All tokens of all prompts attend to the image's own cells in one product: B×P×T×C."""
         prompts = queries_BPTC.shape[1]
         q_BNQD = self.split(self.q_proj(queries_BPTC.flatten(1, 2)))
-        out = self.merge(F.scaled_dot_product_attention(q_BNQD, keys_BNLD, values_BNLD))
+        out = self.merge(scaled_dot_product(q_BNQD, keys_BNLD, values_BNLD))
         return out.unflatten(1, (prompts, -1))
 
     def to_cells(self, queries_BPTC: Tensor, cells: Cells, keys: Look, values: Gather) -> Tensor:

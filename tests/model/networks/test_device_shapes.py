@@ -1,0 +1,73 @@
+"""What a GPU's kernels are given, with tensors on "meta": shapes without numbers, and no CPU's ways."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from maskmill.model.config import MODELS, SamConfig
+from maskmill.model.networks.attention import scaled_dot_product
+from maskmill.model.networks.sam import Sam
+from tests.support.tiny import TINY
+
+META = torch.device("meta")
+SHAPES = {"tiny": TINY, **{name: MODELS[name] for name in ("nano", "vit_t", "vit_b")}}
+SHAPES["vit_h"] = replace(MODELS["vit_h"], depth=2, global_attn_indexes=(1,))  # one block of each kind
+
+
+class Attentions(TorchFunctionMode):
+    """Records the queries, keys and values of every attention."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.given: list[tuple[Tensor, ...]] = []
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is F.scaled_dot_product_attention:
+            self.given.append(args[:3])
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.fixture(params=SHAPES.values(), ids=SHAPES.keys())
+def attentions(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> list[tuple[Tensor, ...]]:
+    """Of encoding two images, asking about four points of each, and drawing two masks."""
+    config: SamConfig = request.param
+    monkeypatch.setattr(torch, "is_autocast_enabled", lambda _kind: False)  # does not know "meta"
+    with META:
+        sam = Sam(config).eval().to(torch.bfloat16)
+    with torch.inference_mode(), Attentions() as attentions:
+        images = sam.encode([torch.zeros(3, config.img_size, 5, device=META)] * 2)
+        points, labels = torch.zeros(2, 4, 1, 2, device=META), torch.ones(2, 4, 1, device=META)
+        decoded = sam.attend(images, points, labels)
+        sam.draw(decoded, torch.tensor([0, 5]), torch.tensor([1, 2]))
+    return attentions.given
+
+
+def test_attention_has_four_axes_and_heads_of_a_multiple_of_eight(
+    attentions: list[tuple[Tensor, ...]],
+) -> None:
+    assert len(attentions) >= 3  # the encoder's, and the decoder's of tokens and of tokens to the image
+    for q_k_v in attentions:
+        for x in q_k_v:
+            assert x.dim() == 4, x.shape
+            assert x.shape[-1] % 8 == 0, x.shape
+        assert len({x.shape[-1] for x in q_k_v}) == 1  # flash attention takes one width
+
+
+def test_what_is_widened_and_folded_gives_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    # On a CPU that takes itself for another device.
+    generator = torch.Generator().manual_seed(0)
+    shapes = (2, 3, 4, 5, 12), (2, 3, 4, 7, 12), (2, 3, 4, 7, 9)
+    q, k, v = (torch.randn(shape, generator=generator) for shape in shapes)
+    expected = (q @ k.mT * 12**-0.5).softmax(-1) @ v
+    torch.testing.assert_close(scaled_dot_product(q, k, v), expected)
+    monkeypatch.setattr(Tensor, "device", property(lambda _self: torch.device("cuda")))
+    with Attentions() as attentions:
+        torch.testing.assert_close(scaled_dot_product(q, k, v), expected)
+    assert [tuple(x.shape) for x in attentions.given[0]] == [(6, 4, 5, 16), (6, 4, 7, 16), (6, 4, 7, 16)]
