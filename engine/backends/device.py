@@ -18,7 +18,7 @@ painted.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import lru_cache, partial
+from functools import partial
 from itertools import groupby
 
 import numpy as np
@@ -26,6 +26,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from ...model.networks.device_tensors import kept_on_device
 from ...model.networks.mask_decoder import Decoded
 from ...model.networks.sam import EncodedImages, Sam
 from ..candidates import Candidate, Outline, Page, View, outline_of, passing, without_duplicates
@@ -61,6 +62,7 @@ class OnDevice:
         # Of scoring some ten such arrays live at once; of drawing some eight of the embedding's size.
         self.score_bytes, self.draw_bytes = 10 * exchange_bytes, 8 * shape.out_chans * cells * number_bytes
 
+    @torch.inference_mode()
     def candidates(self, views: Sequence[View], encoded: EncodedImages) -> list[list[Candidate]]:
         """See `engine.candidates.Way`. Views of one layer, whose grids are alike, are asked together."""
         found: list[list[Candidate]] = []
@@ -103,7 +105,7 @@ class OnDevice:
             if len(prompt_K) == 0:
                 continue
             with watch.stage("draw"):
-                counted_K = torch.from_numpy(index * prompts + prompt_K)
+                counted_K = torch.from_numpy(index * prompts + prompt_K)  # `draw` sorts them out here
                 logits_Khw = self.sam.draw(decoded, counted_K, torch.from_numpy(token_K + 1))
                 logits_Khw = finite(logits_Khw.float() - self.sam.mask_threshold)
             with watch.stage("resample"):
@@ -146,6 +148,7 @@ class OnDevice:
         together = max(1, self.config.device_budget_bytes // 4 // most_bytes)
         return self.sam.attend(encoded, points_BP12, labels_BP1, together=together)
 
+    @torch.inference_mode()
     def outlines(self, page: Page, found: Sequence[Candidate]) -> list[Outline]:
         """See `engine.candidates.Way`. Masks of crops of one size are painted together."""
         outlines: list[Outline] = []
@@ -183,7 +186,7 @@ class OnDevice:
         return _resampler(shape.low_res_size, shape.img_size, size, budget_bytes, self.sam.device)
 
 
-@lru_cache(maxsize=32)
+@kept_on_device(32)
 def _resampler(
     low_size: int, img_size: int, size: tuple[int, int], budget_bytes: int, device: torch.device
 ) -> Resampler:

@@ -23,6 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ...model.networks.device_tensors import MOST_MATRICES
 from ..runtime.transfer import fetch, upload
 from .interpolation import Indexes, compose, finite
 
@@ -113,7 +114,7 @@ class Resampler:
         tile_bytes = 4 * (
             2 * TILE * TILE + TILE * (2 * self.x.span + self.y.span) + self.x.span * self.y.span
         )
-        self.tiles_at_once = max(1, budget_bytes // tile_bytes)
+        self.tiles_at_once = min(max(1, budget_bytes // tile_bytes), MOST_MATRICES)
 
     def measure(self, logits_Nhw: Tensor, offset: float) -> Measures:
         """Count, at the image's size, the pixels of N masks above 0 and ± `offset`, and find their boxes."""

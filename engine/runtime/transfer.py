@@ -13,6 +13,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from ...model.networks.device_tensors import on_device
+
 
 def fetch(*tensors: Tensor) -> list[npt.NDArray[Any]]:
     """Copy tensors of one device to the host, waiting once for all of them."""
@@ -27,5 +29,4 @@ def upload(array: npt.NDArray[Any], device: torch.device) -> Tensor:
 
     On a CPU it is the array's own memory.
     """
-    tensor = torch.from_numpy(array)
-    return (tensor.pin_memory() if device.type == "cuda" else tensor).to(device, non_blocking=True)
+    return on_device(torch.from_numpy(array), device)

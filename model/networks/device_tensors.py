@@ -21,6 +21,9 @@ from torch import Tensor
 Arguments = ParamSpec("Arguments")
 Made = TypeVar("Made")
 
+MOST_MATRICES = (1 << 16) - 1
+"""Of one batched product: the last axis of a grid of CUDA's ends there."""
+
 
 def on_device(tensor: Tensor, device: torch.device) -> Tensor:
     """The tensor on that device, copied without waiting; itself if it is there already.

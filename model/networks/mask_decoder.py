@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from ..config import SamConfig
 from ..kernels import cells as compiled_cells
 from ..kernels import upscaling
+from .device_tensors import MOST_MATRICES, on_device
 from .factored_cells import Cells, plus_product
 from .layers import MLP, LayerNorm2d
 from .two_way_transformer import ImageTokens, TwoWayTransformer
@@ -107,14 +108,18 @@ class MaskDecoder(nn.Module):
         )
 
     def attend(self, image: SharedImage, sparse_BPTC: Tensor, together: int | None = None) -> Decoded:
-        """Run the transformer and score the prompts; `together` of each image at once, if it is given."""
+        """Run the transformer and score the prompts; `together` of each image at once, if it is given.
+
+        Never more than make `MOST_MATRICES`, one for each prompt and head.
+        """
         if sparse_BPTC.shape[0] != image.upscaled_BXL.shape[0]:
             images, got = image.upscaled_BXL.shape[0], sparse_BPTC.shape[0]
             raise ValueError(f"expected prompts for {images} image(s), got them for {got}")
         learned_MC = torch.cat([self.iou_token.weight, self.mask_tokens.weight])
         learned_BPMC = learned_MC.expand(*sparse_BPTC.shape[:2], -1, -1)
         prompts_BPTC = torch.cat([learned_BPMC, sparse_BPTC], 2)
-        parts = prompts_BPTC.split(together or prompts_BPTC.shape[1], 1)
+        most = max(1, MOST_MATRICES // (sparse_BPTC.shape[0] * self.transformer.num_heads))
+        parts = prompts_BPTC.split(min(together or prompts_BPTC.shape[1], most), 1)
         scored = tuple(self._score(image, prompts_BpTC) for prompts_BpTC in parts)
         return Decoded(torch.cat([part.iou_BPM for part in scored], 1), image, scored)
 
@@ -139,18 +144,21 @@ class MaskDecoder(nn.Module):
         prompts = sum(part.iou_BPM.shape[1] for part in parts)  # an image
         image_K, place_K = prompt_K // prompts, prompt_K % prompts
         groups, counts = torch.unique_consecutive(image_K * len(parts) + place_K // size, return_counts=True)
-        order_K = order_K.to(device, non_blocking=True)
-        tokens = token_K.to(device, non_blocking=True)[order_K].split(counts.tolist())
         places = (place_K % size).split(counts.tolist())
+        distinct = [torch.unique_consecutive(place_k, return_inverse=True) for place_k in places]
+        indexes = [order_K, *(index for pair in distinct for index in pair)]
+        order_K, *moved = on_device(torch.cat(indexes), device).split([len(index) for index in indexes])
+        tokens = on_device(token_K, device)[order_K].split(counts.tolist())
         shared = [decoded.image.images(slice(index, index + 1)) for index in range(images)]
         side = 4 * round(decoded.image.upscaled_BXL.shape[-1] ** 0.5)
         drawn_Khw = decoded.iou_BPM.new_empty(len(prompt_K), side, side)
         drawn = [drawn_Khw[:0]]
-        for group, place_k, token_k in zip(groups.tolist(), places, tokens, strict=True):
+        for group, place_J, row_k, token_k in zip(
+            groups.tolist(), moved[::2], moved[1::2], tokens, strict=True
+        ):
             index, part = divmod(group, len(parts))
-            place_J, row_k = torch.unique_consecutive(place_k, return_inverse=True)
-            chosen = parts[part].chosen(index, place_J.to(device, non_blocking=True))
-            drawn.append(self._draw(shared[index], chosen, row_k.to(device, non_blocking=True), token_k))
+            chosen = parts[part].chosen(index, place_J)
+            drawn.append(self._draw(shared[index], chosen, row_k, token_k))
         return drawn_Khw.index_copy(0, order_K, torch.cat(drawn))
 
     def _draw(self, image: SharedImage, part: Part, row_K: Tensor, token_K: Tensor) -> Tensor:

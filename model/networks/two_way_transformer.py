@@ -60,6 +60,7 @@ class TwoWayTransformer(nn.Module):
 
     def __init__(self, width: int, num_heads: int, mlp_dim: int) -> None:
         super().__init__()
+        self.num_heads = num_heads
         self.layers = nn.ModuleList(TwoWayBlock(width, num_heads, mlp_dim) for _ in range(2))
         self.final_attn_token_to_image = Attention(width, width // 2, num_heads)
         self.norm_final_attn = nn.LayerNorm(width)

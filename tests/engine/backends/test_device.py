@@ -14,11 +14,12 @@ from PIL import Image
 import maskmill.engine.resampling.painting
 import maskmill.engine.runtime.transfer
 from maskmill.engine import GeneratorConfig, MaskGenerator
+from maskmill.engine.backends import device as on_device
 from maskmill.engine.backends.device import OnDevice
 from maskmill.engine.codes import single
 from maskmill.model import load_sam
 from maskmill.model.kernels import cells
-from maskmill.model.networks.image_encoder import one_hot_cells
+from maskmill.model.networks.image_encoder import axis_distances, one_hot_cells
 from maskmill.model.networks.sam import Sam, pixel_statistics
 from tests.support.pretend_device import PretendDevice
 from tests.support.tiny import tiny
@@ -144,7 +145,7 @@ def test_the_host_waits_a_few_times_an_image(images, clean_up):
     config = GeneratorConfig(**OPEN, encode_batch=3, min_mask_region_area=clean_up)
     generator = MaskGenerator(sam, config, OnDevice(sam, config))
     pages = [photograph(90, 120 + n) for n in range(images)]
-    for made_once in (pixel_statistics, one_hot_cells, maskmill.engine.backends.device._resampler):
+    for made_once in (pixel_statistics, axis_distances, one_hot_cells, on_device._resampler):
         made_once.cache_clear()
     with PretendDevice(sam) as device:
         generator.generate_batch(pages)  # makes them, on the pretended device

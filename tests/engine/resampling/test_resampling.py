@@ -191,3 +191,7 @@ def test_a_comb_has_more_ends_than_were_foreseen():
     mask = painted(ours, logits_Nhw, ours.measure(logits_Nhw, 0.0), 0, (256, 256))
     assert len(mask.start_R) == 32 * 256
     assert np.array_equal(pixels(mask), (published_chain(logits_Nhw, 256, (256, 256))[0] > 0).numpy())
+
+
+def test_tiles_are_no_more_than_a_batched_product_may_have_matrices():
+    assert Resampler(256, 1024, (683, 1024), (1500, 2250), budget_bytes=64 << 30).tiles_at_once == 2**16 - 1

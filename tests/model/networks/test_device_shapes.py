@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from maskmill.model.config import MODELS, SamConfig
 from maskmill.model.networks.attention import scaled_dot_product
@@ -71,3 +72,58 @@ def test_what_is_widened_and_folded_gives_the_same(monkeypatch: pytest.MonkeyPat
     with Attentions() as attentions:
         torch.testing.assert_close(scaled_dot_product(q, k, v), expected)
     assert [tuple(x.shape) for x in attentions.given[0]] == [(6, 4, 5, 16), (6, 4, 7, 16), (6, 4, 7, 16)]
+
+
+class Products(TorchDispatchMode):
+    """Remembers the most matrices of a batched product."""
+
+    matrices = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if "bmm" in func.__name__:
+            self.matrices = max(self.matrices, *(len(x) for x in args[:3] if isinstance(x, Tensor)))
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("side", [32, 64])
+def test_a_batched_product_has_fewer_matrices_than_a_grid_has_places(
+    side: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Four photographs, a grid of prompts each, all readings of one photograph's drawn: what memory may allow.
+    monkeypatch.setattr(torch, "is_autocast_enabled", lambda _kind: False)
+    with META:
+        sam = Sam(SHAPES["vit_h"]).eval()
+    prompts = side**2
+    with torch.no_grad(), Products() as products:  # not in inference mode, which hides what `@` does
+        images = sam.encode_padded(torch.zeros(4, 3, 1024, 1024, device=META))
+        points, labels = torch.zeros(4, prompts, 1, 2, device=META), torch.ones(4, prompts, 1, device=META)
+        decoded = sam.attend(images, points, labels)
+        drawn = torch.arange(3 * prompts)
+        sam.draw(decoded, drawn // 3, drawn % 3 + 1)
+    assert decoded.iou_BPM.shape == (4, prompts, 4)
+    assert 2**15 <= products.matrices < 2**16
+
+
+class Copies(TorchDispatchMode):
+    """Counts what is copied from the host to the device."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        if func is torch.ops.aten._to_copy.default:
+            self.count += args[0].device.type == "cpu" and out.device.type == "meta"
+        return out
+
+
+def test_what_is_to_be_drawn_crosses_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "is_autocast_enabled", lambda _kind: False)
+    with META:
+        sam = Sam(TINY).eval()
+    with torch.no_grad():
+        images = sam.encode_padded(torch.zeros(2, 3, 64, 64, device=META))
+        points, labels = torch.zeros(2, 9, 1, 2, device=META), torch.ones(2, 9, 1, device=META)
+        decoded = sam.attend(images, points, labels, together=3)
+        with Copies() as copies:
+            sam.draw(decoded, torch.arange(18), torch.ones(18, dtype=torch.int64))  # from six parts
+    assert copies.count == 2  # which prompts, and which of their masks
