@@ -102,6 +102,35 @@ class Cells:
             values_BPNTD[:, :, :0],
         )
 
+    @classmethod
+    def of_image(
+        cls,
+        keys_BPNTD: Tensor,
+        values_BPNTD: Tensor,
+        look: Look,
+        out_NDC: Tensor,
+        norm: Norm,
+        eps: float,
+    ) -> Cells:
+        """`exchanged` of the image's own cells: of nothing that was taken before, and of ρ = 1."""
+        cells, channels = look.image_BNDL.shape[-1], out_NDC.shape[-1]
+        if compiled_cells.suits(keys_BPNTD, values_BPNTD, look.image_BNDL):
+            untouched = cls.untouched(values_BPNTD, cells, channels)
+            return untouched.exchanged(keys_BPNTD, values_BPNTD, look, out_NDC, norm, eps)
+
+        rows_BPRC = centre(per_head(values_BPNTD, out_NDC).flatten(2, 3) + norm.row_C)
+        scores_BPNTL = per_head(keys_BPNTD, look.image_BNDL + look.fixed_NDL)
+        weights_BPRL = scores_BPNTL.softmax(-2).flatten(2, 3)
+        # Divided before the sums, which in fp16 may be out of range where a channel's share is not.
+        met_BPRL = per_head(values_BPNTD / channels, norm.crossed_BMDL).flatten(2, 3)
+        met_BPRL = plus_product(met_BPRL, rows_BPRC / channels @ rows_BPRC.mT, weights_BPRL)
+        precise = torch.promote_types(weights_BPRL.dtype, torch.float32)
+        squares_BL = (norm.square_BL.to(precise) + norm.linear_BL) / channels
+        squares_BPL = squares_BL[:, None] + (met_BPRL * weights_BPRL).sum(2, dtype=precise)
+        # Rounding may leave less than nothing of a cell that what it takes cancels.
+        scale_BPL = (squares_BPL.clamp(min=0) + eps).rsqrt().to(weights_BPRL.dtype)
+        return cls(scale_BPL, weights_BPRL * scale_BPL[:, :, None], rows_BPRC, values_BPNTD)
+
     def chosen(self, choose: Callable[[Tensor], Tensor]) -> Cells:
         """Those that `choose` takes of what is B×P×…."""
         return Cells(*map(choose, (self.share_BPL, self.weights_BPRL, self.rows_BPRC, self.values_BPMTD)))

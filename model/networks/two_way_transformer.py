@@ -118,8 +118,7 @@ class TwoWayTransformer(nn.Module):
         )
         tokens_BPTC = first.think(tokens_BPTC, attended)
         keys, values = first.cross_attn_image_to_token.tokens(tokens_BPTC + prompts_BPTC, tokens_BPTC)
-        untouched = Cells.untouched(values, image.keys_BNLD.shape[2], prompts_BPTC.shape[-1])
-        cells = first.give(untouched, keys, values, image.first_queries, image.first_norm)
+        cells = first.give(None, keys, values, image.first_queries, image.first_norm)
 
         queries = tokens_BPTC + prompts_BPTC
         tokens_BPTC = second.norm1(tokens_BPTC + second.self_attn(queries, queries, tokens_BPTC))
@@ -183,11 +182,14 @@ class TwoWayBlock(nn.Module):
         )
 
     def give(
-        self, cells: Cells, keys_BPNTD: Tensor, values_BPNTD: Tensor, queries: Look, norm: Norm
+        self, cells: Cells | None, keys_BPNTD: Tensor, values_BPNTD: Tensor, queries: Look, norm: Norm
     ) -> Cells:
-        """The cells when they have attended to the tokens, and were normalised."""
+        """The cells, the image's own if they are None, when they have attended to the tokens and were
+        normalised.
+        """
         out_NDC = self.cross_attn_image_to_token.out_heads()
-        return cells.exchanged(keys_BPNTD, values_BPNTD, queries, out_NDC, norm, self.norm4.eps)
+        exchanged = Cells.of_image if cells is None else cells.exchanged
+        return exchanged(keys_BPNTD, values_BPNTD, queries, out_NDC, norm, self.norm4.eps)
 
 
 class Attention(nn.Module):

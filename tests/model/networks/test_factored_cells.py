@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from maskmill.model.config import MODELS, SamConfig
 from maskmill.model.kernels import blocks
@@ -51,7 +54,10 @@ def test_two_exchanges_and_what_is_seen_of_them() -> None:
     taking = first.cross_attn_image_to_token
     keys, values = taking.tokens(tokens[0], tokens[0])
     untouched = Cells.untouched(values, CELLS, 48)
-    cells = first.give(untouched, keys, values, image.first_queries, image.first_norm)
+    by_rule = first.give(untouched, keys, values, image.first_queries, image.first_norm)
+    cells = first.give(None, keys, values, image.first_queries, image.first_norm)
+    for one, other in zip(vars(cells).values(), vars(by_rule).values(), strict=True):
+        torch.testing.assert_close(one, other)
     expected = written_out(first, cells_BLC[:, None], positions_LC, tokens[0])
     looking = second.cross_attn_token_to_image
     seen = looking.to_cells(tokens[1], cells, image.second_keys, image.second_values)
@@ -65,32 +71,50 @@ def test_two_exchanges_and_what_is_seen_of_them() -> None:
     torch.testing.assert_close(seen, looking(tokens[0], expected + positions_LC, expected))
 
 
+class Empties(TorchDispatchMode):
+    """Lists the operations on tensors that hold nothing."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.operations: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if any(isinstance(x, Tensor) and x.numel() == 0 for x in tree_leaves((args, kwargs))):
+            self.operations.append(str(func))
+        return func(*args, **(kwargs or {}))
+
+
+def test_a_device_is_asked_for_nothing_that_is_empty(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compiled_cells, "suits", lambda *_tensors: False)
+    sam = Sam(SMALL).eval()
+    points, labels = 64 * torch.rand(BATCH, 5, 1, 2), torch.ones(BATCH, 5, 1, dtype=torch.int64)
+    with torch.no_grad(), Empties() as empties:
+        sam.attend(sam.encode_padded(torch.randn(BATCH, 3, 64, 64)), points, labels)
+    assert empties.operations == []
+
+
 @pytest.mark.parametrize("compiled", [True, False])
+@pytest.mark.parametrize("first", [True, False])
 @torch.no_grad()
 def test_a_cell_that_what_it_takes_cancels_is_normalised_like_any_other(
-    monkeypatch: pytest.MonkeyPatch, compiled: bool
+    monkeypatch: pytest.MonkeyPatch, compiled: bool, first: bool
 ) -> None:
     monkeypatch.setattr(compiled_cells, "suits", lambda *_tensors: compiled)
     # One head, one token: every cell takes the same row, and that is minus what all the cells are.
     torch.manual_seed(0)
     decoder = Sam(SMALL).mask_decoder
-    first, _ = decoder.transformer.blocks()
-    nn.init.zeros_(first.cross_attn_image_to_token.out_proj.bias)
+    block, _ = decoder.transformer.blocks()
+    nn.init.zeros_(block.cross_attn_image_to_token.out_proj.bias)
     cell_C = 100 * torch.randn(48)
     image = decoder.share(cell_C.expand(1, CELLS, 48), torch.zeros(CELLS, 48)).tokens
-    heads = first.cross_attn_image_to_token.num_heads
+    heads = block.cross_attn_image_to_token.num_heads
     values_1PNTD = torch.linalg.lstsq(
-        first.cross_attn_image_to_token.out_proj.weight, -cell_C[:, None]
+        block.cross_attn_image_to_token.out_proj.weight, -cell_C[:, None]
     ).solution
     values_1PNTD = values_1PNTD.reshape(1, 1, heads, 1, -1)
-    out_NDC = first.cross_attn_image_to_token.out_heads()
-    cells = Cells.untouched(values_1PNTD, CELLS, 48).exchanged(
-        torch.zeros_like(values_1PNTD),
-        values_1PNTD,
-        image.first_queries,
-        out_NDC,
-        image.first_norm,
-        first.norm4.eps,
+    untouched = None if first else Cells.untouched(values_1PNTD, CELLS, 48)
+    cells = block.give(
+        untouched, torch.zeros_like(values_1PNTD), values_1PNTD, image.first_queries, image.first_norm
     )
     assert cells.share_BPL.isfinite().all()
     assert (cells.share_BPL > 0).all()
