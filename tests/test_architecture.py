@@ -54,7 +54,7 @@ ORDER = {
 MOST_MODULES = 13  # in a folder
 THIRD_PARTY = {
     "model": {"torch", "numpy", "numba", "safetensors", "platformdirs"},
-    "engine": {"numpy", "torch", "PIL", "pycocotools", "pydantic"},
+    "engine": {"numpy", "torch", "PIL", "pydantic"},
 }
 # Read by whoever opens a corpus, or loaded before a worker has said what it needs.
 LIGHT = (

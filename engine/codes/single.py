@@ -3,14 +3,13 @@
 A mask that comes as runs (`engine.codes.runs`) is encoded at the cost of its outline. Reading goes through
 `run_lengths`, which checks what it reads: a corrupt string is an error here and not a crash in C.
 
-Needs numpy and pycocotools only: readers of a corpus use this module without loading torch.
+Reading needs numpy only: readers of a corpus use this module without loading torch or Numba.
 """
 
 from __future__ import annotations
 
 import numpy as np
 import numpy.typing as npt
-from pycocotools import mask as coco
 
 from ..records import Rle
 from .runs import Runs
@@ -23,22 +22,18 @@ def encode(mask_HW: npt.NDArray[np.bool_]) -> Rle:
 
 def encode_runs(mask: Runs) -> Rle:
     """Encode a mask of which the runs are known already."""
+    from .compression import text_of_runs  # loads Numba
+
     height, width = mask.size
-    ends = np.stack([mask.start_R, mask.stop_R], 1).flatten()
-    # A run that reaches the image's bottom goes on at the top of the next column.
-    joins = np.flatnonzero(ends[1:-1:2] == ends[2::2])
-    ends = np.delete(ends, np.concatenate([2 * joins + 1, 2 * joins + 2]))
-    counts = np.diff(ends, prepend=0, append=height * width)
-    if counts[-1] == 0:  # the mask ends with the image; only the first run may be empty
-        counts = counts[:-1]
-    return from_run_lengths(counts, mask.size)
+    text_B = text_of_runs(mask.start_R, mask.stop_R, height * width)
+    return Rle((height, width), text_B.tobytes().decode("ascii"))
 
 
 def from_run_lengths(counts: npt.NDArray[np.int64], size: tuple[int, int]) -> Rle:
     """Compress run lengths, background first, that add up to height × width."""
-    height, width = size
-    packed = coco.frPyObjects({"size": [height, width], "counts": counts.tolist()}, height, width)
-    return Rle((height, width), packed["counts"].decode("ascii"))
+    from .compression import text_of_lengths  # loads Numba
+
+    return Rle(size, text_of_lengths(counts).tobytes().decode("ascii"))
 
 
 def run_lengths(rle: Rle) -> npt.NDArray[np.int64]:

@@ -1,3 +1,6 @@
+import time
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -6,6 +9,7 @@ from hypothesis.extra.numpy import arrays
 from pycocotools import mask as coco
 
 from maskmill.engine.codes import single
+from maskmill.engine.codes.runs import Runs
 from maskmill.engine.records import Rle
 
 masks = st.tuples(st.integers(1, 23), st.integers(1, 23)).flatmap(lambda size: arrays(np.bool_, size))
@@ -91,3 +95,29 @@ def test_numbers_of_many_groups(lengths):
         characters.append(chr(48 + (number & 31)))
     code = Rle((1, sum(lengths)), "".join(characters))
     assert single.run_lengths(code).tolist() == lengths
+
+
+@given(st.lists(st.integers(0, 2**40), min_size=1, max_size=9))
+def test_lengths_of_any_size_are_written_as_they_are_read(lengths):
+    lengths[0] += 1
+    code = single.from_run_lengths(np.array(lengths), (1, sum(lengths)))
+    assert single.run_lengths(code).tolist() == lengths
+
+
+def longest_pause(work):
+    """Seconds that others have to wait at a stretch while a thread does the work."""
+    longest, last = 0.0, time.perf_counter()
+    with ThreadPoolExecutor(1) as thread:
+        future = thread.submit(work)
+        while not future.done():
+            now = time.perf_counter()
+            longest, last = max(longest, now - last), now
+    return longest
+
+
+def test_other_threads_go_on_while_a_mask_is_written_down():
+    runs, height = 2_000_000, 1000
+    start_R = 2 * np.arange(runs)  # every other pixel
+    mask = Runs(start_R, start_R + 1, (height, 2 * runs // height))
+    single.encode_runs(mask)  # compiled
+    assert min(longest_pause(lambda: single.encode_runs(mask)) for _ in range(5)) < 0.02

@@ -1,0 +1,56 @@
+"""COCO's compressed strings from runs, by compiled loops without the interpreter lock.
+
+While a mask is written down, other threads go on: those that hand a device its work, above all. Called
+through `engine.codes.single`, which loads this, and Numba with it, where a mask is encoded first.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from ...model.kernels.jit import compiled
+
+Ints = npt.NDArray[np.int64]
+Text = npt.NDArray[np.uint8]
+
+MOST_CHARACTERS = 13
+"""Of one number: 64 bits, five to a character."""
+
+
+@compiled
+def text_of_runs(start_R: Ints, stop_R: Ints, pixels: int) -> Text:
+    """The string of a mask whose runs these are, in an image of so many pixels."""
+    count_C = np.empty(2 * len(start_R) + 1, np.int64)
+    count, position, inside = 0, 0, False
+    for run in range(len(start_R)):
+        if (
+            inside and start_R[run] == position
+        ):  # at the top of a column goes on what came to the last one's end
+            count_C[count - 1] += stop_R[run] - position
+        else:
+            count_C[count] = start_R[run] - position
+            count_C[count + 1] = stop_R[run] - start_R[run]
+            count += 2
+        position, inside = stop_R[run], True
+    if position < pixels or not inside:  # only the first run may be empty
+        count_C[count] = pixels - position
+        count += 1
+    return text_of_lengths(count_C[:count])
+
+
+@compiled
+def text_of_lengths(count_C: Ints) -> Text:
+    """The string of these lengths of runs: `engine.codes.single.run_lengths` says what it is made of."""
+    text_B = np.empty(MOST_CHARACTERS * len(count_C), np.uint8)
+    size = 0
+    for c in range(len(count_C)):
+        number = count_C[c] - count_C[c - 2] if c > 2 else count_C[c]
+        more = True
+        while more:
+            bits = number & 31
+            number >>= 5
+            more = number != (-1 if bits & 16 else 0)
+            text_B[size] = 48 + bits + (32 if more else 0)
+            size += 1
+    return text_B[:size]
