@@ -31,6 +31,8 @@ class Page:
     """An image on its way through the generator."""
 
     image_HW3: npt.NDArray[np.uint8]
+    input_hw3: npt.NDArray[np.uint8] | None = None
+    """The whole of it at the model's input size, where it was prepared."""
     ledger: Ledger = field(default_factory=Ledger)
     candidates: list[Candidate] = field(default_factory=list)
 
@@ -46,6 +48,11 @@ class View:
 
     page: Page
     crop: Crop
+
+    @property
+    def pixels(self) -> npt.NDArray[np.uint8]:
+        """The crop's part of the image."""
+        return self.page.image_HW3[self.crop.y0 : self.crop.y1, self.crop.x0 : self.crop.x1]
 
     @property
     def corner(self) -> Indexes:

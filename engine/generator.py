@@ -26,6 +26,7 @@ from .config import GeneratorConfig
 from .geometry import resize_to_input
 from .grid import crops_of
 from .nms import non_maximal_suppression
+from .prepared import PreparedImage, checked_image, prepare
 from .records import GeneratedMasks, MaskRecord
 from .runtime.accounting import Ledger
 from .runtime.batching import in_batches
@@ -49,11 +50,21 @@ class MaskGenerator:
         """All masks of one image: H×W×3 uint8 RGB. Raises ValueError for another kind of array."""
         return self.generate_batch([image_HW3])[0].masks
 
+    def prepare(self, image_HW3: npt.NDArray[np.uint8]) -> PreparedImage:
+        """Resize the whole image to the model's input, in the calling thread: `generate_batch` takes it then.
+
+        Raises ValueError as `generate` does.
+        """
+        return prepare(image_HW3, self.sam.config.img_size)
+
     @torch.inference_mode()
-    def generate_batch(self, images: Sequence[npt.NDArray[np.uint8]]) -> list[GeneratedMasks]:
-        """All masks of several images, with counts and timings; `encode_batch` crops are encoded together."""
+    def generate_batch(self, images: Sequence[npt.NDArray[np.uint8] | PreparedImage]) -> list[GeneratedMasks]:
+        """All masks of several images, prepared or as they are, with counts and timings.
+
+        `encode_batch` crops are encoded together.
+        """
         config = self.config
-        pages = [Page(checked_image(image)) for image in images]
+        pages = [page_of(image) for image in images]
         views = [
             View(page, crop)
             for page in pages
@@ -67,14 +78,17 @@ class MaskGenerator:
         return [self._finish(page) for page in pages]
 
     def _encode(self, views: list[View]) -> EncodedImages:
-        """Resize the crops to the model's input and encode them in one pass, its time shared among them."""
+        """Resize the crops to the model's input, unless that is done, and encode them in one pass.
+
+        Its time is shared among them.
+        """
         inputs, watch = [], Ledger()
         for view in views:
             with view.page.ledger.stage("resize"):
-                crop = view.crop
-                pixels_HW3 = view.page.image_HW3[crop.y0 : crop.y1, crop.x0 : crop.x1]
-                resized_HW3 = resize_to_input(pixels_HW3, self.sam.config.img_size)
-                inputs.append(upload(resized_HW3, self.sam.device).permute(2, 0, 1))
+                resized_hw3 = view.page.input_hw3 if view.crop.layer == 0 else None
+                if resized_hw3 is None:
+                    resized_hw3 = resize_to_input(view.pixels, self.sam.config.img_size)
+                inputs.append(upload(resized_hw3, self.sam.device).permute(2, 0, 1))
         with watch.stage("encode"):
             encoded = self.sam.encode(inputs)
         for view in views:
@@ -100,13 +114,10 @@ class MaskGenerator:
         return ledger.close([outline.record() for outline in outlines])
 
 
-def checked_image(image_HW3: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
-    """The image as it came; raises ValueError unless it is H×W×3 uint8 with at least one pixel."""
-    if not isinstance(image_HW3, np.ndarray):
-        raise ValueError(f"expected a numpy array H×W×3 uint8 (RGB), got {type(image_HW3).__name__}")
-    shape, dtype = image_HW3.shape, image_HW3.dtype
-    if dtype != np.uint8 or len(shape) != 3 or shape[2] != 3 or 0 in shape:
-        raise ValueError(
-            f"expected an image H×W×3 uint8 (RGB) with H, W ≥ 1, got shape {shape}, dtype {dtype}"
-        )
-    return image_HW3
+def page_of(image: npt.NDArray[np.uint8] | PreparedImage) -> Page:
+    """The image at the start of its way; raises ValueError for what is no image."""
+    if not isinstance(image, PreparedImage):
+        return Page(checked_image(image))
+    page = Page(image.image_HW3, image.input_hw3)
+    page.ledger.seconds["resize"] += image.seconds
+    return page

@@ -29,7 +29,7 @@ ORDER = {
         config records
         codes grid runtime
         geometry resampling
-        filters nms small_regions
+        filters nms prepared small_regions
         candidates
         backends
         generator

@@ -36,7 +36,8 @@ def text_of_runs(start_R: Ints, stop_R: Ints, pixels: int) -> Text:
     if position < pixels or not inside:  # only the first run may be empty
         count_C[count] = pixels - position
         count += 1
-    return text_of_lengths(count_C[:count])
+    text_B: Text = text_of_lengths(count_C[:count])
+    return text_B
 
 
 @compiled

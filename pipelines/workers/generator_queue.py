@@ -10,6 +10,7 @@ from contextlib import contextmanager
 
 import numpy as np
 
+from ...engine.prepared import PreparedImage
 from ...engine.records import GeneratedMasks
 from .loading import batches_at_once, make_generator
 from .metrics import Instrument
@@ -60,10 +61,14 @@ class GeneratorQueue:
         self._generator = self._threads.submit(make_generator, job).result()
         self._busy = _Busy(tell_busy)
 
-    def generate_batch(self, images: Sequence[np.ndarray]) -> list[GeneratedMasks]:
+    def prepare(self, image_HW3: np.ndarray) -> PreparedImage:
+        """As `MaskGenerator` has it, at once: without torch, and so in the thread that asks."""
+        return self._generator.prepare(image_HW3)
+
+    def generate_batch(self, images: Sequence[PreparedImage]) -> list[GeneratedMasks]:
         """As `MaskGenerator` has it, when it is these images' turn."""
         return self._threads.submit(self._generate, images).result()
 
-    def _generate(self, images: Sequence[np.ndarray]) -> list[GeneratedMasks]:
+    def _generate(self, images: Sequence[PreparedImage]) -> list[GeneratedMasks]:
         with self._busy.counted():
             return self._generator.generate_batch(images)

@@ -1,10 +1,11 @@
 """One shard, from its list of images to its committed file: ordinary Python, the same under Ray and without
 it.
 
-    planned images → read → decode → generate → rows → one table → commit
+    planned images → read → decode → prepare → generate → rows → one table → commit
 
-Reading and decoding run a few images ahead in threads (both let go of the interpreter lock), so that the
-network never waits for a disk, and memory holds a few photographs, not a shard of them. Each planned image
+Reading, decoding and resizing to the model's input run a few images ahead in threads (all let go of the
+interpreter lock), so that the network never waits for a disk, and memory holds a few photographs, not a shard
+of them. Each planned image
 becomes exactly one row. What goes wrong is sorted here, once: an image that cannot be used is a `rejected`
 row; storage that fails is tried again with growing pauses, memory that runs out once, and what still fails is
 a `ShardFailure`; anything else is a bug and travels up with its traceback.
@@ -25,6 +26,7 @@ from typing import Protocol
 
 import numpy as np
 
+from ...engine.prepared import PreparedImage
 from ...engine.records import GeneratedMasks
 from ..config.run import RunConfig
 from ..decoding.image import DecodedImage, decode_image
@@ -48,8 +50,11 @@ log = logging.getLogger(__name__)
 class Generates(Protocol):
     """What `engine.MaskGenerator` offers a shard."""
 
-    def generate_batch(self, images: Sequence[np.ndarray]) -> list[GeneratedMasks]:
-        """Results for RGB uint8 images, H×W×3, in order."""
+    def prepare(self, image_HW3: np.ndarray) -> PreparedImage:
+        """An RGB uint8 image as `generate_batch` takes it, made ready in the calling thread."""
+
+    def generate_batch(self, images: Sequence[PreparedImage]) -> list[GeneratedMasks]:
+        """Results for images, in order."""
 
 
 def run_shard(
@@ -94,7 +99,7 @@ def _attempt(
 ) -> ShardReceipt | ShardFailure:
     rows: list[ImageRow] = []
     tally = Tally(retries=retries)  # which outlive an attempt that fails
-    decoded = _decoded_ahead(task, job, tally)
+    decoded = _decoded_ahead(task, job, generator, tally)
     batches = _batched(decoded, job.config.generator.encode_batch)
     for batch, results in _generated(batches, generator, batches_at_once(job.config.model)):
         for row in _rows_of(batch, results, job.config, tally):
@@ -110,10 +115,11 @@ def _attempt(
 
 @dataclass(frozen=True, slots=True)
 class _Prepared:
-    """A planned image, read and decoded, or refused; or storage failed."""
+    """A planned image, read, decoded and ready for the generator, or refused; or storage failed."""
 
     planned: PlannedImage
     decoded: DecodedImage | None = None
+    ready: PreparedImage | None = None
     refused: ImageRow | None = None
     failed: OSError | None = None
     retries: int = 0
@@ -121,14 +127,14 @@ class _Prepared:
     decode_seconds: float = 0.0
 
 
-def _decoded_ahead(task: ShardTask, job: Job, tally: Tally) -> Iterator[_Prepared]:
+def _decoded_ahead(task: ShardTask, job: Job, generator: Generates, tally: Tally) -> Iterator[_Prepared]:
     """The shard's images in plan order, decoded by threads, no more than `images_ahead` beyond the one in
     use.
     """
     ahead = job.config.cluster.images_ahead
     pool = ThreadPoolExecutor(ahead, thread_name_prefix="decode")
     try:
-        prepare = functools.partial(_prepare, deadly=task.deadly, job=job)
+        prepare = functools.partial(_prepare, deadly=task.deadly, job=job, generator=generator)
         for future in in_order(pool, prepare, task.images, ahead):
             yield _waited(future, tally)
     finally:
@@ -146,8 +152,8 @@ def _waited(future: Future[_Prepared], tally: Tally) -> _Prepared:
     return prepared
 
 
-def _prepare(planned: PlannedImage, deadly: Collection[int], job: Job) -> _Prepared:
-    """Read and decode one image; what cannot be used becomes its rejected row."""
+def _prepare(planned: PlannedImage, deadly: Collection[int], job: Job, generator: Generates) -> _Prepared:
+    """Read, decode and prepare one image; what cannot be used becomes its rejected row."""
     began = decoding = time.perf_counter()
     uri = job.moved.apply(planned.uri)
     data: bytes | None = None
@@ -166,7 +172,8 @@ def _prepare(planned: PlannedImage, deadly: Collection[int], job: Job) -> _Prepa
     except OSError as error:
         failed = error
     took = decoding - began, time.perf_counter() - decoding
-    return _Prepared(planned, decoded, refused, failed, len(retries), *took)
+    ready = None if decoded is None else generator.prepare(decoded.pixels_HW3)
+    return _Prepared(planned, decoded, ready, refused, failed, len(retries), *took)
 
 
 def _batched(images: Iterator[_Prepared], size: int) -> Iterator[list[_Prepared]]:
@@ -180,7 +187,7 @@ def _generated(
     """Batches in order with what was found in them; those that decoded go through the network together."""
 
     def generate(batch: list[_Prepared]) -> tuple[list[_Prepared], list[GeneratedMasks]]:
-        usable = [prepared.decoded.pixels_HW3 for prepared in batch if prepared.decoded is not None]
+        usable = [prepared.ready for prepared in batch if prepared.ready is not None]
         return batch, generator.generate_batch(usable) if usable else []
 
     if at_once == 1:  # in this thread: `generator_queue.GeneratorQueue` says why

@@ -11,6 +11,7 @@ from skimage import data
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+import maskmill.engine.generator
 from maskmill.engine import DROP_REASONS, GeneratedMasks, GeneratorConfig, MaskGenerator
 from maskmill.engine.codes import single
 from maskmill.engine.runtime.accounting import STAGES
@@ -59,6 +60,29 @@ def test_what_is_not_an_image_is_refused(sam, wrong):
 
 def test_no_images_no_results(sam):
     assert MaskGenerator(sam, OPEN).generate_batch([]) == []
+
+
+@pytest.mark.parametrize("layers", [0, 1])
+def test_an_image_may_be_prepared_before_its_turn(sam, image, layers, monkeypatch):
+    generator = MaskGenerator(sam, OPEN.model_copy(update={"crop_n_layers": layers, "encode_batch": 2}))
+    expected = generator.generate_batch([image, image[::-1]])
+    prepared = [generator.prepare(image), generator.prepare(image[::-1])]
+    resize, resized = maskmill.engine.generator.resize_to_input, []
+    monkeypatch.setattr(
+        maskmill.engine.generator,
+        "resize_to_input",
+        lambda pixels, side: resized.append(pixels.shape) or resize(pixels, side),
+    )
+    results = generator.generate_batch(prepared)
+    assert [result.masks for result in results] == [result.masks for result in expected]
+    assert len(resized) == (0 if layers == 0 else 2 * 4)  # the crops of the first layer
+    for result, one in zip(results, prepared, strict=True):
+        assert result.seconds["resize"] > one.seconds > 0
+
+
+def test_what_is_not_an_image_is_not_prepared(sam):
+    with pytest.raises(ValueError, match=r"expected .*H×W×3 uint8"):
+        MaskGenerator(sam, OPEN).prepare(np.zeros((5, 5), np.uint8))
 
 
 def test_records_agree_with_their_masks(sam, image):

@@ -197,6 +197,9 @@ def quick_worker():
     from maskmill.pipelines.workers.ray_actors import ShardWorker
 
     class FindsNothing:
+        def prepare(self, image_HW3):
+            return image_HW3
+
         def generate_batch(self, images):
             from maskmill.engine.records import DROP_REASONS, GeneratedMasks
 

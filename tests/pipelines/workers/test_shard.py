@@ -63,6 +63,9 @@ class Counting:
     def __init__(self):
         self.sizes = []
 
+    def prepare(self, image_HW3):
+        return image_HW3
+
     def generate_batch(self, images):
         self.sizes.append(len(images))
         return [GeneratedMasks([], 0, dict.fromkeys(DROP_REASONS, 0), {"encode": 1.0}) for _ in images]
@@ -153,7 +156,7 @@ def test_memory_that_runs_out_is_tried_once_more_and_then_gives_the_shard_up(job
 
 @pytest.mark.parametrize("bug", [IndexError("1"), RuntimeError("shapes do not match")])
 def test_a_bug_travels_up(job, photos, bug):
-    class Buggy:
+    class Buggy(Counting):
         def generate_batch(self, _images):
             raise bug
 
@@ -289,6 +292,30 @@ def test_on_a_gpu_two_batches_are_worked_on_side_by_side(job, photos, monkeypatc
     run_shard(ShardTask(0, planned(paths)), Waiting(), job)
     assert [row["uri"] for row in rows_of(job)] == [str(path) for path in paths]
     assert max(most) == 2
+
+
+def test_the_threads_that_decode_prepare_the_images_too(job, photos, generator, monkeypatch):
+    threads, given = [], []
+
+    class Watched:
+        def prepare(self, image_HW3):
+            threads.append(threading.current_thread().name)
+            return generator.prepare(image_HW3)
+
+        def generate_batch(self, images):
+            given.extend(images)
+            return generator.generate_batch(images)
+
+    paths = sorted(photos.rglob("*.png"))[:3]
+    receipt = run_shard(ShardTask(0, planned(paths)), Watched(), job)
+    assert {name.partition("_")[0] for name in threads} == {"decode"}
+    assert len(given) == 3
+    assert receipt.tally.seconds["resize"] >= sum(image.seconds for image in given) > 0
+    prepared = rows_of(job)
+    monkeypatch.setattr(Watched, "prepare", lambda _self, image_HW3: image_HW3)
+    again = Job(job.out.with_name("again"), job.config, "", threads=1)
+    run_shard(ShardTask(0, planned(paths)), Watched(), again)
+    assert rows_of(again) == prepared
 
 
 def test_how_many_batches_are_worked_on_side_by_side(monkeypatch):
