@@ -59,12 +59,10 @@ class Runs:
 
     def background(self) -> Runs:
         """The runs of what the mask leaves of the image."""
-        height, width = self.size
-        column_ends = height * np.arange(1, width + 1)
-        start_R = np.sort(np.concatenate([column_ends - height, self.stop_R]))
-        stop_R = np.sort(np.concatenate([self.start_R, column_ends]))
-        some = start_R < stop_R
-        return Runs(start_R[some], stop_R[some], self.size)
+        from .loops import background_of  # loads Numba
+
+        start_R, stop_R = background_of(self.start_R, self.stop_R, *self.size)
+        return Runs(start_R, stop_R, self.size)
 
     def where(self, chosen_R: npt.NDArray[np.bool_]) -> Runs:
         """Some of the runs."""

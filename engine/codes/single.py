@@ -22,7 +22,7 @@ def encode(mask_HW: npt.NDArray[np.bool_]) -> Rle:
 
 def encode_runs(mask: Runs) -> Rle:
     """Encode a mask of which the runs are known already."""
-    from .compression import text_of_runs  # loads Numba
+    from .loops import text_of_runs  # loads Numba
 
     height, width = mask.size
     text_B = text_of_runs(mask.start_R, mask.stop_R, height * width)
@@ -31,7 +31,7 @@ def encode_runs(mask: Runs) -> Rle:
 
 def from_run_lengths(counts: npt.NDArray[np.int64], size: tuple[int, int]) -> Rle:
     """Compress run lengths, background first, that add up to height × width."""
-    from .compression import text_of_lengths  # loads Numba
+    from .loops import text_of_lengths  # loads Numba
 
     return Rle(size, text_of_lengths(counts).tobytes().decode("ascii"))
 

@@ -1,7 +1,7 @@
-"""COCO's compressed strings from runs, by compiled loops without the interpreter lock.
+"""Loops over a mask's runs, compiled and without the interpreter lock: its code and its background.
 
-While a mask is written down, other threads go on: those that hand a device its work, above all. Called
-through `engine.codes.single`, which loads this, and Numba with it, where a mask is encoded first.
+While a mask is written down, other threads go on: those that hand a device its work, above all. `single` and
+`runs` load this, and Numba with it, when they need it first.
 """
 
 from __future__ import annotations
@@ -38,6 +38,25 @@ def text_of_runs(start_R: Ints, stop_R: Ints, pixels: int) -> Text:
         count += 1
     text_B: Text = text_of_lengths(count_C[:count])
     return text_B
+
+
+@compiled
+def background_of(start_R: Ints, stop_R: Ints, height: int, width: int) -> Ints:
+    """Starts and stops, 2×R, of the runs of what a mask leaves of the image: see `Runs.background`."""
+    ends_2R = np.empty((2, len(start_R) + width), np.int64)
+    count, run = 0, 0
+    for x in range(width):
+        position, bottom = x * height, (x + 1) * height
+        while run < len(start_R) and start_R[run] < bottom:
+            if start_R[run] > position:
+                ends_2R[0, count], ends_2R[1, count] = position, start_R[run]
+                count += 1
+            position = stop_R[run]
+            run += 1
+        if position < bottom:
+            ends_2R[0, count], ends_2R[1, count] = position, bottom
+            count += 1
+    return ends_2R[:, :count].copy()
 
 
 @compiled
