@@ -51,7 +51,8 @@ def scaled_dot_product(
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     wide = width_for(max(q.shape[-1], v.shape[-1]), q.device)
     q_BNLD, k_BNLD, v_BNLD = (widened(x, wide).flatten(0, -4) for x in (q, k, v))
-    out_BNLD = F.scaled_dot_product_attention(q_BNLD, k_BNLD, v_BNLD, attn_mask=mask, scale=scale)
+    mask_1NLL = None if mask is None else mask[None]  # three axes would do for the slow way alone
+    out_BNLD = F.scaled_dot_product_attention(q_BNLD, k_BNLD, v_BNLD, attn_mask=mask_1NLL, scale=scale)
     return out_BNLD[..., : v.shape[-1]].unflatten(0, q.shape[:-3])
 
 

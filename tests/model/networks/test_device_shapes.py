@@ -28,15 +28,17 @@ class Attentions(TorchFunctionMode):
     def __init__(self) -> None:
         super().__init__()
         self.given: list[tuple[Tensor, ...]] = []
+        self.masks: list[Tensor | None] = []
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is F.scaled_dot_product_attention:
             self.given.append(args[:3])
+            self.masks.append((kwargs or {}).get("attn_mask"))
         return func(*args, **(kwargs or {}))
 
 
 @pytest.fixture(params=SHAPES.values(), ids=SHAPES.keys())
-def attentions(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> list[tuple[Tensor, ...]]:
+def attentions(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Attentions:
     """Of encoding two images, asking about four points of each, and drawing two masks."""
     config: SamConfig = request.param
     monkeypatch.setattr(torch, "is_autocast_enabled", lambda _kind: False)  # does not know "meta"
@@ -47,14 +49,13 @@ def attentions(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) 
         points, labels = torch.zeros(2, 4, 1, 2, device=META), torch.ones(2, 4, 1, device=META)
         decoded = sam.attend(images, points, labels)
         sam.draw(decoded, torch.tensor([0, 5]), torch.tensor([1, 2]))
-    return attentions.given
+    return attentions
 
 
-def test_attention_has_four_axes_and_heads_of_a_multiple_of_eight(
-    attentions: list[tuple[Tensor, ...]],
-) -> None:
-    assert len(attentions) >= 3  # the encoder's, and the decoder's of tokens and of tokens to the image
-    for q_k_v in attentions:
+def test_attention_has_four_axes_and_heads_of_a_multiple_of_eight(attentions: Attentions) -> None:
+    assert len(attentions.given) >= 3  # the encoder's, and the decoder's of tokens and of tokens to the image
+    assert all(mask is None or mask.dim() == 4 for mask in attentions.masks)
+    for q_k_v in attentions.given:
         for x in q_k_v:
             assert x.dim() == 4, x.shape
             assert x.shape[-1] % 8 == 0, x.shape
@@ -66,11 +67,12 @@ def test_what_is_widened_and_folded_gives_the_same(monkeypatch: pytest.MonkeyPat
     generator = torch.Generator().manual_seed(0)
     shapes = (2, 3, 4, 5, 12), (2, 3, 4, 7, 12), (2, 3, 4, 7, 9)
     q, k, v = (torch.randn(shape, generator=generator) for shape in shapes)
-    expected = (q @ k.mT * 12**-0.5).softmax(-1) @ v
-    torch.testing.assert_close(scaled_dot_product(q, k, v), expected)
+    mask = torch.randn(4, 5, 7, generator=generator)
+    expected = (q @ k.mT * 12**-0.5 + mask).softmax(-1) @ v
+    torch.testing.assert_close(scaled_dot_product(q, k, v, mask), expected)
     monkeypatch.setattr(Tensor, "device", property(lambda _self: torch.device("cuda")))
     with Attentions() as attentions:
-        torch.testing.assert_close(scaled_dot_product(q, k, v), expected)
+        torch.testing.assert_close(scaled_dot_product(q, k, v, mask), expected)
     assert [tuple(x.shape) for x in attentions.given[0]] == [(6, 4, 5, 16), (6, 4, 7, 16), (6, 4, 7, 16)]
 
 
