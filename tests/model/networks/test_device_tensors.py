@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import ast
+import re
 import threading
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 import torch
@@ -79,3 +83,24 @@ def test_what_goes_to_a_gpu_goes_from_locked_memory(monkeypatch: pytest.MonkeyPa
     seen.clear()
     on_device(torch.ones(2), CPU)
     assert seen == [{"non_blocking": True}]
+
+
+def calls_of(folders: list[str]) -> Iterator[tuple[str, str]]:
+    """(file, source) of every call in these folders of the checkout."""
+    root = Path(__file__).parents[3]
+    for path in (path for folder in folders for path in sorted((root / folder).rglob("*.py"))):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call):
+                yield path.relative_to(root).as_posix(), ast.unparse(node)
+
+
+def test_nothing_else_copies_to_a_device() -> None:
+    copies = re.compile(r"\.to\([^()]*\bdevice\b|\.cuda\(|torch\.(as_)?tensor\(.*\bdevice=")
+    found = {path for path, call in calls_of(["engine", "model/networks"]) if copies.search(call)}
+    assert found == {"model/networks/device_tensors.py"}
+
+
+def test_nothing_else_calls_pytorchs_attention() -> None:
+    calls = [path for path, call in calls_of(["model"]) if call.startswith("F.scaled_dot_product")]
+    # The third is for a CPU, a few rows of queries at a time.
+    assert calls == ["model/networks/attention.py"] * 2 + ["model/networks/image_encoder.py"]
