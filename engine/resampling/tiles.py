@@ -42,23 +42,19 @@ Box = tuple[int, int, int, int]
 class Axis:
     """One axis of the composite interpolation, cut into tiles.
 
-    Tile t makes output pixels t·TILE … t·TILE + length_t − 1 from `span` sources, the first at first_t:
+    Tile t makes output pixels start_t … start_t + length_t − 1 from `span` neighbouring sources, sources_ts:
     weights_tOs, with rows of zeros beyond the image's end.
     """
 
     weights_tOs: Tensor
-    first_t: Tensor
+    sources_ts: Tensor
+    start_t: Tensor
     length_t: Tensor
 
     @property
     def span(self) -> int:
         """Sources of a tile."""
         return self.weights_tOs.shape[2]
-
-    @property
-    def sources_ts(self) -> Tensor:
-        """Index of each source of each tile."""
-        return self.first_t[:, None] + torch.arange(self.span, device=self.first_t.device)
 
 
 @dataclass(frozen=True)
@@ -172,8 +168,7 @@ class Resampler:
         counts_N = (inside_Nyx * area_yx).sum((1, 2))
         sides = []
         for any_Nt, axis in ((inside_Nyx.any(1), self.x), (inside_Nyx.any(2), self.y)):
-            start_t = torch.arange(len(axis.length_t), device=any_Nt.device) * TILE
-            sides.append(_first_last(any_Nt, start_t, start_t + axis.length_t - 1))
+            sides.append(_first_last(any_Nt, axis.start_t, axis.start_t + axis.length_t - 1))
         (x0, x1), (y0, y1) = sides
         return counts_N[:, None].repeat(1, 3), torch.stack([x0, y0, x1, y1], 1)
 
@@ -191,7 +186,8 @@ def make_axis(low_size: int, img_size: int, input_size: int, output_size: int, d
     tile = pixel // TILE
     for k in range(4):
         np.add.at(weights_tOs, (tile, pixel % TILE, sources[:, k] - first_t[tile]), weights[:, k])
-    arrays = (weights_tOs.astype(np.float32), first_t, np.bincount(tile))
+    sources_ts = first_t[:, None] + np.arange(span)
+    arrays = (weights_tOs.astype(np.float32), sources_ts, TILE * np.arange(tiles), np.bincount(tile))
     return Axis(*(upload(array, device) for array in arrays))
 
 
