@@ -173,7 +173,6 @@ class Cells:
         new_BPSC = per_head(values_BPNTD, out_NDC).flatten(2, 3) + norm.row_C
         rows_BPRC = centre(torch.cat([norm.gamma_C * self.rows_BPRC, new_BPSC], 2))
         values_BPMTD = torch.cat([self.values_BPMTD, values_BPNTD], 2)
-        gram_BPRR = rows_BPRC @ rows_BPRC.mT
         carried_BPNTR = keys_BPNTD @ self._rows_seen(look.weight_DC, keys_BPNTD.shape[2]).mT
         if compiled_cells.suits(keys_BPNTD, self.share_BPL, look.image_BNDL):
             share_BPL, weights_BPRL = compiled_cells.exchanged(
@@ -184,24 +183,26 @@ class Cells:
                 look.image_BNDL,
                 look.fixed_NDL,
                 values_BPMTD,
-                gram_BPRR,
+                rows_BPRC @ rows_BPRC.mT,
                 (norm.square_BL, norm.linear_BL, norm.crossed_BMDL),
                 rows_BPRC.shape[-1],
                 eps,
             )
             return Cells(share_BPL, weights_BPRL, rows_BPRC, values_BPMTD)
 
+        # In fp16 a sum of squares may be out of range where their mean is not; in fp32 it is the same, where
+        # the number of channels is a power of two.
+        channels = rows_BPRC.shape[-1]
+        gram_BPRR = rows_BPRC / channels @ rows_BPRC.mT
         new_BPSL = self._scores(keys_BPNTD, carried_BPNTR, look).softmax(-2).flatten(2, 3)
         weights_BPRL = torch.cat([self.weights_BPRL, new_BPSL], 2)
-        met_BPRL = per_head(values_BPMTD, norm.crossed_BMDL).flatten(2, 3) * self.share_BPL[:, :, None]
-        met_BPRL = plus_product(met_BPRL, gram_BPRR, weights_BPRL)
-        precise = torch.promote_types(weights_BPRL.dtype, torch.float32)
-        squares_BPL = (
-            norm.square_BL[:, None] * self.share_BPL.square() + norm.linear_BL[:, None] * self.share_BPL
-        )
-        squares_BPL = squares_BPL + (met_BPRL * weights_BPRL).sum(2, dtype=precise)
+        met_BPRL = per_head(values_BPMTD / channels, norm.crossed_BMDL).flatten(2, 3)
+        met_BPRL = plus_product(met_BPRL * self.share_BPL[:, :, None], gram_BPRR, weights_BPRL)
+        share_BPL = self.share_BPL.to(at_least_fp32(self.share_BPL))
+        squares_BPL = norm.square_BL[:, None] * share_BPL.square() + norm.linear_BL[:, None] * share_BPL
+        squares_BPL = squares_BPL / channels + (met_BPRL * weights_BPRL).sum(2, dtype=share_BPL.dtype)
         # Rounding may leave less than nothing of a cell that what it takes cancels.
-        scale_BPL = (squares_BPL.clamp(min=0) / rows_BPRC.shape[-1] + eps).rsqrt().to(weights_BPRL.dtype)
+        scale_BPL = (squares_BPL.clamp(min=0) + eps).rsqrt().to(weights_BPRL.dtype)
         return Cells(
             self.share_BPL * scale_BPL, weights_BPRL * scale_BPL[:, :, None], rows_BPRC, values_BPMTD
         )
@@ -231,6 +232,11 @@ def plus_product(total: Tensor, a: Tensor, b: Tensor) -> Tensor:
         return total + a @ b
     flat = total.reshape(-1, *total.shape[-2:])
     return flat.baddbmm_(a.flatten(0, -3), b.flatten(0, -3)).view(total.shape)
+
+
+def at_least_fp32(x: Tensor) -> torch.dtype:
+    """In which precision sums over many of the tensor's numbers are computed."""
+    return torch.promote_types(x.dtype, torch.float32)
 
 
 def centre(x: Tensor) -> Tensor:

@@ -129,7 +129,8 @@ class MaskDecoder(nn.Module):
             tokens_BPTC[:, :, :1], prompts_BPTC[:, :, :1], cells, image.tokens
         )
         masks = slice(1, 1 + MASK_TOKENS)
-        iou_BPM = self.iou_prediction_head(iou_BP1C[:, :, 0])
+        head = self.iou_prediction_head  # in fp32 where the rest is not: `Sam.decode_in`
+        iou_BPM = head(iou_BP1C[:, :, 0].to(head.layers[0].weight.dtype))
         return Part(iou_BPM, tokens_BPTC[:, :, masks], prompts_BPTC[:, :, masks], cells)
 
     def draw(self, decoded: Decoded, prompt_K: Tensor, token_K: Tensor) -> Tensor:
@@ -151,15 +152,15 @@ class MaskDecoder(nn.Module):
         tokens = on_device(token_K, device)[order_K].split(counts.tolist())
         shared = [decoded.image.images(slice(index, index + 1)) for index in range(images)]
         side = 4 * round(decoded.image.upscaled_BXL.shape[-1] ** 0.5)
-        drawn_Khw = decoded.iou_BPM.new_empty(len(prompt_K), side, side)
-        drawn = [drawn_Khw[:0]]
+        drawn = [decoded.image.upscaled_BXL.new_empty(0, side, side)]
         for group, place_J, row_k, token_k in zip(
             groups.tolist(), moved[::2], moved[1::2], tokens, strict=True
         ):
             index, part = divmod(group, len(parts))
             chosen = parts[part].chosen(index, place_J)
             drawn.append(self._draw(shared[index], chosen, row_k, token_k))
-        return drawn_Khw.index_copy(0, order_K, torch.cat(drawn))
+        drawn_Khw = torch.cat(drawn)
+        return torch.empty_like(drawn_Khw).index_copy(0, order_K, drawn_Khw)
 
     def _draw(self, image: SharedImage, part: Part, row_K: Tensor, token_K: Tensor) -> Tensor:
         """Masks of one image: `row_K` counts through the part's prompts."""

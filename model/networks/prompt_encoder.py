@@ -33,6 +33,11 @@ class PromptEncoder(nn.Module):
         )
         self.no_mask_embed = nn.Embedding(1, config.out_chans)
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the weights, and so of the tokens; positions are computed apart (`FourierPositions`)."""
+        return self.no_mask_embed.weight.dtype
+
     def sparse(
         self, points_BPN2: Tensor | None, labels_BPN: Tensor | None, boxes_BP4: Tensor | None
     ) -> Tensor | None:
@@ -50,7 +55,7 @@ class PromptEncoder(nn.Module):
         if boxes_BP4 is not None:
             corners_BP22 = boxes_BP4.unflatten(-1, (2, 2))
             tokens.append(self._positions(corners_BP22) + self._kinds()[2:])
-        return torch.cat(tokens, dim=2) if tokens else None
+        return torch.cat(tokens, dim=2).to(self.dtype) if tokens else None
 
     def dense(self, masks_BP1HW: Tensor | None) -> Tensor:
         """What the masks add to the image: B×P×C×h×w, or 1×1×C×1×1 (one vector for every cell) without masks.
@@ -59,13 +64,14 @@ class PromptEncoder(nn.Module):
         """
         if masks_BP1HW is None:
             return self.no_mask_embed.weight.reshape(1, 1, -1, 1, 1)
-        return self.mask_downscaling(masks_BP1HW.flatten(0, 1)).unflatten(0, masks_BP1HW.shape[:2])
+        masks_N1HW = masks_BP1HW.flatten(0, 1).to(self.dtype)
+        return self.mask_downscaling(masks_N1HW).unflatten(0, masks_BP1HW.shape[:2])
 
     def image_positions(self, side: int) -> Tensor:
         """Positional encoding of a side×side grid of image cells, row by row: L×C."""
         centres = (torch.arange(side, device=self.pe_layer.gaussian.device) + 0.5) / side
         y, x = torch.meshgrid(centres, centres, indexing="ij")
-        return self.pe_layer(torch.stack([x, y], dim=-1)).flatten(0, 1)
+        return self.pe_layer(torch.stack([x, y], dim=-1)).flatten(0, 1).to(self.dtype)
 
     def labelled(self, points_BPN2: Tensor, labels_BPN: Tensor) -> Tensor:
         """A token a point: B×P×N×C, and none that is not asked for.
@@ -78,7 +84,7 @@ class PromptEncoder(nn.Module):
         tokens = positions.masked_fill(label == -1, 0.0) + (label == -1) * self.not_a_point_embed.weight
         for number, kind in enumerate(self._kinds()):
             tokens = tokens + (label == number) * kind
-        return tokens
+        return tokens.to(self.dtype)
 
     def _kinds(self) -> Tensor:
         """What is added for a background point, a foreground point and a box's two corners: 4×C."""
@@ -90,7 +96,10 @@ class PromptEncoder(nn.Module):
 
 
 class FourierPositions(nn.Module):
-    """Random Fourier features of a point in the unit square (arXiv 2006.10739)."""
+    """Random Fourier features of a point in the unit square (arXiv 2006.10739).
+
+    The matrix of frequencies stays in fp32 where the weights beside it do not (`Sam.decode_in`).
+    """
 
     positional_encoding_gaussian_matrix: Tensor
 

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from .attention import scaled_dot_product
-from .factored_cells import Cells, Gather, Look, Norm, centre
+from .factored_cells import Cells, Gather, Look, Norm, at_least_fp32, centre
 from .layers import MLPBlock
 
 
@@ -166,18 +166,19 @@ class TwoWayBlock(nn.Module):
         """What `give` must know of the image: its centred cells, the norm before (γ; β with this bias).
 
         `before` is the exchange of the block before: its rows pass that norm, so they meet γ ∘ base, centred.
+        Sums over the channels of a cell are fp32 at least: they are squares, and fp16 ends at 65,504.
         """
-        exchange = self.cross_attn_image_to_token
-        square_BL, crossed = base_BLC.square().sum(-1), [exchange.unprojected(2 * base_BLC)]
+        exchange, precise = self.cross_attn_image_to_token, at_least_fp32(base_BLC)
+        square_BL, crossed = base_BLC.to(precise).square().sum(-1), [exchange.unprojected(2 * base_BLC)]
         if before is not None:
             older_BLC = centre(gamma_C * base_BLC)
-            square_BL = square_BL + 2 * older_BLC @ before.out_proj.bias
+            square_BL = square_BL + 2 * older_BLC.to(precise) @ before.out_proj.bias.to(precise)
             crossed.insert(0, before.unprojected(2 * older_BLC))
         return Norm(
             gamma_C=gamma_C,
             row_C=added_C / exchange.num_heads,
             square_BL=square_BL,
-            linear_BL=2 * base_BLC @ added_C,
+            linear_BL=2 * base_BLC.to(precise) @ added_C.to(precise),
             crossed_BMDL=torch.cat(crossed, 1),
         )
 
