@@ -7,7 +7,8 @@
     │   └── CorpusUnavailable    its storage does not give it, for now; by a run tried again, then 4
     ├── VerificationFailed   3   `maskmill verify` found something
     ├── IncompleteRun        4   shards are left undone
-    │   └── BreakerTripped       by a run that got nowhere and stopped itself
+    │   ├── BreakerTripped       by a run that got nowhere and stopped itself
+    │   └── GpuFailed            by a GPU, in this process; a worker's only ends that worker
     ├── NothingUsable        5   a corpus is complete, and every image of it is rejected
     └── InputRejected        –   one image that cannot be used: it becomes a `rejected` row and stops nothing
 
@@ -67,6 +68,10 @@ class IncompleteRun(MaskmillError):  # noqa: N818
 
 class BreakerTripped(IncompleteRun):
     """The run stopped itself, since it got nowhere."""
+
+
+class GpuFailed(IncompleteRun):
+    """A GPU failed, and not for want of memory: this process cannot use it any more."""
 
 
 class NothingUsable(MaskmillError):  # noqa: N818

@@ -20,8 +20,17 @@ import torch
 Result = TypeVar("Result")
 logger = logging.getLogger(__name__)
 
-CPU_MESSAGES = ("not enough memory", "can't allocate memory")
-"""What torch's CPU allocator says, as a plain RuntimeError."""
+MEMORY_MESSAGES = (
+    "not enough memory",
+    "can't allocate memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUDNN_STATUS_ALLOC_FAILED",
+    "CUDA error: out of memory",
+)
+"""What torch's CPU allocator and CUDA's libraries say where memory runs out, as a plain RuntimeError."""
+
+DEVICE_MESSAGES = ("CUDA error", "cuda runtime error", "CUBLAS_STATUS_", "CUDNN_STATUS_", "CUSOLVER_STATUS_")
+"""What torch says of any other failure of a GPU, as a RuntimeError or one of its kind."""
 
 MOST_LANES = 64
 """Each lane needs a batch's memory, some tens of megabytes."""
@@ -96,4 +105,12 @@ def is_out_of_memory(error: BaseException) -> bool:
     """Whether memory ran out, on the GPU or the CPU, in torch or in Python."""
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
         return True
-    return isinstance(error, RuntimeError) and any(message in str(error) for message in CPU_MESSAGES)
+    return isinstance(error, RuntimeError) and any(message in str(error) for message in MEMORY_MESSAGES)
+
+
+def is_device_failure(error: BaseException) -> bool:
+    """Whether a GPU failed, for another reason than memory: this process cannot use it any more."""
+    if not isinstance(error, RuntimeError) or is_out_of_memory(error):
+        return False
+    kind = getattr(torch, "AcceleratorError", ())  # since torch 2.8
+    return isinstance(error, kind) or any(message in str(error) for message in DEVICE_MESSAGES)

@@ -7,11 +7,18 @@ from typing import Any, Protocol
 
 
 class WorkerLost(Exception):  # noqa: N818
-    """A worker that will not answer: it died, or its node did. `preempted`: its node was taken away."""
+    """A worker that will not answer: it died, or its node did.
 
-    def __init__(self, reason: str, *, preempted: bool = False) -> None:
+    Attributes:
+        preempted: its node was taken away.
+        gpu_failed: its process lives, and cannot use its GPU any more.
+
+    """
+
+    def __init__(self, reason: str, *, preempted: bool = False, gpu_failed: bool = False) -> None:
         super().__init__(reason)
         self.preempted = preempted
+        self.gpu_failed = gpu_failed
 
 
 class Crew(Protocol):

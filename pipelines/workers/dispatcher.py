@@ -5,7 +5,9 @@ hangs or is lost is fenced and a new one takes its slot. Its shards are suspects
 (`pipelines.workers.quarantine`): each is tried alone, on a worker that holds nothing else. A death that comes
 with its node's, or with a pre-emption, proves nothing against a shard. Workers that die over one image after
 the other without any coming through, anywhere, end the run: the fault is not the images'. That one image ends
-its worker twice more says nothing new, and is not counted. A folder of bad images looks the same, though, as
+its worker twice more says nothing new, and is not counted. Where it is the GPU that fails, it may be to blame
+(`pipelines.workers.gpu_faults`): one that is left out is given to a worker that holds it and is given no work,
+so that nobody else is placed on it; the run goes on with one worker less. A folder of bad images looks the same, though, as
 long as only suspects are tried. So before the last death that is allowed comes a control: an image that came
 through earlier, or, where none has, work that nobody suspects. If it comes through, the trial of the suspects
 goes on; the run ends if its worker dies too.
@@ -26,6 +28,7 @@ from ..format.tally import Tally
 from ..signals import Interrupts, held_back
 from .crew import Crew, WorkerLost
 from .events import Loss, Watcher
+from .gpu_faults import GpuFaults
 from .quarantine import Suspect
 from .tasks import Job, OnProgress, ShardFailure, ShardReceipt, WorkerPlace
 
@@ -110,9 +113,12 @@ class Dispatcher:
         self._begun = False
         self._suspects: deque[Suspect] = deque()
         self._slots: list[Slot] = []
+        self._gpus = GpuFaults()
+        self._holders: list[Any] = []  # workers that keep others away from GPUs that are left out
         self._failed_starts = 0  # in a row, like the deaths: since an image came through anywhere
         self._deaths = 0
         self._control: ShardTask | None = None  # one image, as a probe, of a shard that came through whole
+        self._last_fault = ""  # of a GPU that was left out
         self._give_up_at: float | None = None  # after an interruption
 
     def run(self, on_progress: OnProgress) -> Generator[Outcome, None, None]:
@@ -144,9 +150,8 @@ class Dispatcher:
                 if signals.received:
                     raise KeyboardInterrupt
         finally:
-            self._crew.end(
-                [slot.worker for slot in self._slots], [ref for s in self._slots for ref in s.work]
-            )
+            workers = [*self._holders, *(slot.worker for slot in self._slots)]
+            self._crew.end(workers, [ref for slot in self._slots for ref in slot.work])
             self._slots.clear()
             self._watcher.load(0, 0, 0)
 
@@ -166,6 +171,7 @@ class Dispatcher:
         if not self._begun and len(ready) < min(self._least, len(self._slots)):
             return
         self._begun = True
+        self._try_doubted(ready)
         control = self._control if self._doubts() else None
         if ready and (control or (self._suspects and not self._doubts())):
             slot = min(ready, key=lambda slot: len(slot.work))  # kept from new work until it is idle
@@ -183,6 +189,13 @@ class Dispatcher:
                         yield task
                     else:
                         self._give(slot, task)
+
+    def _try_doubted(self, ready: list[Slot]) -> None:
+        """Give the control to idle workers whose GPU is in doubt, and take them from those that are ready."""
+        for slot in [slot for slot in ready if self._control and self._gpus.in_doubt(slot.place)]:
+            ready.remove(slot)
+            if not slot.work and self._control:
+                self._give(slot, self._control)
 
     def _doubts(self) -> bool:
         """Whether one more death ends the run, and something that is no suspect can be tried before that."""
@@ -220,6 +233,8 @@ class Dispatcher:
             return
         if ref is slot.hello:
             slot.hello, slot.place, slot.placed = None, answer, time.monotonic()
+            if self._gpus.is_left_out(answer):
+                self._hold(slot)
         elif ref is slot.loading:
             slot.loading = None
             self._failed_starts = 0
@@ -229,7 +244,7 @@ class Dispatcher:
         elif ref is slot.asking:
             slot.asking = None
             if slot.note(answer):
-                self._came_through()
+                self._came_through(slot)
         else:
             yield from self._finished(slot, slot.work.pop(ref), answer)
 
@@ -239,7 +254,7 @@ class Dispatcher:
         suspect, slot.suspect = slot.suspect, None
         if isinstance(outcome, ShardReceipt):
             if any(image.image_id not in task.deadly for image in task.images):
-                self._came_through()
+                self._came_through(slot)
             if task.images and not outcome.tally.statuses["rejected"]:
                 self._control = replace(task, images=task.images[:1], probe=True)
             if suspect is not None and task.probe:
@@ -253,8 +268,32 @@ class Dispatcher:
         if suspect is not None or not task.probe:  # a control is nobody's shard
             yield outcome
 
-    def _came_through(self) -> None:
+    def _came_through(self, slot: Slot) -> None:
         self._failed_starts = self._deaths = 0
+        self._gpus.came_through(slot.place)
+
+    def _hold(self, slot: Slot) -> None:
+        """Keep a worker that was placed on a GPU that is left out where it is, without work."""
+        self._slots.remove(slot)
+        self._holders.append(slot.worker)
+        self._workers -= 1
+        if not self._workers:
+            raise BreakerTripped(
+                f"stopped: no GPU is left to the run: {self._last_fault}; look at the GPU (nvidia-smi, dmesg), "
+                "then run the same command again"
+            )
+
+    def _blame_gpu(self, slot: Slot, lost: WorkerLost) -> bool:
+        """Whether the GPU is under suspicion by now, so that this failure on it proves nothing else."""
+        place = slot.place
+        if not lost.gpu_failed or place is None or slot.placed is None or not place.gpus:
+            return False
+        starting, can_be_tried = not slot.ready, self._control is not None
+        if self._gpus.failed(place, slot.placed, starting=starting, can_be_tried=can_be_tried):
+            name = f"{place.host}, GPU {','.join(place.gpus)}"
+            self._last_fault = f"{name}: {' '.join(str(lost).split())}"
+            log.warning("%s is left out: work keeps failing on it; the last: %s", name, lost)
+        return can_be_tried and self._gpus.in_doubt(place)
 
     def _bury(self, slot: Slot, lost: WorkerLost) -> Iterator[ShardFailure]:
         """Fence a dead or lost worker, free its slot, and put what it held under suspicion."""
@@ -263,11 +302,12 @@ class Dispatcher:
         log.info("a worker died: %s", lost)
         held = tuple(task.shard for task in slot.work.values())
         self._watcher.worker_lost(Loss(slot.place, str(lost), held, not slot.ready))
+        gpu_is_blamed = self._blame_gpu(slot, lost)
         if not slot.ready:
             self._failed_starts += 1
             self._trip(self._failed_starts, FAILED_STARTS * self._workers, "died while starting", lost)
             return
-        proof = self._crew.node_lives(slot.node) and not lost.preempted
+        proof = self._crew.node_lives(slot.node) and not lost.preempted and not gpu_is_blamed
         counts = slot.suspect is None or not (slot.suspect.is_tried_again or self._doubts())
         if slot.suspect is None:
             self._suspects.extend(Suspect(task) for task in slot.work.values() if not task.probe)

@@ -25,8 +25,17 @@ def make_generator(job: Job) -> MaskGenerator:
     """Load the network and set the thread count of this process.
 
     Raises UsageError where there are no such weights here, or other ones than the run's, and where the
-    machine is too small for them; MemoryError where too much of it is taken.
+    machine is too small for them; MemoryError where too much of it is taken; GpuFailed.
     """
+    try:
+        return _load(job)
+    except RuntimeError as error:
+        if fault := gpu_failed(error):
+            raise fault from error
+        raise
+
+
+def _load(job: Job) -> MaskGenerator:
     import torch
 
     from ...engine import MaskGenerator

@@ -18,7 +18,7 @@ import ray
 from ray.exceptions import RayError, RayTaskError
 from ray.util.metrics import Counter, Gauge, Histogram
 
-from ..errors import MaskmillError, UsageError
+from ..errors import GpuFailed, MaskmillError, UsageError
 from ..format.records import ShardTask
 from ..format.tally import Tally
 from ..text import without_escapes
@@ -160,6 +160,8 @@ class RayCrew:
         try:
             return ray.get(ref)
         except RayTaskError as error:
+            if isinstance(error.cause, GpuFailed):
+                raise WorkerLost(str(error.cause), gpu_failed=True) from None
             if is_infrastructure(error.cause):  # a corpus that cannot be read now, too
                 raise WorkerLost(str(error.cause)) from None
             if isinstance(error.cause, MaskmillError):

@@ -41,6 +41,7 @@ from ..storage import retries
 from ..storage.retries import COMMIT_ATTEMPTS, retrying
 from ..text import one_line
 from ..writing.rejects import replace_rows
+from .gpu_faults import gpu_failed
 from .loading import batches_at_once
 from .tasks import Job, ShardFailure, ShardReceipt, this_place
 
@@ -63,7 +64,7 @@ def run_shard(
     """Make every row of the shard and commit them as one file.
 
     `on_progress` gets a copy of the counts after each batch of images. Returns a ShardFailure where storage
-    or memory kept failing; whatever else is raised is a bug.
+    or memory kept failing. Raises GpuFailed; whatever else is raised is a bug.
     """
     began, me, again = time.perf_counter(), this_place().name, Counter[str]()
     for pause in (retries.FIRST_PAUSE_SECONDS, 0):
@@ -73,6 +74,8 @@ def run_shard(
                 return replace(outcome, worker=me, retries=again)
             return replace(outcome, worker=me, seconds=time.perf_counter() - began)
         except (OSError, MemoryError, RuntimeError) as error:
+            if fault := gpu_failed(error):
+                raise fault from error
             if not is_infrastructure(error):
                 raise
             failure = ShardFailure(task.shard, one_line(error), worker=me, retries=again)

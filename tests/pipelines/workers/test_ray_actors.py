@@ -375,6 +375,24 @@ def test_an_image_that_kills_its_workers_is_a_row_and_its_neighbours_survive(job
     assert (row["image_id"], row["error"]["class"]) == (deadly.image_id, "WorkerDied")
 
 
+def test_an_error_of_cuda_ends_its_worker_and_not_the_run(job, photos):
+    tasks = tasks_of(photos, 2)
+    deadly = tasks[1].images[0]
+
+    class Faulty(quick_worker()):
+        def run(self, task):
+            def fail(_images):
+                raise RuntimeError("CUDA error: an illegal memory access was encountered\nCompile with …")
+
+            if deadly.image_id in {image.image_id for image in task.images} - task.deadly:
+                self._generator.generate_batch = fail
+            return super().run(task)
+
+    outcomes = dispatch(job, tasks, Faulty)
+    assert all(isinstance(outcome, ShardReceipt) for outcome in outcomes)
+    assert [statuses(job, shard) for shard in range(2)] == [["empty"] * 2, ["rejected", "empty"]]
+
+
 def test_a_worker_that_hangs_is_replaced(job, photos, tiny_settings, tmp_path):
     once = tmp_path / "hung-once"
 

@@ -1,0 +1,165 @@
+"""Workers whose GPU fails: what that says of the images, and of the GPU."""
+
+import pickle
+
+import pytest
+import torch
+
+from maskmill.engine.runtime.batching import is_device_failure, is_out_of_memory
+from maskmill.pipelines.config.run import load_config
+from maskmill.pipelines.errors import BreakerTripped, GpuFailed
+from maskmill.pipelines.format.ids import image_id
+from maskmill.pipelines.format.records import PlannedImage, ShardTask
+from maskmill.pipelines.workers.crew import WorkerLost
+from maskmill.pipelines.workers.gpu_faults import gpu_failed
+from maskmill.pipelines.workers.shard import run_shard
+from maskmill.pipelines.workers.tasks import Job, WorkerPlace
+from tests.pipelines.workers.test_dispatcher import Crew, dispatch, ids, tasks_of
+
+ILLEGAL = "CUDA error: an illegal memory access was encountered\nCompile with `TORCH_USE_CUDA_DSA`"
+MEMORY = [
+    "CUDA error: out of memory\nCUDA kernel errors might be reported later",
+    "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
+    "cuDNN error: CUDNN_STATUS_ALLOC_FAILED",
+]
+FAULTS = [
+    ILLEGAL,
+    "CUDA error: uncorrectable ECC error encountered",
+    "CUDA error: CUBLAS_STATUS_EXECUTION_FAILED when calling `cublasSgemm(...)`",
+    "cuDNN error: CUDNN_STATUS_INTERNAL_ERROR",
+]
+
+
+@pytest.mark.parametrize("message", MEMORY)
+def test_memory_that_runs_out_in_cudas_libraries_is_memory(message):
+    error = RuntimeError(message)
+    assert is_out_of_memory(error)
+    assert not is_device_failure(error)
+
+
+@pytest.mark.parametrize("message", FAULTS)
+def test_any_other_error_of_cuda_is_the_gpus(message):
+    error = RuntimeError(message)
+    assert is_device_failure(error)
+    assert not is_out_of_memory(error)
+
+
+@pytest.mark.skipif(not hasattr(torch, "AcceleratorError"), reason="torch before 2.8 has none")
+@pytest.mark.parametrize(("message", "memory"), [(ILLEGAL, False), ("odd words", False), (MEMORY[0], True)])
+def test_torchs_own_class_for_them(message, memory):
+    error = torch.AcceleratorError(message)
+    assert (is_out_of_memory(error), is_device_failure(error)) == (memory, not memory)
+
+
+@pytest.mark.parametrize("error", [RuntimeError("shapes do not match"), OSError("CUDA error"), MemoryError()])
+def test_other_errors_are_no_gpus(error):
+    assert gpu_failed(error) is None
+
+
+class OnGpus(Crew):
+    """Each worker takes the first free GPU; whatever is computed on one of `broken` fails there."""
+
+    def __init__(self, gpus=2, broken=(), deadly=(), loads=True):
+        super().__init__(deadly)
+        self.free = [str(gpu) for gpu in range(gpus)]
+        self.broken, self.loads = frozenset(broken), loads
+        self.tried = []
+
+    def start(self):
+        return [self.free.pop(0)]
+
+    def call(self, worker, method, *arguments):
+        return super().call(worker, method, worker[0], *arguments)
+
+    def end(self, workers, _refs):
+        self.free = sorted(self.free + [gpu for worker in workers for gpu in worker])
+
+    def hello(self, gpu):
+        return WorkerPlace("node", "host", 1, (gpu,))
+
+    def load(self, gpu):
+        if gpu in self.broken and not self.loads:
+            raise WorkerLost("an ECC error", gpu_failed=True)
+
+    def stats(self, _gpu):
+        return {}
+
+    def run(self, gpu, task):
+        self.tried.append((gpu, task))
+        if gpu in self.broken:
+            raise WorkerLost("an ECC error", gpu_failed=True)
+        try:
+            return super().run(task)
+        except WorkerLost as lost:
+            raise WorkerLost(str(lost), gpu_failed=True) from None
+
+
+def rejected(outcomes):
+    return {outcome.shard: outcome.tally.statuses["rejected"] for outcome in outcomes}
+
+
+@pytest.mark.parametrize("broken", ["0", "1"])
+def test_a_gpu_on_which_work_keeps_failing_is_left_out_and_costs_no_image(tmp_path, broken, caplog):
+    crew = OnGpus(2, {broken})
+    outcomes = dispatch(crew, tasks_of(40, 4), tmp_path, workers=2)
+    assert rejected(outcomes) == dict.fromkeys(range(40), 0)
+    assert f"host, GPU {broken} is left out" in caplog.text
+    assert sum(gpu == broken for gpu, _ in crew.tried) <= 8  # two shards in hand, up to four workers
+
+
+def test_a_gpu_on_which_no_worker_loads_is_left_out_too(tmp_path, caplog):
+    crew = OnGpus(2, {"1"}, loads=False)
+    outcomes = dispatch(crew, tasks_of(10, 4), tmp_path, workers=2)
+    assert rejected(outcomes) == dict.fromkeys(range(10), 0)
+    assert "host, GPU 1 is left out" in caplog.text
+
+
+@pytest.mark.parametrize("loads", [True, False])
+def test_a_run_whose_only_gpu_is_left_out_stops_and_names_it(tmp_path, loads):
+    crew = OnGpus(1, {"0"}, loads=loads)
+    with pytest.raises(BreakerTripped, match=r"no GPU is left to the run: host, GPU 0: an ECC error"):
+        dispatch(crew, tasks_of(9, 4), tmp_path)
+    assert not any(task.deadly for _, task in crew.tried)
+    assert crew.free == ["0"]
+
+
+@pytest.mark.parametrize("row", [0, 1, 6])
+@pytest.mark.parametrize("gpus", [1, 2])
+def test_an_image_that_breaks_its_gpus_context_is_refused_and_no_gpu_left_out(tmp_path, gpus, row, caplog):
+    tasks = tasks_of(9, 4)
+    crew = OnGpus(gpus, deadly=ids(tasks[row // 4], [row]))
+    outcomes = dispatch(crew, tasks, tmp_path, workers=gpus)
+    assert rejected(outcomes) == {shard: int(shard == row // 4) for shard in range(9)}
+    assert "left out" not in caplog.text
+
+
+def test_workers_that_share_a_gpu_fail_once_together(tmp_path, caplog):
+    """A GPU that falls off the bus takes all of its workers along: that is one failure."""
+    crew = OnGpus(1)
+    crew.free = ["0"] * 4
+    crew.broken = frozenset("0")
+
+    def mend(_in_hand, _working):
+        if crew.tried:
+            crew.broken = frozenset()
+        return True
+
+    outcomes = dispatch(crew, tasks_of(20, 4), tmp_path, mend, workers=4)
+    assert rejected(outcomes) == dict.fromkeys(range(20), 0)
+    assert "left out" not in caplog.text
+
+
+class Broken:
+    def generate_batch(self, _images):
+        raise RuntimeError(ILLEGAL)
+
+
+def test_in_one_process_it_ends_the_run_as_incomplete_in_one_line(photos, tmp_path, tiny_settings):
+    job = Job(tmp_path / "corpus", load_config(None, tiny_settings), "f" * 64, threads=1)
+    path = photos / "coffee" / "0.png"
+    task = ShardTask(0, (PlannedImage(image_id("0"), "0", str(path), 0, 0),))
+    with pytest.raises(GpuFailed, match=r"its GPU failed, .*: CUDA error: an illegal memory acc") as caught:
+        run_shard(task, Broken(), job)
+    assert caught.value.exit_code == 4
+    assert "\n" not in str(caught.value)
+    assert str(pickle.loads(pickle.dumps(caught.value))) == str(caught.value)
