@@ -129,8 +129,8 @@ class MaskDecoder(nn.Module):
             tokens_BPTC[:, :, :1], prompts_BPTC[:, :, :1], cells, image.tokens
         )
         masks = slice(1, 1 + MASK_TOKENS)
-        head = self.iou_prediction_head  # in fp32 where the rest is not: `Sam.decode_in`
-        iou_BPM = head(iou_BP1C[:, :, 0].to(head.layers[0].weight.dtype))
+        last = cast(nn.Linear, self.iou_prediction_head.layers[-1])  # may be finer: `Sam.decode_in`
+        iou_BPM = self.iou_prediction_head(iou_BP1C[:, :, 0].to(last.weight.dtype))
         return Part(iou_BPM, tokens_BPTC[:, :, masks], prompts_BPTC[:, :, masks], cells)
 
     def draw(self, decoded: Decoded, prompt_K: Tensor, token_K: Tensor) -> Tensor:

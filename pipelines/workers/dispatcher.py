@@ -5,12 +5,13 @@ hangs or is lost is fenced and a new one takes its slot. Its shards are suspects
 (`pipelines.workers.quarantine`): each is tried alone, on a worker that holds nothing else. A death that comes
 with its node's, or with a pre-emption, proves nothing against a shard. Workers that die over one image after
 the other without any coming through, anywhere, end the run: the fault is not the images'. That one image ends
-its worker twice more says nothing new, and is not counted. Where it is the GPU that fails, it may be to blame
-(`pipelines.workers.gpu_faults`): one that is left out is given to a worker that holds it and is given no work,
-so that nobody else is placed on it; the run goes on with one worker less. A folder of bad images looks the same, though, as
+its worker twice more says nothing new, and is not counted. A folder of bad images looks the same, though, as
 long as only suspects are tried. So before the last death that is allowed comes a control: an image that came
 through earlier, or, where none has, work that nobody suspects. If it comes through, the trial of the suspects
 goes on; the run ends if its worker dies too.
+
+Where a GPU fails, it may be to blame (`pipelines.workers.gpu_faults`). One that is left out stays in the hands
+of a worker without work, so that no other is placed on it, and the run goes on with one worker less.
 """
 
 from __future__ import annotations
@@ -279,8 +280,8 @@ class Dispatcher:
         self._workers -= 1
         if not self._workers:
             raise BreakerTripped(
-                f"stopped: no GPU is left to the run: {self._last_fault}; look at the GPU (nvidia-smi, dmesg), "
-                "then run the same command again"
+                f"stopped: no GPU is left to the run: {self._last_fault}; look at the GPU (nvidia-smi, "
+                "dmesg), then run the same command again"
             )
 
     def _blame_gpu(self, slot: Slot, lost: WorkerLost) -> bool:

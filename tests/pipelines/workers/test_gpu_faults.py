@@ -5,6 +5,8 @@ import pickle
 import pytest
 import torch
 
+import maskmill.model
+
 from maskmill.engine.runtime.batching import is_device_failure, is_out_of_memory
 from maskmill.pipelines.config.run import load_config
 from maskmill.pipelines.errors import BreakerTripped, GpuFailed
@@ -12,6 +14,7 @@ from maskmill.pipelines.format.ids import image_id
 from maskmill.pipelines.format.records import PlannedImage, ShardTask
 from maskmill.pipelines.workers.crew import WorkerLost
 from maskmill.pipelines.workers.gpu_faults import gpu_failed
+from maskmill.pipelines.workers.loading import make_generator
 from maskmill.pipelines.workers.shard import run_shard
 from maskmill.pipelines.workers.tasks import Job, WorkerPlace
 from tests.pipelines.workers.test_dispatcher import Crew, dispatch, ids, tasks_of
@@ -163,3 +166,12 @@ def test_in_one_process_it_ends_the_run_as_incomplete_in_one_line(photos, tmp_pa
     assert caught.value.exit_code == 4
     assert "\n" not in str(caught.value)
     assert str(pickle.loads(pickle.dumps(caught.value))) == str(caught.value)
+
+
+def test_a_gpu_that_fails_while_weights_are_loaded_is_named_too(tmp_path, tiny_settings, monkeypatch):
+    def fail(*_arguments, **_options):
+        raise RuntimeError("CUDA error: no kernel image is available for execution on the device")
+
+    monkeypatch.setattr(maskmill.model, "load_sam", fail)
+    with pytest.raises(GpuFailed, match="no kernel image"):
+        make_generator(Job(tmp_path, load_config(None, tiny_settings), "", threads=1))
