@@ -2,16 +2,16 @@
 
 The driver owns the slots. A slot is fed only after its worker has said that it is ready; a worker that dies,
 hangs or is lost is fenced and a new one takes its slot. Its shards are suspects
-(`pipelines.workers.quarantine`): each is tried alone, on a worker that holds nothing else. A death that comes
-with its node's, or with a pre-emption, proves nothing against a shard. Workers that die over one image after
-the other without any coming through, anywhere, end the run: the fault is not the images'. That one image ends
-its worker twice more says nothing new, and is not counted. A folder of bad images looks the same, though, as
-long as only suspects are tried. So before the last death that is allowed comes a control: an image that came
-through earlier, or, where none has, work that nobody suspects. If it comes through, the trial of the suspects
-goes on; the run ends if its worker dies too.
+(`pipelines.workers.blame.quarantine`): each is tried alone, on a worker that holds nothing else. A death that
+comes with its node's, or with a pre-emption, proves nothing against a shard. Workers that die over one image
+after the other without any coming through, anywhere, end the run: the fault is not the images'. That one
+image ends its worker twice more says nothing new, and is not counted. A folder of bad images looks the same,
+though, as long as only suspects are tried. So before the last death that is allowed comes a control: an image
+that came through earlier, or, where none has, work that nobody suspects. If it comes through, the trial of
+the suspects goes on; the run ends if its worker dies too.
 
-Where a GPU fails, it may be to blame (`pipelines.workers.gpu_faults`). One that is left out stays in the hands
-of a worker without work, so that no other is placed on it, and the run goes on with one worker less.
+A GPU that fails may itself be to blame (`pipelines.workers.blame.gpu_faults`). One that is left out stays in
+the hands of a worker without work, so that no other is placed on it; the run goes on with one worker less.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ from ..errors import BreakerTripped
 from ..format.records import ShardTask
 from ..format.tally import Tally
 from ..signals import Interrupts, held_back
+from .blame.gpu_faults import GpuFaults
+from .blame.quarantine import Suspect
 from .crew import Crew, WorkerLost
 from .events import Loss, Watcher
-from .gpu_faults import GpuFaults
-from .quarantine import Suspect
 from .tasks import Job, OnProgress, ShardFailure, ShardReceipt, WorkerPlace
 
 log = logging.getLogger(__name__)

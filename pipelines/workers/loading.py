@@ -14,7 +14,7 @@ from ..config.run import ModelConfig, RunConfig
 from ..errors import ConfigError, CorpusError, CorpusUnavailable, UsageError
 from ..format.run_record import read_run
 from ..storage.retries import retrying
-from .gpu_faults import gpu_failed
+from .blame.gpu_faults import gpu_failed
 from .memory import check_memory
 from .tasks import Job
 

@@ -41,7 +41,7 @@ from ..storage import retries
 from ..storage.retries import COMMIT_ATTEMPTS, retrying
 from ..text import one_line
 from ..writing.rejects import replace_rows
-from .gpu_faults import gpu_failed
+from .blame.gpu_faults import gpu_failed
 from .loading import batches_at_once
 from .tasks import Job, ShardFailure, ShardReceipt, this_place
 

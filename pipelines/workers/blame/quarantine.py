@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections import Counter, deque
 from dataclasses import dataclass, field, replace
 
-from ..format.records import PlannedImage, ShardTask
+from ...format.records import PlannedImage, ShardTask
 
 SOLITARY_DEATHS = 3  # of one image, on live nodes, before it is refused
 ROUNDS = 2  # of a shard alone and its images singly, before the shard is given up

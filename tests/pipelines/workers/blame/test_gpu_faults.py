@@ -6,14 +6,13 @@ import pytest
 import torch
 
 import maskmill.model
-
 from maskmill.engine.runtime.batching import is_device_failure, is_out_of_memory
 from maskmill.pipelines.config.run import load_config
 from maskmill.pipelines.errors import BreakerTripped, GpuFailed
 from maskmill.pipelines.format.ids import image_id
 from maskmill.pipelines.format.records import PlannedImage, ShardTask
+from maskmill.pipelines.workers.blame.gpu_faults import gpu_failed
 from maskmill.pipelines.workers.crew import WorkerLost
-from maskmill.pipelines.workers.gpu_faults import gpu_failed
 from maskmill.pipelines.workers.loading import make_generator
 from maskmill.pipelines.workers.shard import run_shard
 from maskmill.pipelines.workers.tasks import Job, WorkerPlace

@@ -1,7 +1,7 @@
 """Who killed the worker: the trial, step by step, without any worker."""
 
 from maskmill.pipelines.format.records import PlannedImage, ShardTask
-from maskmill.pipelines.workers.quarantine import LOST_NODES, ROUNDS, SOLITARY_DEATHS, Suspect
+from maskmill.pipelines.workers.blame.quarantine import LOST_NODES, ROUNDS, SOLITARY_DEATHS, Suspect
 
 A, B, C = (PlannedImage(number, f"{number}.png", f"/{number}.png", 0, number) for number in (10, 11, 12))
 TASK = ShardTask(0, (A, B, C))

@@ -2,8 +2,9 @@
 
 After an error of CUDA that is not about memory (an uncorrectable bit, an illegal access, a GPU that fell off
 the bus) a process cannot use its GPU any more: it is lost like one that crashed, and its shards are suspects
-(`pipelines.workers.quarantine`). But the GPU may be to blame and not the images. So it counts what fails on a
-GPU without anything coming through on it in between, once for all the workers that shared it at that moment:
+(`pipelines.workers.blame.quarantine`). But the GPU may be to blame and not the images. So it counts what
+fails on a GPU without anything coming through on it in between, once for all the workers that shared it at
+that moment:
 
 - the first failure accuses what was in hand, as every death does;
 - after the second the GPU is in doubt: it proves nothing against an image any more, and its next worker is
@@ -19,8 +20,8 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 
-from ..errors import GpuFailed
-from .tasks import WorkerPlace, this_place
+from ...errors import GpuFailed
+from ..tasks import WorkerPlace, this_place
 
 DOUBTED_AFTER = 2  # failures on a GPU in a row
 LEFT_OUT_AFTER = 4  # where no image has come through that could be tried on it
@@ -77,7 +78,7 @@ class GpuFaults:
 
 def gpu_failed(error: BaseException) -> GpuFailed | None:
     """What to raise where a GPU failed, for another reason than memory; None for any other error."""
-    from ...engine.runtime.batching import is_device_failure  # loads torch
+    from ....engine.runtime.batching import is_device_failure  # loads torch
 
     if not is_device_failure(error):
         return None

@@ -1,0 +1,1 @@
+"""Why a worker was lost: which image, or which GPU."""
