@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..config import PUBLISHED, SamConfig
+from .compiled_encoder import CompiledEncoder
 from .device_tensors import kept_on_device, on_device
 from .image_encoder import ImageEncoderViT
 from .mask_decoder import Decoded, MaskDecoder, SharedImage
@@ -53,6 +54,7 @@ class Sam(nn.Module):
         self.image_encoder = TinyViT(config) if config.encoder == "tiny_vit" else ImageEncoderViT(config)
         self.prompt_encoder = PromptEncoder(config)
         self.mask_decoder = MaskDecoder(config)
+        self._compiled_encoder: CompiledEncoder | None = None
 
     @property
     def device(self) -> torch.device:
@@ -86,16 +88,13 @@ class Sam(nn.Module):
                 part.to(dtype)
         return self
 
-    def compile_encoder(self, backend: str | Callable[..., Any] = "inductor") -> None:
-        """Have `torch.compile` fuse the image encoder when it is first called with each number of images.
+    def compile_encoder(self, batch: int = 1, backend: str | Callable[..., Any] = "inductor") -> None:
+        """Have `torch.compile` fuse the image encoder when it is first called, for `batch` images.
 
-        Where that fails, for want of a compiler for instance, torch says so in a warning and the encoder runs
-        as it is: torch's own setting for this holds for the whole process.
+        Fewer are filled up to as many. Where compiling fails, for want of a compiler for instance, a warning
+        says why and the encoder runs as it is.
         """
-        import torch._dynamo
-
-        torch._dynamo.config.suppress_errors = True
-        self.image_encoder.compile(backend=backend, dynamic=False)
+        self._compiled_encoder = CompiledEncoder(self.image_encoder, batch, backend)
 
     def encode(self, images: Sequence[Tensor]) -> EncodedImages:
         """Encode B images, each 3×h×w RGB in 0…255, already resized so that max(h, w) is `img_size`.
@@ -118,8 +117,9 @@ class Sam(nn.Module):
         (`model.networks.image_encoder.drop_paths`).
         """
         no_mask = self.prompt_encoder.no_mask_embed.weight
+        encoder = self._compiled_encoder or self.image_encoder
         weighed = () if paths_BL2 is None else (paths_BL2,)  # TinyViT knows none
-        embedding_BCHW = self.image_encoder(pixels_BCHW, *weighed).to(no_mask.dtype)
+        embedding_BCHW = encoder(pixels_BCHW, *weighed).to(no_mask.dtype)
         return EncodedImages(embedding_BCHW, self._share(embedding_BCHW + no_mask[0][:, None, None]))
 
     def _share(self, cells_BCHW: Tensor) -> SharedImage:

@@ -25,7 +25,7 @@ def placed(noise: Sam, config: RunConfig) -> Sam:
     dtype = torch.bfloat16 if config.model.precision == "bf16" else torch.float32
     sam = copy.deepcopy(noise).to(resolve_device(config.model.device)).in_precision(dtype)
     if config.model.compile:
-        sam.compile_encoder()
+        sam.compile_encoder(config.generator.encode_batch)
     return sam
 
 

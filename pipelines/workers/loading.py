@@ -58,7 +58,7 @@ def _load(job: Job) -> MaskGenerator:
     except CheckpointError as error:
         raise UsageError(str(error)) from None
     if chosen.compile:
-        sam.compile_encoder()
+        sam.compile_encoder(job.config.generator.encode_batch)
     return MaskGenerator(sam, job.config.generator)
 
 

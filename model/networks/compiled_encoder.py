@@ -1,0 +1,63 @@
+"""The image encoder through `torch.compile`, for batches of one size.
+
+torch compiles for each number of images anew, a minute or more each time, and the last batch of a shard is
+often short. So a short batch is filled up with black images, whose results are dropped: less than a batch's
+work, where compiling takes hundreds of them.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+log = logging.getLogger(__name__)
+
+
+class CompiledEncoder:
+    """An encoder that is compiled when it is first called; where that fails, it says so and runs as it is.
+
+    Not a module: the encoder's weights keep their names.
+    """
+
+    def __init__(self, encoder: nn.Module, batch: int, backend: str | Callable[..., Any]) -> None:
+        self._encoder = encoder
+        self._batch = batch
+        self._backend = backend
+        self._run: Callable[[Tensor], Tensor] | None = None  # until the first call
+        self._failed = False
+        self._seen: set[torch.Size] = set()
+
+    def __call__(self, pixels_BCHW: Tensor) -> Tensor:
+        """Embeddings of B images."""
+        if self._failed:
+            return cast(Tensor, self._encoder(pixels_BCHW))
+        count = len(pixels_BCHW)
+        filled_BCHW = F.pad(pixels_BCHW, (0, 0, 0, 0, 0, 0, 0, max(0, self._batch - count)))
+        try:
+            return self._compiled(filled_BCHW)[:count]
+        except (torch.OutOfMemoryError, MemoryError):
+            self._batch = max(1, self._batch // 2)  # the caller tries smaller batches: let them be smaller
+            raise
+        except Exception as error:
+            embedding_BCHW: Tensor = self._encoder(pixels_BCHW)  # raises by itself what is not the compiler's
+            reason = " ".join(f"{type(error).__name__}: {error}".split())
+            log.warning("torch.compile failed, the image encoder runs as it is: %s", reason)
+            self._failed = True
+            return embedding_BCHW
+
+    def _compiled(self, pixels_BCHW: Tensor) -> Tensor:
+        began = time.perf_counter()
+        if self._run is None:  # not before: some Pythons have no compiler, and that raises here
+            self._run = torch.compile(self._encoder, backend=self._backend, dynamic=False)
+        embedding_BCHW = self._run(pixels_BCHW)
+        if pixels_BCHW.shape not in self._seen:
+            self._seen.add(pixels_BCHW.shape)
+            size, seconds = "×".join(map(str, pixels_BCHW.shape)), time.perf_counter() - began
+            log.info("compiled the image encoder for batches of %s in %.1f s", size, seconds)
+        return embedding_BCHW
