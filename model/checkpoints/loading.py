@@ -76,7 +76,8 @@ def load_sam(
     cache folder. A file of ours says its shapes itself: for `nano` they are taken from it, for the published
     sizes they must be the published ones. The model's `thresholds` are those that are recommended for these
     weights.
-    Raises CheckpointError: unknown name, no such file, not a checkpoint, or not one of this model.
+    Raises CheckpointError: unknown name, no such file, not a checkpoint, not one of this model, or with weights
+    that are not finite, in the file or in the precision asked for.
     """
     path = find_checkpoint(name, checkpoint)
     state, metadata = read_tensors(path)
@@ -85,7 +86,24 @@ def load_sam(
         sam = Sam(config)
     _load_strictly(sam, _official_names(state, path), path, name)
     sam.thresholds = thresholds_of(name, metadata, path)
-    return sam.to(device).in_precision(dtype).eval()
+    sam = sam.to(device).in_precision(dtype)
+    check_finite(sam, path)
+    return sam.eval()
+
+
+def check_finite(sam: Sam, path: Path) -> None:
+    """Raise CheckpointError where a weight is no number, or too large for the precision that it is in.
+
+    On a GPU the decoder is in fp16, which ends at 65,504: a larger weight would make every mask of nothing.
+    """
+    state = sam.state_dict()
+    finite = torch.stack([value.isfinite().all() for value in state.values()]).tolist()  # one wait for all
+    lost = [
+        f"{key} ({value.dtype})" for (key, value), well in zip(state.items(), finite, strict=True) if not well
+    ]
+    if lost:
+        told = listed(lost).replace("torch.", "")
+        raise CheckpointError(f"{path}: expected finite weights, got others in {len(lost)} tensor(s): {told}")
 
 
 def save_sam(

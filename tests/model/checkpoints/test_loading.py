@@ -20,7 +20,7 @@ from torch import Tensor
 import maskmill.model.checkpoints.finding
 from maskmill.model.checkpoints.errors import CheckpointError
 from maskmill.model.checkpoints.finding import checkpoint_sha256, find_checkpoint, recommended_thresholds
-from maskmill.model.checkpoints.loading import load_sam, save_sam
+from maskmill.model.checkpoints.loading import check_finite, load_sam, save_sam
 from maskmill.model.config import MODELS, SamConfig, Thresholds
 from maskmill.model.networks.sam import Sam
 
@@ -244,6 +244,34 @@ def test_device_and_precision(tmp_path: Path, state: dict[str, Tensor]) -> None:
     assert {one.dtype for one in half.image_encoder.parameters()} == {torch.bfloat16}
     assert {one.dtype for one in half.mask_decoder.parameters()} == {torch.float32}  # rounding costs masks
     assert_same(half, state)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "dtype", "said"),
+    [
+        ("mask_decoder.iou_token.weight", torch.nan, torch.float32, "iou_token.weight (float32)"),
+        ("image_encoder.neck.0.weight", torch.inf, torch.bfloat16, "neck.0.weight (bfloat16)"),
+        ("image_encoder.neck.0.weight", 7e4, torch.float16, "neck.0.weight (float16)"),
+    ],
+)
+def test_weights_that_are_not_finite_as_they_are_used_are_named(
+    tmp_path: Path, state: dict[str, Tensor], key: str, value: float, dtype: torch.dtype, said: str
+) -> None:
+    state[key] = state[key].clone().index_fill_(0, torch.tensor([0]), value)
+    torch.save(state, tmp_path / "weights.pth")
+    with pytest.raises(CheckpointError, match=r"expected finite weights, got others in 1 ") as caught:
+        load_sam("vit_b", tmp_path / "weights.pth", dtype=dtype)
+    assert said in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_decoder_in_fp16_holds_no_weight_over_its_range(tmp_path: Path, state: dict[str, Tensor]) -> None:
+    """As a GPU has it; there `load_sam` asks the same."""
+    state["mask_decoder.iou_token.weight"] = torch.full((1, 16), 7e4)
+    torch.save(state, tmp_path / "weights.pth")
+    loaded = load_sam("vit_b", tmp_path / "weights.pth", dtype=torch.bfloat16)  # on a CPU it is in fp32
+    with pytest.raises(CheckpointError, match=r"mask_decoder\.iou_token\.weight \(float16\)"):
+        check_finite(loaded.decode_in(torch.float16), tmp_path / "weights.pth")
 
 
 # Our own files.
