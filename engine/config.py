@@ -87,10 +87,10 @@ class GeneratorConfig(BaseModel):
         le=1,
         description="Masks of at least this share of the image are dropped; null keeps them.",
     )
-    device_budget_bytes: int = Field(
-        default=8 << 30,
+    device_budget_bytes: int | None = Field(
+        default=None,
         ge=1 << 20,
-        description="GPU memory, beside weights and encoder, that decides how much is worked on together.",
+        description="GPU memory for what each of two batches is worked on in; null: by the card's memory.",
     )
 
     @model_validator(mode="after")

@@ -38,6 +38,7 @@ from ..resampling.painting import run_ends
 from ..resampling.tiles import Measures, Patch, Resampler
 from ..runtime.accounting import Ledger
 from ..runtime.batching import in_batches
+from ..runtime.budget import ELSEWHERE_BYTES, with_budget
 from ..runtime.transfer import fetch, upload
 
 TOKENS = 7
@@ -52,7 +53,8 @@ class OnDevice:
 
     def __init__(self, sam: Sam, config: GeneratorConfig) -> None:
         self.sam = sam
-        self.config = config
+        self.config = with_budget(config, sam)
+        self.budget_bytes = self.config.device_budget_bytes or ELSEWHERE_BYTES
         shape = sam.config
         number_bytes = sam.prompt_encoder.no_mask_embed.weight.element_size()
         cells = shape.embedding_size**2
@@ -73,7 +75,7 @@ class OnDevice:
 
     def _together(self, views: list[View], encoded: EncodedImages) -> list[list[Candidate]]:
         points_BP2 = np.stack([crop_points(view.crop, self.config) for view in views])
-        at_once = self.config.device_budget_bytes // 2 // (self.prompt_bytes * len(views))
+        at_once = self.budget_bytes // 2 // (self.prompt_bytes * len(views))
         found: list[list[Candidate]] = [[] for _ in views]
         for kept, accounts in in_batches(
             points_BP2.shape[1],
@@ -145,7 +147,7 @@ class OnDevice:
         points_BP12 = upload(inputs_BP2, device)[:, :, None]
         labels_BP1 = torch.ones(points_BP12.shape[:3], dtype=torch.int64, device=device)
         most_bytes = max(len(views) * self.score_bytes, self.draw_bytes)  # views are drawn one by one
-        together = max(1, self.config.device_budget_bytes // 4 // most_bytes)
+        together = max(1, self.budget_bytes // 4 // most_bytes)
         return self.sam.attend(encoded, points_BP12, labels_BP1, together=together)
 
     @torch.inference_mode()
@@ -182,7 +184,7 @@ class OnDevice:
 
     def _resampler(self, size: tuple[int, int]) -> Resampler:
         shape = self.sam.config
-        budget_bytes = self.config.device_budget_bytes // 4
+        budget_bytes = self.budget_bytes // 4
         return _resampler(shape.low_res_size, shape.img_size, size, budget_bytes, self.sam.device)
 
 

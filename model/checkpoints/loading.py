@@ -76,7 +76,7 @@ def load_sam(
     cache folder. A file of ours says its shapes itself: for `nano` they are taken from it, for the published
     sizes they must be the published ones. The model's `thresholds` are those that are recommended for these
     weights.
-    Raises CheckpointError: unknown name, no such file, not a checkpoint, not one of this model, or with weights
+    Raises CheckpointError: unknown name, no such file, not a checkpoint, not one of this model, or weights
     that are not finite, in the file or in the precision asked for.
     """
     path = find_checkpoint(name, checkpoint)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ... import __version__
+from ...engine.runtime.budget import BATCHES_AT_ONCE
 from ...model.checkpoints.errors import CheckpointError
 from ...model.checkpoints.finding import checkpoint_sha256, find_checkpoint, recommended_thresholds
 from ..config.run import ModelConfig, RunConfig
@@ -15,7 +16,7 @@ from ..errors import ConfigError, CorpusError, CorpusUnavailable, UsageError
 from ..format.run_record import read_run
 from ..storage.retries import retrying
 from .blame.gpu_faults import gpu_failed
-from .memory import check_memory
+from .memory import check_memory, keep_to_share, with_budget_of_share
 from .tasks import Job
 
 if TYPE_CHECKING:
@@ -54,12 +55,29 @@ def _load(job: Job) -> MaskGenerator:
             )
         device, threads = resolve_device(chosen.device), torch.get_num_threads()
         check_memory(job.config, device, threads=threads, neighbours=job.neighbours, gpu_share=job.gpu_share)
+        options = job.config.generator
+        if device == "cuda":
+            compute_fp32_in_fp32()
+            keep_to_share(job.gpu_share)
+            options = with_budget_of_share(job.config, job.gpu_share)
         sam = load_sam(chosen.name, chosen.checkpoint, device=device, dtype=dtype)
     except CheckpointError as error:
         raise UsageError(str(error)) from None
     if chosen.compile:
         sam.compile_encoder(job.config.generator.encode_batch)
-    return MaskGenerator(sam, job.config.generator)
+    return MaskGenerator(sam, options)
+
+
+def compute_fp32_in_fp32() -> None:
+    """Keep this process's GPU from TF32, which multiplies fp32 with eleven bits: `precision: fp32` is exact.
+
+    cuDNN's convolutions take it unless they are told not to. In bf16 some parts are fp32 on purpose
+    (positions, predicted IoUs, resampling) and stay so.
+    """
+    import torch
+
+    torch.backends.cuda.matmul.allow_tf32 = False
+    torch.backends.cudnn.allow_tf32 = False
 
 
 def check_same_version(job: Job) -> None:
@@ -125,7 +143,7 @@ def batches_at_once(model: ModelConfig) -> int:
     """How many batches the generator works on side by side: on a GPU two, so that it has one to do while the
     host filters and writes down the other. On a CPU there is nothing to hide.
     """
-    return 2 if resolve_device(model.device) == "cuda" else 1
+    return BATCHES_AT_ONCE if resolve_device(model.device) == "cuda" else 1
 
 
 def limit_threads(threads: int) -> None:

@@ -13,6 +13,7 @@ import socket
 from collections.abc import Mapping
 
 from ...engine.config import GeneratorConfig
+from ...engine.runtime.budget import BATCHES_AT_ONCE, CUDA_BYTES, budget_of_card, encoding_bytes
 from ...model.config import SamConfig
 from ..config.run import RunConfig
 from ..errors import UsageError
@@ -23,8 +24,8 @@ MIB = 2**20
 PROCESS_BYTES = 512 * MIB
 """Python, torch, the compiled loops and Arrow, before any weights."""
 
-ENCODER_ARRAYS = 64
-"""Arrays of the encoder's width, one number a cell and channel, that live at once in an encode."""
+NUMBER_BYTES = {"fp32": 4, "bf16": 2}
+"""Of a weight, by `model.precision`."""
 
 LANE_BYTES = 64 * MIB
 """What a batch of prompts holds in a lane of the CPU, in the published sizes."""
@@ -48,7 +49,36 @@ def check_memory(
 
         free, total = torch.cuda.mem_get_info()
         share = min(1.0, gpu_share)
-        _compare(needed_on_gpu(config), f"a worker on {share:g} of its GPU", int(total * share), free)
+        own = int(total * share)
+        _compare(needed_on_gpu(config, own), f"a worker on {share:g} of its GPU", own, free)
+
+
+def keep_to_share(gpu_share: float) -> None:
+    """Let torch allocate no more of the GPU than this worker's part, with what CUDA takes beside it.
+
+    Who asks for more is out of memory, and halves its batches, instead of its neighbours.
+    """
+    import torch
+
+    if gpu_share < 1:
+        _, total = torch.cuda.mem_get_info()
+        own = max(0.0, gpu_share - CUDA_BYTES / total)
+        torch.cuda.set_per_process_memory_fraction(own)
+
+
+def with_budget_of_share(config: RunConfig, gpu_share: float) -> GeneratorConfig:
+    """The generator's options with a budget by the worker's part of its GPU, where they have none."""
+    import torch
+
+    _, total = torch.cuda.mem_get_info()
+    budget = budget_on_gpu(config, int(total * min(1.0, gpu_share)))
+    return config.generator.model_copy(update={"device_budget_bytes": budget})
+
+
+def budget_on_gpu(config: RunConfig, own: int) -> int:
+    """`generator.device_budget_bytes`, or what a worker takes that has `own` bytes of a GPU."""
+    given = config.generator.device_budget_bytes
+    return given or budget_of_card(own, _weights_on_gpu(config), _encoding_on_gpu(config))
 
 
 def needed_on_host(config: RunConfig, threads: int, *, on_gpu: bool) -> dict[str, int]:
@@ -56,21 +86,28 @@ def needed_on_host(config: RunConfig, threads: int, *, on_gpu: bool) -> dict[str
     shape = _shape(config)
     needed = {"process": PROCESS_BYTES, "weights": 4 * _parameters(shape)}
     if not on_gpu:
-        needed["encoding"] = _encoding_bytes(shape, config.generator, 4)
+        needed["encoding"] = encoding_bytes(shape, config.generator.encode_batch, 4)
         needed["prompts"] = threads * LANE_BYTES
     return needed
 
 
-def needed_on_gpu(config: RunConfig) -> dict[str, int]:
-    """Bytes of a GPU's memory by purpose."""
-    shape = _shape(config)
-    number = {"fp32": 4, "bf16": 2}[config.model.precision]
+def needed_on_gpu(config: RunConfig, own: int) -> dict[str, int]:
+    """Bytes of a GPU's memory by purpose, of which the worker has `own`; of all batches that are at once."""
     return {
-        "CUDA": PROCESS_BYTES,
-        "weights": number * _parameters(shape),
-        "encoding": _encoding_bytes(shape, config.generator, number),
-        "generator.device_budget_bytes": config.generator.device_budget_bytes,
+        "CUDA": CUDA_BYTES,
+        "weights": _weights_on_gpu(config),
+        f"encoding {BATCHES_AT_ONCE} batches": BATCHES_AT_ONCE * _encoding_on_gpu(config),
+        f"{BATCHES_AT_ONCE} × generator.device_budget_bytes": BATCHES_AT_ONCE * budget_on_gpu(config, own),
     }
+
+
+def _weights_on_gpu(config: RunConfig) -> int:
+    return NUMBER_BYTES[config.model.precision] * _parameters(_shape(config))
+
+
+def _encoding_on_gpu(config: RunConfig) -> int:
+    number_bytes = NUMBER_BYTES[config.model.precision]
+    return encoding_bytes(_shape(config), config.generator.encode_batch, number_bytes)
 
 
 def _compare(needed: Mapping[str, int], who: str, has: int, free: int) -> None:
@@ -108,10 +145,3 @@ def _parameters(shape: SamConfig) -> int:
     # there is a folder for temporary files.
     with torch.device("meta"), Uninitialised():
         return sum(parameter.numel() for parameter in Sam(shape).parameters())
-
-
-def _encoding_bytes(shape: SamConfig, generator: GeneratorConfig, number: int) -> int:
-    """An encode's, of as many images or crops as are encoded together."""
-    windows = -(-shape.embedding_size // shape.window_size)
-    cells = (windows * shape.window_size) ** 2  # padded to whole windows
-    return generator.encode_batch * cells * shape.embed_dim * ENCODER_ARRAYS * number

@@ -5,12 +5,16 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
+import maskmill.model
 from maskmill.pipelines import machine
 from maskmill.pipelines.cli import main
 from maskmill.pipelines.config.run import load_config
 from maskmill.pipelines.errors import UsageError
 from maskmill.pipelines.workers import memory
+from maskmill.pipelines.workers.loading import make_generator
+from maskmill.pipelines.workers.tasks import Job
 from tests.support.commands import words
 
 GIB = 2**30
@@ -119,21 +123,100 @@ def test_neighbours_share_the_machine(monkeypatch):
         memory.check_memory(config, "cpu", threads=1, neighbours=5)
 
 
-def test_a_share_of_a_gpu_holds_the_model_and_the_budget(monkeypatch):
-    import torch
+def card_of(monkeypatch, free, total):
+    """A GPU with so much memory; the fractions that processes are kept to."""
+    kept = []
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda *_device: (free, total))
+    monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", kept.append)
+    return kept
 
-    config = load_config(None, ["model.name=vit_h", "model.precision=bf16"])
-    needed = memory.needed_on_gpu(config)
+
+def test_a_share_of_a_gpu_holds_the_model_and_both_batches(monkeypatch):
+    config = load_config(
+        None, ["model.name=vit_h", "model.precision=bf16", f"generator.device_budget_bytes={8 * GIB}"]
+    )
+    needed = memory.needed_on_gpu(config, 0)
     assert needed["weights"] == pytest.approx(2 * 641e6, rel=0.01)  # the published number of parameters
-    assert needed["generator.device_budget_bytes"] == config.generator.device_budget_bytes
+    assert needed["2 × generator.device_budget_bytes"] == 16 * GIB
+    one = load_config(None, ["model.name=vit_h", "model.precision=bf16", "generator.encode_batch=2"])
+    encoding = memory.needed_on_gpu(one, GIB)["encoding 2 batches"]
+    assert encoding == 2 * needed["encoding 2 batches"] == 4 * 70 * 70 * 1280 * 64 * 2
     total = sum(needed.values())
-    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (2 * total, 2 * total))
+    card_of(monkeypatch, 2 * total, 2 * total)
     memory.check_memory(config, "cuda", threads=1, gpu_share=0.5)
-    with pytest.raises(UsageError, match=r"a worker on 0\.25 of its GPU: .*device_budget_bytes 8\.00\)"):
+    with pytest.raises(UsageError, match=r"a worker on 0\.25 of its GPU: .*device_budget_bytes 16\.00\)"):
         memory.check_memory(config, "cuda", threads=1, gpu_share=0.25)
-    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (total - 1, 2 * total))
+    card_of(monkeypatch, total - 1, 2 * total)
     with pytest.raises(MemoryError, match="is free now"):
         memory.check_memory(config, "cuda", threads=1)
+
+
+@pytest.mark.parametrize(
+    ("gib", "share", "settings", "least", "most"),
+    [
+        (8, 1, [], 2, 3.5),  # nano
+        (24, 1, ["model.name=vit_h"], 8, 10),
+        (80, 1, ["model.name=vit_h", "generator.encode_batch=4"], 28, 32),
+        (80, 0.25, ["model.name=vit_h"], 6, 8),
+        (141, 1, ["model.name=vit_h", "generator.encode_batch=4"], 32, 32),  # no more is of use
+        (8, 1, [f"generator.device_budget_bytes={GIB}"], 1, 1),  # as it was told
+    ],
+)
+def test_the_budget_goes_by_the_card(monkeypatch, gib, share, settings, least, most):
+    config = load_config(None, ["model.precision=bf16", *settings])
+    card_of(monkeypatch, gib * GIB, gib * GIB)
+    budget = memory.with_budget_of_share(config, share).device_budget_bytes
+    assert least * GIB <= budget <= most * GIB
+    memory.check_memory(config, "cuda", threads=1, gpu_share=share)  # and what is taken is there
+    assert sum(memory.needed_on_gpu(config, int(gib * share * GIB)).values()) <= gib * share * GIB
+
+
+def test_a_card_that_is_too_small_is_told_so_whatever_the_budget(monkeypatch):
+    config = load_config(None, ["model.name=vit_h"])
+    card_of(monkeypatch, 2 * GIB, 2 * GIB)
+    with pytest.raises(UsageError, match=r"2 × generator\.device_budget_bytes 0\.50\), there is 2\.00 GiB"):
+        memory.check_memory(config, "cuda", threads=1)
+
+
+def test_a_worker_with_a_part_of_a_gpu_can_allocate_no_more(monkeypatch):
+    kept = card_of(monkeypatch, 8 * GIB, 8 * GIB)
+    memory.keep_to_share(0.25)
+    assert kept == [pytest.approx(0.25 - 0.5 / 8)]  # CUDA's own memory is not torch's
+    memory.keep_to_share(1.0)
+    memory.keep_to_share(2.0)
+    assert len(kept) == 1
+
+
+@pytest.fixture
+def _tf32_allowed():
+    backends = torch.backends.cuda.matmul, torch.backends.cudnn
+    before = [backend.allow_tf32 for backend in backends]
+    for backend in backends:
+        backend.allow_tf32 = True
+    yield
+    for backend, was in zip(backends, before, strict=True):
+        backend.allow_tf32 = was
+
+
+@pytest.mark.usefixtures("_tf32_allowed")
+def test_a_worker_on_a_gpu_computes_fp32_in_fp32_within_its_part(tmp_path, tiny_settings, monkeypatch):
+    """To the point where a GPU would be needed."""
+    kept = card_of(monkeypatch, 8 * GIB, 8 * GIB)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    load, sams = maskmill.model.load_sam, []
+
+    def load_here(name, checkpoint, *, device, dtype):
+        assert device == "cuda"
+        sams.append(load(name, checkpoint, dtype=dtype))
+        return sams[0]
+
+    monkeypatch.setattr(maskmill.model, "load_sam", load_here)
+    config = load_config(None, [*tiny_settings, "model.device=cuda"])
+    generator = make_generator(Job(tmp_path, config, "", threads=1, gpu_share=0.5))
+    assert not torch.backends.cuda.matmul.allow_tf32
+    assert not torch.backends.cudnn.allow_tf32
+    assert len(kept) == 1
+    assert generator.config.device_budget_bytes == memory.budget_on_gpu(config, 4 * GIB)
 
 
 PEAK = """
