@@ -1,22 +1,26 @@
 """Workers whose GPU fails: what that says of the images, and of the GPU."""
 
 import pickle
+import re
 
 import pytest
 import torch
 
 import maskmill.model
 from maskmill.engine.runtime.batching import is_device_failure, is_out_of_memory
+from maskmill.pipelines.cli import main
 from maskmill.pipelines.config.run import load_config
 from maskmill.pipelines.errors import BreakerTripped, GpuFailed
 from maskmill.pipelines.format.ids import image_id
 from maskmill.pipelines.format.records import PlannedImage, ShardTask
+from maskmill.pipelines.generation import generate
 from maskmill.pipelines.workers.blame.gpu_faults import gpu_failed
 from maskmill.pipelines.workers.crew import WorkerLost
 from maskmill.pipelines.workers.loading import make_generator
 from maskmill.pipelines.workers.shard import run_shard
 from maskmill.pipelines.workers.tasks import Job, WorkerPlace
 from tests.pipelines.workers.test_dispatcher import Crew, dispatch, ids, tasks_of
+from tests.support.commands import words
 
 ILLEGAL = "CUDA error: an illegal memory access was encountered\nCompile with `TORCH_USE_CUDA_DSA`"
 MEMORY = [
@@ -174,3 +178,15 @@ def test_a_gpu_that_fails_while_weights_are_loaded_is_named_too(tmp_path, tiny_s
     monkeypatch.setattr(maskmill.model, "load_sam", fail)
     with pytest.raises(GpuFailed, match="no kernel image"):
         make_generator(Job(tmp_path, load_config(None, tiny_settings), "", threads=1))
+
+
+def test_a_run_without_ray_ends_with_one_line_and_goes_on_later(
+    photos, tiny_settings, tmp_path, monkeypatch, capsys
+):
+    arguments = words(photos, tmp_path / "corpus", tiny_settings, "--workers", "0")
+    with monkeypatch.context() as patched:
+        patched.setattr(generate, "make_generator", lambda _job: Broken())
+        assert main(arguments) == 4
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("maskmill: ")]
+    assert re.search(r"its GPU failed, process \d+ cannot use it any more: CUDA error: an illegal", line)
+    assert main(arguments) == 0
