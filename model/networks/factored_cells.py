@@ -121,15 +121,7 @@ class Cells:
         rows_BPRC = centre(per_head(values_BPNTD, out_NDC).flatten(2, 3) + norm.row_C)
         scores_BPNTL = per_head(keys_BPNTD, look.image_BNDL + look.fixed_NDL)
         weights_BPRL = scores_BPNTL.softmax(-2).flatten(2, 3)
-        # Divided before the sums, which in fp16 may be out of range where a channel's share is not.
-        met_BPRL = per_head(values_BPNTD / channels, norm.crossed_BMDL).flatten(2, 3)
-        met_BPRL = plus_product(met_BPRL, rows_BPRC / channels @ rows_BPRC.mT, weights_BPRL)
-        precise = torch.promote_types(weights_BPRL.dtype, torch.float32)
-        squares_BL = (norm.square_BL.to(precise) + norm.linear_BL) / channels
-        squares_BPL = squares_BL[:, None] + (met_BPRL * weights_BPRL).sum(2, dtype=precise)
-        # Rounding may leave less than nothing of a cell that what it takes cancels.
-        scale_BPL = (squares_BPL.clamp(min=0) + eps).rsqrt().to(weights_BPRL.dtype)
-        return cls(scale_BPL, weights_BPRL * scale_BPL[:, :, None], rows_BPRC, values_BPNTD)
+        return _normalised(None, weights_BPRL, rows_BPRC, values_BPNTD, norm, eps)
 
     def chosen(self, choose: Callable[[Tensor], Tensor]) -> Cells:
         """Those that `choose` takes of what is B×P×…."""
@@ -190,22 +182,9 @@ class Cells:
             )
             return Cells(share_BPL, weights_BPRL, rows_BPRC, values_BPMTD)
 
-        # In fp16 a sum of squares may be out of range where their mean is not; in fp32 it is the same, where
-        # the number of channels is a power of two.
-        channels = rows_BPRC.shape[-1]
-        gram_BPRR = rows_BPRC / channels @ rows_BPRC.mT
         new_BPSL = self._scores(keys_BPNTD, carried_BPNTR, look).softmax(-2).flatten(2, 3)
         weights_BPRL = torch.cat([self.weights_BPRL, new_BPSL], 2)
-        met_BPRL = per_head(values_BPMTD / channels, norm.crossed_BMDL).flatten(2, 3)
-        met_BPRL = plus_product(met_BPRL * self.share_BPL[:, :, None], gram_BPRR, weights_BPRL)
-        share_BPL = self.share_BPL.to(at_least_fp32(self.share_BPL))
-        squares_BPL = norm.square_BL[:, None] * share_BPL.square() + norm.linear_BL[:, None] * share_BPL
-        squares_BPL = squares_BPL / channels + (met_BPRL * weights_BPRL).sum(2, dtype=share_BPL.dtype)
-        # Rounding may leave less than nothing of a cell that what it takes cancels.
-        scale_BPL = (squares_BPL.clamp(min=0) + eps).rsqrt().to(weights_BPRL.dtype)
-        return Cells(
-            self.share_BPL * scale_BPL, weights_BPRL * scale_BPL[:, :, None], rows_BPRC, values_BPMTD
-        )
+        return _normalised(self.share_BPL, weights_BPRL, rows_BPRC, values_BPMTD, norm, eps)
 
     def _rows_seen(self, weight_DC: Tensor, heads: int) -> Tensor:
         """What a projection makes of the rows, head by head: B×P×N×R×D."""
@@ -218,6 +197,35 @@ class Cells:
         carried_BPSR = carried_BPNTR.flatten(2, 3)
         scores_BPSL = plus_product(scores_BPNTL.flatten(2, 3), carried_BPSR, self.weights_BPRL)
         return scores_BPSL.unflatten(2, x_BPNTD.shape[2:4])
+
+
+def _normalised(
+    share_BPL: Tensor | None,
+    weights_BPRL: Tensor,
+    rows_BPRC: Tensor,
+    values_BPMTD: Tensor,
+    norm: Norm,
+    eps: float,
+) -> Cells:
+    """Divide the cells by the root of their mean square; a `share_BPL` of None stands for ones.
+
+    The mean is in fp32 at least. What is summed is divided first: in fp16 the sum of squares may be out of
+    range where their mean is not.
+    """
+    channels, precise = rows_BPRC.shape[-1], at_least_fp32(weights_BPRL)
+    met_BPRL = per_head(values_BPMTD / channels, norm.crossed_BMDL).flatten(2, 3)
+    if share_BPL is None:
+        common_BPL = (norm.square_BL.to(precise) + norm.linear_BL)[:, None]
+    else:
+        met_BPRL = met_BPRL * share_BPL[:, :, None]
+        wide_BPL = share_BPL.to(precise)
+        common_BPL = norm.square_BL[:, None] * wide_BPL.square() + norm.linear_BL[:, None] * wide_BPL
+    met_BPRL = plus_product(met_BPRL, rows_BPRC / channels @ rows_BPRC.mT, weights_BPRL)
+    squares_BPL = common_BPL / channels + (met_BPRL * weights_BPRL).sum(2, dtype=precise)
+    # Rounding may leave less than nothing of a cell that what it takes cancels.
+    scale_BPL = (squares_BPL.clamp(min=0) + eps).rsqrt().to(weights_BPRL.dtype)
+    scaled_BPL = scale_BPL if share_BPL is None else share_BPL * scale_BPL
+    return Cells(scaled_BPL, weights_BPRL * scale_BPL[:, :, None], rows_BPRC, values_BPMTD)
 
 
 def per_head(x_BPNXY: Tensor, shared_BNYZ: Tensor) -> Tensor:
