@@ -146,15 +146,16 @@ class MaskDecoder(nn.Module):
         image_K, place_K = prompt_K // prompts, prompt_K % prompts
         groups, counts = torch.unique_consecutive(image_K * len(parts) + place_K // size, return_counts=True)
         places = (place_K % size).split(counts.tolist())
-        distinct = [torch.unique_consecutive(place_k, return_inverse=True) for place_k in places]
-        indexes = [order_K, *(index for pair in distinct for index in pair)]
+        tokens = token_K.cpu()[order_K].split(counts.tolist())
+        indexes = [order_K]
+        for place_k, token_k in zip(places, tokens, strict=True):
+            indexes += (*torch.unique_consecutive(place_k, return_inverse=True), token_k)
         order_K, *moved = on_device(torch.cat(indexes), device).split([len(index) for index in indexes])
-        tokens = on_device(token_K, device)[order_K].split(counts.tolist())
         shared = [decoded.image.images(slice(index, index + 1)) for index in range(images)]
         side = 4 * round(decoded.image.upscaled_BXL.shape[-1] ** 0.5)
         drawn = [decoded.image.upscaled_BXL.new_empty(0, side, side)]
         for group, place_J, row_k, token_k in zip(
-            groups.tolist(), moved[::2], moved[1::2], tokens, strict=True
+            groups.tolist(), moved[::3], moved[1::3], moved[2::3], strict=True
         ):
             index, part = divmod(group, len(parts))
             chosen = parts[part].chosen(index, place_J)

@@ -128,4 +128,4 @@ def test_what_is_to_be_drawn_crosses_at_once(monkeypatch: pytest.MonkeyPatch) ->
         decoded = sam.attend(images, points, labels, together=3)
         with Copies() as copies:
             sam.draw(decoded, torch.arange(18), torch.ones(18, dtype=torch.int64))  # from six parts
-    assert copies.count == 2  # which prompts, and which of their masks
+    assert copies.count == 1
