@@ -1,0 +1,424 @@
+"""CUDA tensors without a GPU: tensors whose device says `cuda:0` hold tensors of the CPU, which do the work.
+
+    with PretendCuda() as cuda:
+        sam.to("cuda")
+        MaskGenerator(sam, config).generate_batch(images)
+    cuda.counts.waits
+
+Whatever CUDA would refuse raises: `MixedDevices` where host and device meet in an operation, `Unfetched` where a
+program reads a device's numbers by other ways than `maskmill.engine.runtime.transfer`. What goes into the device's
+queue is counted, and so is what the host has to wait for. With `numbers=False` the tensors held have shapes and no
+data (PyTorch's device `meta`): networks of any size are counted in seconds, and what would come to the host is made
+up by `made_up`.
+
+Two things are not as on CUDA. `torch.inference_mode` is `torch.no_grad` while the block runs, as PyTorch gives no
+subclass of its tensors to inference mode. And fused attention is computed by the CPU's kernel, but counted and fed as
+CUDA's: see `attention_kernel`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Callable, Iterator
+from functools import cache, partial
+from typing import Any
+from unittest import mock
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.grad_mode import inference_mode
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from .device_counts import Counts, asked_by_transfer
+from .device_guard import load_guard
+
+CUDA = torch.device("cuda:0")
+
+WAITS = {
+    "_unique2": "unique",
+    "bincount": "bincount",
+    "equal": "equal",
+    "is_nonzero": "is_nonzero",
+    "masked_select": "masked_select",
+    "nonzero": "nonzero",
+    "repeat_interleave": "repeat_interleave",
+    "unique_consecutive": "unique",
+    "unique_dim": "unique",
+}
+"""Operations whose result has as many elements as the device's numbers say, or is one of the host's."""
+
+
+WITH_NUMBERS = ("index_put", "index_put_", "fill_", "masked_fill", "masked_fill_", "where", "clamp", "lerp")
+"""Beside pointwise operations, those to which CUDA lets the host give a tensor of no dimensions."""
+
+MadeUp = Callable[[str, Tensor], Tensor]
+
+
+class MixedDevices(RuntimeError):
+    """An operation was given tensors of the host and of the device."""
+
+
+class Unfetched(AssertionError):
+    """The host reads what is on the device where nobody counts it."""
+
+
+class CudaTensor(torch.Tensor):
+    """Says that it lies on `cuda:0`, and holds what would lie there."""
+
+    held: Tensor
+    __torch_function__ = torch._C._disabled_torch_function_impl
+
+    @staticmethod
+    def __new__(cls, held: Tensor) -> CudaTensor:
+        self = torch.Tensor._make_wrapper_subclass(
+            cls,
+            held.size(),
+            strides=held.stride(),
+            storage_offset=held.storage_offset(),
+            dtype=held.dtype,
+            device=CUDA,
+        )
+        self.held = held
+        return self
+
+    def __repr__(self, **_: object) -> str:
+        return f"CudaTensor({tuple(self.shape)}, {self.dtype})"
+
+    # By these two `nn.Module.to` knows that it has to exchange its parameters.
+
+    def __tensor_flatten__(self) -> tuple[list[str], None]:
+        return ["held"], None
+
+    @staticmethod
+    def __tensor_unflatten__(parts: dict[str, Tensor], *_: object) -> CudaTensor:
+        return CudaTensor(parts["held"])
+
+    @classmethod
+    def __torch_dispatch__(cls, func, types, args=(), kwargs=None):
+        raise RuntimeError(f"{func} of a pretended tensor outside of its block")
+
+
+class PretendCuda(TorchDispatchMode):
+    """While it is entered, `cuda` is a device; `counts` says what was asked of it.
+
+    `made_up` is given the name of an operation that waits for numbers and a tensor without data, and returns what
+    the host gets: for `fetch` the tensor's copy, for `nonzero` the result of which only the shape counts.
+    Raises NoGuard where PyTorch cannot be made to accept the device.
+    """
+
+    def __init__(self, *, numbers: bool = True, made_up: MadeUp | None = None) -> None:
+        super().__init__()
+        load_guard()
+        self.counts = Counts()
+        self._made_up = None if numbers else made_up
+        self._inside = torch.device("cpu" if numbers else "meta")
+        self._pinned: dict[int, torch.UntypedStorage] = {}  # by address; kept, so that no other gets it
+        self._block = contextlib.ExitStack()
+
+    def __enter__(self) -> PretendCuda:
+        with contextlib.ExitStack() as block:
+            block.enter_context(self._stand_ins())
+            block.enter_context(_nothing_cached())
+            block.enter_context(self.counts.following())
+            super().__enter__()
+            self._block = block.pop_all()
+        return self
+
+    def __exit__(self, *raised: Any) -> None:
+        super().__exit__(*raised)
+        self._block.close()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if _is_composite(func):
+            with _entered_again(self):
+                return func.decompose(*args, **kwargs)
+        name = func._schema.name.partition("::")[2]
+        there = [x for x in tensors(args, kwargs) if isinstance(x, CudaTensor)]
+        if name == "_to_copy":
+            return self._moved(func, args[0], kwargs)
+        if name == "copy_" and isinstance(args[0], CudaTensor) != isinstance(args[1], CudaTensor):
+            return self._copied(func, args, kwargs)
+        if name == "record_stream":
+            return None
+        if there:
+            self._check(func, name, args, kwargs)
+        return self._run(func, name, args, kwargs, there)
+
+    def _run(self, func, name, args, kwargs, there):
+        """By the tensors that are held; on the device where an argument is, or where one asks for it."""
+        device = kwargs.get("device")
+        on_device = is_cuda(device) if device is not None else bool(there)
+        given = dict(kwargs)
+        pinned = bool(given.get("pin_memory"))
+        if pinned:
+            given["pin_memory"] = False
+        if is_cuda(device):
+            given["device"] = self._inside
+        inputs, options = [held(x) for x in args], {name: held(x) for name, x in given.items()}
+        if name == "nonzero" and there and self._made_up:
+            out = self._made_up(name, inputs[0])
+        else:
+            out = func(*inputs, **options)
+        if pinned:
+            self._pin(out)
+        if not on_device:
+            return out
+        if not _is_free(func, name, inputs, out):
+            self.counts.launch(name, _bytes(name, inputs, options, out))
+        wrappers = {id(x.held): x for x in there}
+        if isinstance(out, list | tuple):
+            return type(out)(_wrapped(x, wrappers) for x in out)
+        return _wrapped(out, wrappers)
+
+    def _check(self, func, name, args, kwargs):
+        """Raise where CUDA would, or where numbers are read; count what waits."""
+        if name == "_local_scalar_dense":
+            raise Unfetched("a number of a tensor on the device is read by itself, not by `fetch`")
+        scalars = torch.Tag.pointwise in func.tags or name in (*WITH_NUMBERS, "copy_")
+        hosts = (x for x in tensors(args, kwargs) if not isinstance(x, CudaTensor))
+        strangers = [x for x in hosts if x.dim() > 0 or not scalars]
+        if strangers:
+            shapes = [tuple(x.shape) for x in strangers]
+            raise MixedDevices(f"{name} of tensors of the device and of the host's {shapes}")
+        if name in WAITS and not (name == "repeat_interleave" and kwargs.get("output_size") is not None):
+            self.counts.wait(WAITS[name])
+        if name.startswith(("index", "_index_put")) and len(args) > 1 and isinstance(args[1], list | tuple):
+            flags = [x for x in args[1] if isinstance(x, Tensor) and x.dtype in (torch.bool, torch.uint8)]
+            if flags:
+                self.counts.wait("index by flags")
+
+    def _moved(self, func, tensor, kwargs):
+        """`to`: between host and device, or from one type to another."""
+        device, from_device = kwargs.get("device"), isinstance(tensor, CudaTensor)
+        to_device = is_cuda(device) if device is not None else from_device
+        given = dict(kwargs, device=self._inside) if to_device else dict(kwargs)
+        given.pop("pin_memory", None)
+        if from_device and not to_device:
+            self._read(waits=not kwargs.get("non_blocking"))  # PyTorch copies into pinned memory then
+            made = self._made_up("fetch", tensor.held) if self._made_up else tensor.held
+            out = func(made, **given)
+        else:
+            if to_device and not from_device:
+                self._upload(tensor, bool(kwargs.get("non_blocking")))
+            out = func(held(tensor), **given)
+        if from_device or to_device:
+            self.counts.launch("_to_copy", _nbytes(tensor) + _nbytes(out))
+        return CudaTensor(out) if to_device else out
+
+    def _copied(self, func, args, kwargs):
+        """`copy_` from the host to the device or back."""
+        into, source, *blocking = args
+        non_blocking = bool((*blocking, kwargs.get("non_blocking"))[0])
+        made = held(source)
+        if isinstance(into, CudaTensor):
+            self._upload(source, non_blocking)
+        else:
+            self._read(waits=not (non_blocking and self.is_pinned(into)))
+            made = self._made_up("fetch", made) if self._made_up else made
+        func(held(into), made)
+        self.counts.launch("copy_", 2 * _nbytes(into))
+        return into
+
+    def _read(self, *, waits: bool) -> None:
+        if not asked_by_transfer():
+            raise Unfetched("a tensor on the device is read by itself, not by `fetch`")
+        if waits:
+            self.counts.wait("download")
+
+    def _upload(self, tensor: Tensor, non_blocking: bool) -> None:
+        """From pinned memory, and without blocking, the device reads by itself."""
+        if tensor.numel() and not (non_blocking and self.is_pinned(tensor)):
+            self.counts.wait("upload" if self.is_pinned(tensor) else "pageable upload")
+
+    def is_pinned(self, tensor: Tensor) -> bool:
+        """Whether a tensor of the host lies in memory that the device could read by itself."""
+        return not isinstance(tensor, CudaTensor) and tensor.untyped_storage()._cdata in self._pinned
+
+    def _pin(self, tensor: Tensor) -> Tensor:
+        self._pinned[tensor.untyped_storage()._cdata] = tensor.untyped_storage()
+        return tensor
+
+    def _attend(self, in_operations, q, k, v, attn_mask=None, **options):
+        """`scaled_dot_product_attention`, by the kernel that CUDA would take."""
+        kernel = attention_kernel(q, k, v, attn_mask) if isinstance(q, CudaTensor) else "operations"
+        if kernel == "operations":
+            return in_operations(q, k, v, attn_mask, **options)
+        width = v.shape[-1]
+        if kernel == "flash" and width % 8:
+            options.setdefault("scale", q.shape[-1] ** -0.5)
+            q, k, v = (F.pad(x, (0, -x.shape[-1] % 8)) for x in (q, k, v))
+        inputs = [held(x) for x in (q, k, v, attn_mask)]
+        if self._made_up:  # where the kernels leave it: a cell's heads beside each other
+            batch, heads, length = q.shape[:3]
+            out = inputs[0].new_empty(batch, length, heads, v.shape[-1]).transpose(1, 2)
+        else:
+            out = in_operations(*inputs, **options)
+        self.counts.launch(f"{kernel} attention", _bytes("attention", inputs, {}, out))
+        return CudaTensor(out)[..., :width]
+
+    @contextlib.contextmanager
+    def _stand_ins(self) -> Iterator[None]:
+        """What PyTorch asks of CUDA itself, for as long as the block runs."""
+        counts = self.counts
+
+        class Stream:
+            """Of the one queue that there is."""
+
+            def synchronize(self) -> None:
+                counts.wait("synchronize")
+
+            def __getattr__(self, name: str) -> Callable[..., None]:
+                if name not in ("wait_event", "wait_stream", "record", "record_event", "wait"):
+                    raise AttributeError(name)
+                return lambda *_: None
+
+        def ends(_: object, *raised: object) -> None:
+            torch.set_grad_enabled(grad_enabled.pop())
+
+        def begins(mode: inference_mode) -> None:
+            grad_enabled.append(torch.is_grad_enabled())
+            torch.set_grad_enabled(grad_enabled[-1] and not mode.mode)
+
+        grad_enabled: list[bool] = []
+        stand_ins = {
+            "_lazy_init": lambda: None,
+            "current_device": lambda: 0,
+            "current_stream": lambda *_: Stream(),
+            "default_stream": lambda *_: Stream(),
+            "Stream": lambda *_, **__: Stream(),
+            "Event": lambda *_, **__: Stream(),
+            "stream": lambda *_: contextlib.nullcontext(),
+            "synchronize": lambda *_: counts.wait("synchronize"),
+        }
+        # A tensor of the host's made for the device, `torch.tensor(…, device="cuda")`, is made here and moved.
+        attention = F.scaled_dot_product_attention
+        lifts_cpu = torch._C._only_lift_cpu_tensors()
+        torch._C._set_only_lift_cpu_tensors(True)
+        try:
+            with (
+                mock.patch.multiple(torch.cuda, **stand_ins),
+                mock.patch.object(Tensor, "pin_memory", lambda tensor, *_: self._pin(tensor.clone())),
+                mock.patch.object(Tensor, "is_pinned", lambda tensor, *_: self.is_pinned(tensor)),
+                mock.patch.multiple(inference_mode, __enter__=begins, __exit__=ends),
+                mock.patch.object(F, "scaled_dot_product_attention", partial(self._attend, attention)),
+            ):
+                yield
+        finally:
+            torch._C._set_only_lift_cpu_tensors(lifts_cpu)
+
+
+@contextlib.contextmanager
+def _entered_again(mode: PretendCuda) -> Iterator[None]:
+    """The mode on, for what an operation that PyTorch has switched it off for is made of."""
+    TorchDispatchMode.__enter__(mode)
+    try:
+        yield
+    finally:
+        TorchDispatchMode.__exit__(mode, None, None, None)
+
+
+@contextlib.contextmanager
+def _nothing_cached() -> Iterator[None]:
+    """Tensors that are made once for each device belong to one block."""
+    _clear_caches()
+    try:
+        yield
+    finally:
+        _clear_caches()
+
+
+def _clear_caches() -> None:
+    for name, module in list(sys.modules.items()):
+        if name.startswith(("maskmill.engine", "maskmill.model")):
+            for value in list(vars(module).values()):
+                if callable(getattr(value, "cache_clear", None)):
+                    value.cache_clear()
+
+
+def attention_kernel(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> str:
+    """How PyTorch attends on CUDA: by a fused kernel, which wants four dimensions, or in operations.
+
+    In half precision by flash, to which PyTorch gives padded copies where a head's width is no multiple of 8; in fp32,
+    and with a mask, by the memory-efficient kernel, which wants rows of a multiple of 16 bytes.
+    """
+    if q.dim() != 4:
+        return "operations"
+    if q.dtype in (torch.float16, torch.bfloat16) and mask is None:
+        return "flash" if q.shape[-1] == v.shape[-1] <= 256 else "operations"
+    aligned = all(x.shape[-1] * x.element_size() % 16 == 0 for x in (q, k, v))
+    return "memory-efficient" if aligned else "operations"
+
+
+def is_cuda(device: Any) -> bool:
+    """Whether a device is meant, by its name or as such, that is the pretended one."""
+    return device is not None and torch.device(device).type == "cuda"
+
+
+def held(x: Any) -> Any:
+    """What a tensor or a list of some holds; all else as it is."""
+    if isinstance(x, list | tuple):
+        return [held(one) for one in x]
+    return x.held if isinstance(x, CudaTensor) else x
+
+
+def tensors(*arguments: Any) -> Iterator[Tensor]:
+    """Those among an operation's arguments, in lists too."""
+    for x in arguments:
+        if isinstance(x, Tensor):
+            yield x
+        elif isinstance(x, list | tuple):
+            yield from tensors(*x)
+        elif isinstance(x, dict):
+            yield from tensors(*x.values())
+
+
+@cache
+def _is_composite(func: Any) -> bool:
+    """Whether an operation is made of others, of which CUDA would see those."""
+    key = "CompositeImplicitAutograd"
+    return bool(torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), key))
+
+
+def _wrapped(x: Any, wrappers: dict[int, CudaTensor]) -> Any:
+    """A result on the device; what was changed in place is still the tensor that was given."""
+    if not isinstance(x, Tensor):
+        return x
+    if id(x) not in wrappers:
+        return CudaTensor(x)
+    wrapper = wrappers[id(x)]
+    assert wrapper.shape == x.shape, "a tensor whose shape changes in place is not pretended"
+    return wrapper
+
+
+def _is_free(func, name, inputs, out) -> bool:
+    """Whether nothing is launched: memory is taken, or seen in another way."""
+    if name.startswith(("empty", "new_empty")):
+        return True
+    if func._schema.is_mutable:
+        return False
+    storages = {x.untyped_storage()._cdata for x in tensors(inputs)}
+    return all(x.untyped_storage()._cdata in storages for x in tensors(out))
+
+
+def _bytes(name, inputs, options, out) -> int:
+    """What an operation reads and writes: all of its tensors, but only what is taken of one that is indexed."""
+    read = [_nbytes(x) for x in tensors(inputs, {**options, "out": None})]
+    written = sum(map(_nbytes, tensors(out)))
+    if name in ("index", "index_select", "gather"):
+        return 2 * written + sum(read[1:])
+    if name in ("index_put_", "_index_put_impl_"):
+        return read[-1] + sum(read[1:])
+    if name in ("fill_", "zero_", "copy_"):
+        return written + sum(read[1:])
+    return written + sum(read)
+
+
+def _nbytes(tensor: Tensor) -> int:
+    """Bytes touched; an element that is seen many times is read once."""
+    numbers = 1
+    for size, stride in zip(tensor.shape, tensor.stride(), strict=True):
+        numbers *= size if stride else min(size, 1)
+    return numbers * tensor.element_size()
