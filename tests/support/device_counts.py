@@ -16,7 +16,7 @@ from maskmill.engine.runtime.accounting import Ledger
 
 ROOT = Path(__file__).parents[2]
 PRODUCT = tuple(str(ROOT / name) + os.sep for name in ("maskmill", "engine", "model", "pipelines"))
-TRANSFER = os.sep.join(("engine", "runtime", "transfer.py"))
+TRANSFER = str(Path("engine", "runtime", "transfer.py"))
 """Which moves what others have: the line that counts is the one that called it."""
 
 OUTSIDE = "between"

@@ -1,4 +1,4 @@
-"""Has PyTorch's build for the CPU accept tensors that say they lie on `cuda:0`: compiles and loads guard.cpp."""
+"""Makes PyTorch's build for the CPU accept the device `cuda:0`: compiles and loads guard.cpp."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ import torch
 SOURCE = Path(__file__).with_name("guard.cpp")
 
 
-class NoGuard(RuntimeError):
+class NoGuardError(RuntimeError):
     """The guard cannot be had here; the message says why."""
 
 
 @cache
 def load_guard() -> None:
-    """Load the guard into this process, where it stays. Raises NoGuard where there can be none."""
+    """Load the guard into this process, where it stays. Raises NoGuardError where there can be none."""
     if torch.version.cuda or torch.version.hip:
-        raise NoGuard("this PyTorch is built for GPUs and has a device guard of its own")
+        raise NoGuardError("this PyTorch is built for GPUs and has a device guard of its own")
     torch.ops.load_library(str(_compiled()))
 
 
@@ -48,10 +48,10 @@ def _own_folder() -> Path:
 
 
 def _compile(library: Path) -> None:
-    """Raises NoGuard without a compiler, and RuntimeError with what one says against the source."""
+    """Raises NoGuardError without a compiler, and RuntimeError with what one says against the source."""
     compiler = next(filter(None, map(shutil.which, ("c++", "g++", "clang++"))), None)
     if compiler is None:
-        raise NoGuard("there is no C++ compiler: neither c++, g++ nor clang++")
+        raise NoGuardError("there is no C++ compiler: neither c++, g++ nor clang++")
     torch_folder = Path(torch.__file__).parent
     unfinished = library.with_suffix(f".{os.getpid()}")
     command = [compiler, "-std=c++20", "-fPIC", "-shared", f"-I{torch_folder / 'include'}", str(SOURCE)]

@@ -5,15 +5,15 @@
         MaskGenerator(sam, config).generate_batch(images)
     cuda.counts.waits
 
-Whatever CUDA would refuse raises: `MixedDevices` where host and device meet in an operation, `Unfetched` where a
-program reads a device's numbers by other ways than `maskmill.engine.runtime.transfer`. What goes into the device's
-queue is counted, and so is what the host has to wait for. With `numbers=False` the tensors held have shapes and no
-data (PyTorch's device `meta`): networks of any size are counted in seconds, and what would come to the host is made
-up by `made_up`.
+Whatever CUDA would refuse raises: `MixedDevicesError` where host and device meet in an operation,
+`UnfetchedError` where a program reads a device's numbers by other ways than
+`maskmill.engine.runtime.transfer`. What goes into the device's queue is counted, and so is what the host has
+to wait for. With `made_up` the tensors held have shapes and no data (PyTorch's device `meta`): networks of
+any size are counted in seconds, and what would come to the host is made up.
 
-Two things are not as on CUDA. `torch.inference_mode` is `torch.no_grad` while the block runs, as PyTorch gives no
-subclass of its tensors to inference mode. And fused attention is computed by the CPU's kernel, but counted and fed as
-CUDA's: see `attention_kernel`.
+Two things are not as on CUDA. `torch.inference_mode` is `torch.no_grad` while the block runs, as PyTorch
+gives no subclass of its tensors to inference mode. And fused attention is computed by the CPU's kernel, but
+counted and fed as CUDA's: see `attention_kernel`.
 """
 
 from __future__ import annotations
@@ -56,11 +56,11 @@ WITH_NUMBERS = ("index_put", "index_put_", "fill_", "masked_fill", "masked_fill_
 MadeUp = Callable[[str, Tensor], Tensor]
 
 
-class MixedDevices(RuntimeError):
+class MixedDevicesError(RuntimeError):
     """An operation was given tensors of the host and of the device."""
 
 
-class Unfetched(AssertionError):
+class UnfetchedError(AssertionError):
     """The host reads what is on the device where nobody counts it."""
 
 
@@ -103,17 +103,17 @@ class CudaTensor(torch.Tensor):
 class PretendCuda(TorchDispatchMode):
     """While it is entered, `cuda` is a device; `counts` says what was asked of it.
 
-    `made_up` is given the name of an operation that waits for numbers and a tensor without data, and returns what
-    the host gets: for `fetch` the tensor's copy, for `nonzero` the result of which only the shape counts.
-    Raises NoGuard where PyTorch cannot be made to accept the device.
+    `made_up` is given the name of what asks for numbers and a tensor without data. It returns for `fetch` what
+    the host gets, of that shape and type, and for `nonzero` a tensor without data of the result's shape.
+    Raises NoGuardError where PyTorch cannot be made to accept the device.
     """
 
-    def __init__(self, *, numbers: bool = True, made_up: MadeUp | None = None) -> None:
+    def __init__(self, made_up: MadeUp | None = None) -> None:
         super().__init__()
         load_guard()
         self.counts = Counts()
-        self._made_up = None if numbers else made_up
-        self._inside = torch.device("cpu" if numbers else "meta")
+        self._made_up = made_up
+        self._inside = torch.device("meta" if made_up else "cpu")
         self._pinned: dict[int, torch.UntypedStorage] = {}  # by address; kept, so that no other gets it
         self._block = contextlib.ExitStack()
 
@@ -176,13 +176,13 @@ class PretendCuda(TorchDispatchMode):
     def _check(self, func, name, args, kwargs):
         """Raise where CUDA would, or where numbers are read; count what waits."""
         if name == "_local_scalar_dense":
-            raise Unfetched("a number of a tensor on the device is read by itself, not by `fetch`")
+            raise UnfetchedError("a number of a tensor on the device is read by itself, not by `fetch`")
         scalars = torch.Tag.pointwise in func.tags or name in (*WITH_NUMBERS, "copy_")
         hosts = (x for x in tensors(args, kwargs) if not isinstance(x, CudaTensor))
         strangers = [x for x in hosts if x.dim() > 0 or not scalars]
         if strangers:
             shapes = [tuple(x.shape) for x in strangers]
-            raise MixedDevices(f"{name} of tensors of the device and of the host's {shapes}")
+            raise MixedDevicesError(f"{name} of tensors of the device and of the host's {shapes}")
         if name in WAITS and not (name == "repeat_interleave" and kwargs.get("output_size") is not None):
             self.counts.wait(WAITS[name])
         if name.startswith(("index", "_index_put")) and len(args) > 1 and isinstance(args[1], list | tuple):
@@ -224,7 +224,7 @@ class PretendCuda(TorchDispatchMode):
 
     def _read(self, *, waits: bool) -> None:
         if not asked_by_transfer():
-            raise Unfetched("a tensor on the device is read by itself, not by `fetch`")
+            raise UnfetchedError("a tensor on the device is read by itself, not by `fetch`")
         if waits:
             self.counts.wait("download")
 
@@ -293,8 +293,8 @@ class PretendCuda(TorchDispatchMode):
             "stream": lambda *_: contextlib.nullcontext(),
             "synchronize": lambda *_: counts.wait("synchronize"),
         }
-        # A tensor of the host's made for the device, `torch.tensor(…, device="cuda")`, is made here and moved.
         attention = F.scaled_dot_product_attention
+        # `torch.tensor(…, device="cuda")` makes it on the host and moves it.
         lifts_cpu = torch._C._only_lift_cpu_tensors()
         torch._C._set_only_lift_cpu_tensors(True)
         try:
@@ -341,8 +341,8 @@ def _clear_caches() -> None:
 def attention_kernel(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> str:
     """How PyTorch attends on CUDA: by a fused kernel, which wants four dimensions, or in operations.
 
-    In half precision by flash, to which PyTorch gives padded copies where a head's width is no multiple of 8; in fp32,
-    and with a mask, by the memory-efficient kernel, which wants rows of a multiple of 16 bytes.
+    In half precision by flash, to which PyTorch gives padded copies where a head's width is no multiple of 8;
+    in fp32, and with a mask, by the memory-efficient kernel, which wants rows of a multiple of 16 bytes.
     """
     if q.dim() != 4:
         return "operations"
@@ -404,7 +404,7 @@ def _is_free(func, name, inputs, out) -> bool:
 
 
 def _bytes(name, inputs, options, out) -> int:
-    """What an operation reads and writes: all of its tensors, but only what is taken of one that is indexed."""
+    """What an operation reads and writes: all of its tensors, but of one that is indexed what is taken."""
     read = [_nbytes(x) for x in tensors(inputs, {**options, "out": None})]
     written = sum(map(_nbytes, tensors(out)))
     if name in ("index", "index_select", "gather"):
