@@ -19,7 +19,6 @@ import torch
 from torch import Tensor
 
 from maskmill.engine import GeneratorConfig, MaskGenerator
-from maskmill.engine.resampling.tiles import TILE
 from maskmill.model import MODELS, Sam
 
 from .device_counts import MEASURES, Counts

@@ -103,8 +103,8 @@ class CudaTensor(torch.Tensor):
 class PretendCuda(TorchDispatchMode):
     """While it is entered, `cuda` is a device; `counts` says what was asked of it.
 
-    `made_up` is given the name of what asks for numbers and a tensor without data. It returns for `fetch` what
-    the host gets, of that shape and type, and for `nonzero` a tensor without data of the result's shape.
+    `made_up` is given the name of what asks for numbers and a tensor without data. It returns for `fetch`
+    what the host gets, of that shape and type, and for `nonzero` one without data of the result's shape.
     Raises NoGuardError where PyTorch cannot be made to accept the device.
     """
 
