@@ -28,7 +28,7 @@ BOUNDS = Path(__file__).with_suffix(".json")
 NAMES = ("nano", "vit_h")
 IMAGES, HEIGHT, WIDTH = 4, 1500, 2250
 DRAWN, SCORED, KEPT = 600, 3 * 32 * 32, 100  # masks of an image
-EDGES = 0.15
+EDGES = 0.1
 """Of a mask's tiles, those that its outline passes."""
 
 Table = dict[str, dict[str, int]]

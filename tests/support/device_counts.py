@@ -7,6 +7,7 @@ import sys
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 from types import FrameType
 from typing import NamedTuple
@@ -16,8 +17,11 @@ from maskmill.engine.runtime.accounting import Ledger
 
 ROOT = Path(__file__).parents[2]
 PRODUCT = tuple(str(ROOT / name) + os.sep for name in ("maskmill", "engine", "model", "pipelines"))
-TRANSFER = str(Path("engine", "runtime", "transfer.py"))
-"""Which moves what others have: the line that counts is the one that called it."""
+READER = str(Path("engine", "runtime", "transfer.py"))
+"""The one module that may read a device's numbers."""
+
+MOVERS = (READER, str(Path("model", "networks", "device_tensors.py")))
+"""Modules that move what others have: the line that counts is the one that called them."""
 
 OUTSIDE = "between"
 """The stage of what is asked outside of all stages."""
@@ -83,7 +87,7 @@ class Counts:
         line, frame = "?", None
         for frame in product_frames():
             line = f"{inside(frame)}:{frame.f_lineno}"
-            if inside(frame) != TRANSFER:
+            if inside(frame) not in MOVERS:
                 break
         return Asked(self._stage(), what, line)
 
@@ -125,6 +129,6 @@ def inside(frame: FrameType) -> str:
     return frame.f_code.co_filename[len(str(ROOT)) + 1 :].removeprefix("maskmill" + os.sep)
 
 
-def asked_by_transfer() -> bool:
-    """Whether the innermost call of maskmill's is in the one module that may read a device's numbers."""
-    return any(inside(frame) == TRANSFER for frame in list(product_frames())[:1])
+def asked_by_reader() -> bool:
+    """Whether the innermost call of maskmill's may read a device's numbers."""
+    return any(inside(frame) == READER for frame in islice(product_frames(), 1))

@@ -5,7 +5,8 @@
         MaskGenerator(sam, config).generate_batch(images)
     cuda.counts.waits
 
-Whatever CUDA would refuse raises: `MixedDevicesError` where host and device meet in an operation,
+Whatever CUDA would refuse raises: `MixedDevicesError` where host and device meet in an operation, `GridError`
+where a batched product has more matrices than a grid has places, and, which CUDA would not refuse,
 `UnfetchedError` where a program reads a device's numbers by other ways than
 `maskmill.engine.runtime.transfer`. What goes into the device's queue is counted, and so is what the host has
 to wait for. With `made_up` the tensors held have shapes and no data (PyTorch's device `meta`): networks of
@@ -31,7 +32,7 @@ from torch import Tensor
 from torch.autograd.grad_mode import inference_mode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from .device_counts import Counts, asked_by_transfer
+from .device_counts import Counts, asked_by_reader
 from .device_guard import load_guard
 
 CUDA = torch.device("cuda:0")
@@ -53,11 +54,18 @@ WAITS = {
 WITH_NUMBERS = ("index_put", "index_put_", "fill_", "masked_fill", "masked_fill_", "where", "clamp", "lerp")
 """Beside pointwise operations, those to which CUDA lets the host give a tensor of no dimensions."""
 
+MOST_MATRICES = (1 << 16) - 1
+"""Of a batched product: the last axis of a grid of CUDA's ends there."""
+
 MadeUp = Callable[[str, Tensor], Tensor]
 
 
 class MixedDevicesError(RuntimeError):
     """An operation was given tensors of the host and of the device."""
+
+
+class GridError(RuntimeError):
+    """A batched product has too many matrices for one launch."""
 
 
 class UnfetchedError(AssertionError):
@@ -116,6 +124,11 @@ class PretendCuda(TorchDispatchMode):
         self._inside = torch.device("meta" if made_up else "cpu")
         self._pinned: dict[int, torch.UntypedStorage] = {}  # by address; kept, so that no other gets it
         self._block = contextlib.ExitStack()
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """Nothing is compiled here, and to say so PyTorch would load its compiler: a second."""
+        return False
 
     def __enter__(self) -> PretendCuda:
         with contextlib.ExitStack() as block:
@@ -183,6 +196,8 @@ class PretendCuda(TorchDispatchMode):
         if strangers:
             shapes = [tuple(x.shape) for x in strangers]
             raise MixedDevicesError(f"{name} of tensors of the device and of the host's {shapes}")
+        if "bmm" in name and (matrices := max(map(len, tensors(args)))) > MOST_MATRICES:
+            raise GridError(f"{name} of {matrices:,} matrices, and CUDA has places for {MOST_MATRICES:,}")
         if name in WAITS and not (name == "repeat_interleave" and kwargs.get("output_size") is not None):
             self.counts.wait(WAITS[name])
         if name.startswith(("index", "_index_put")) and len(args) > 1 and isinstance(args[1], list | tuple):
@@ -223,7 +238,7 @@ class PretendCuda(TorchDispatchMode):
         return into
 
     def _read(self, *, waits: bool) -> None:
-        if not asked_by_transfer():
+        if not asked_by_reader():
             raise UnfetchedError("a tensor on the device is read by itself, not by `fetch`")
         if waits:
             self.counts.wait("download")
@@ -265,15 +280,15 @@ class PretendCuda(TorchDispatchMode):
         counts = self.counts
 
         class Stream:
-            """Of the one queue that there is."""
+            """The one queue that there is; events are waited for as it is."""
 
             def synchronize(self) -> None:
                 counts.wait("synchronize")
 
-            def __getattr__(self, name: str) -> Callable[..., None]:
+            def __getattr__(self, name: str) -> Callable[..., Stream]:
                 if name not in ("wait_event", "wait_stream", "record", "record_event", "wait"):
                     raise AttributeError(name)
-                return lambda *_: None
+                return lambda *_: self
 
         def ends(_: object, *raised: object) -> None:
             torch.set_grad_enabled(grad_enabled.pop())
@@ -282,14 +297,15 @@ class PretendCuda(TorchDispatchMode):
             grad_enabled.append(torch.is_grad_enabled())
             torch.set_grad_enabled(grad_enabled[-1] and not mode.mode)
 
+        queue = Stream()
         grad_enabled: list[bool] = []
         stand_ins = {
             "_lazy_init": lambda: None,
             "current_device": lambda: 0,
-            "current_stream": lambda *_: Stream(),
-            "default_stream": lambda *_: Stream(),
-            "Stream": lambda *_, **__: Stream(),
-            "Event": lambda *_, **__: Stream(),
+            "current_stream": lambda *_: queue,
+            "default_stream": lambda *_: queue,
+            "Stream": lambda *_, **__: queue,
+            "Event": lambda *_, **__: queue,
             "stream": lambda *_: contextlib.nullcontext(),
             "synchronize": lambda *_: counts.wait("synchronize"),
         }

@@ -13,7 +13,7 @@ from maskmill.engine import MaskGenerator
 from maskmill.engine.runtime.accounting import Ledger
 from maskmill.model.networks.image_encoder import one_hot_cells
 from tests.support import device_guard as guard
-from tests.support.pretend_cuda import MixedDevicesError, PretendCuda, UnfetchedError
+from tests.support.pretend_cuda import GridError, MixedDevicesError, PretendCuda, UnfetchedError
 from tests.support.tiny import OPEN, tiny
 
 needs_guard = pytest.mark.usefixtures("device_guard")
@@ -187,6 +187,16 @@ def test_nothing_is_left_behind(raises):
         assert torch.ones(3).is_inference()
     with pytest.raises(RuntimeError, match="outside of its block"):
         kept + 1
+
+
+@needs_guard
+def test_a_product_of_too_many_matrices_is_refused():
+    with PretendCuda(lambda _what, tensor: tensor):
+        most = torch.ones((1 << 16) - 1, 1, 1, device="cuda")
+        assert (most @ most).shape == most.shape
+        many = torch.ones(1 << 16, 1, 1, device="cuda")
+        with pytest.raises(GridError, match="bmm of 65,536 matrices"):
+            many @ many
 
 
 @needs_guard
