@@ -11,7 +11,7 @@ import torch.nn.functional as F
 import maskmill.engine.runtime.transfer
 from maskmill.engine import MaskGenerator
 from maskmill.engine.runtime.accounting import Ledger
-from maskmill.model.networks.image_encoder import one_hot_cells
+from maskmill.model.networks.sam import pixel_statistics
 from tests.support import device_guard as guard
 from tests.support.pretend_cuda import GridError, MixedDevicesError, PretendCuda, UnfetchedError
 from tests.support.tiny import OPEN, tiny
@@ -175,18 +175,18 @@ def test_nothing_is_left_behind(raises):
     before = state()
     with PretendCuda() as cuda:
         assert state() != before
-        one_hot_cells(3, 3, torch.device("cuda:0"))
-        kept = torch.ones(3, device="cuda")
+        kept, _ = pixel_statistics(torch.device("cuda:0"))
         if raises:
             with pytest.raises(ZeroDivisionError), PretendCuda():
                 raise ZeroDivisionError
         assert cuda.counts.launches
     assert state() == before
-    assert one_hot_cells.cache_info().currsize == 0
     with torch.inference_mode():
         assert torch.ones(3).is_inference()
     with pytest.raises(RuntimeError, match="outside of its block"):
         kept + 1
+    with PretendCuda():
+        assert pixel_statistics(torch.device("cuda:0"))[0] is not kept
 
 
 @needs_guard
