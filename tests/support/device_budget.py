@@ -36,14 +36,13 @@ Table = dict[str, dict[str, int]]
 
 
 class MadeUp:
-    """Answers of a network without numbers, and of the measures of its masks."""
+    """Answers of a network without numbers, and measures of its masks: for the same shape always the same."""
 
     def __init__(self) -> None:
-        self.random = np.random.default_rng(0)
         side = int(KEPT**0.5)
         corner_N2 = np.stack(np.meshgrid(np.arange(side), np.arange(side)), -1).reshape(-1, 2)
         corner_N2 = corner_N2 * np.array([WIDTH // side, HEIGHT // side])
-        size_N2 = self.random.uniform(50, 500, (KEPT, 2)).astype(np.int64)
+        size_N2 = np.random.default_rng(0).uniform(50, 500, (KEPT, 2)).astype(np.int64)
         last_N2 = np.minimum(corner_N2 + size_N2, [WIDTH - 1, HEIGHT - 1])
         self.boxes_N4 = np.concatenate([corner_N2, last_N2], 1)
 
@@ -53,14 +52,19 @@ class MadeUp:
             found = int(EDGES * tensor.numel()) if tensor.dim() == 3 else 0
             return tensor.new_empty(found, tensor.dim(), dtype=torch.int64)
         if tensor.is_floating_point():
-            return torch.from_numpy(self.random.random(tensor.shape, np.float32)).to(tensor.dtype)
+            return self._scores(tensor.shape).to(tensor.dtype)
         if tensor.dim() == 2 and tensor.shape[1] == 7:
             return torch.from_numpy(self._measures(len(tensor)))
         return torch.zeros(tensor.shape, dtype=tensor.dtype)
 
+    def _scores(self, shape: torch.Size) -> Tensor:
+        """Of each image evenly from 0 to 1, in an order without rule."""
+        even_BN = np.tile((np.arange(shape[1:].numel()) + 0.5) / shape[1:].numel(), (shape[0], 1))
+        return torch.from_numpy(np.random.default_rng(0).permuted(even_BN, axis=1)).reshape(shape)
+
     def _measures(self, masks: int) -> np.ndarray:
         """Of stable masks, each as large as one of the boxes: see `engine.resampling.tiles.Measures`."""
-        box_K4 = self.boxes_N4[self.random.integers(0, KEPT, masks)]
+        box_K4 = self.boxes_N4[np.arange(masks) % KEPT]
         area_K = (box_K4[:, 2:] - box_K4[:, :2]).prod(1)
         return np.column_stack([area_K, area_K, area_K, box_K4])
 
@@ -74,10 +78,11 @@ def counted(name: str, dtype: torch.dtype = torch.bfloat16) -> Counts:
         sam = Sam(MODELS[name]).eval()
     images = [np.zeros((HEIGHT, WIDTH, 3), np.uint8)] * IMAGES
     with PretendCuda(MadeUp()) as cuda:
-        generator = MaskGenerator(sam.to("cuda").in_precision(dtype), config)
-        generator.generate_batch(images[:1])
+        sam.to("cuda").in_precision(dtype)
+        few_points = config.model_copy(update={"points_per_side": 2})
+        MaskGenerator(sam, few_points).generate_batch(images[:1])  # makes what is kept for all batches
         cuda.counts.clear()
-        generator.generate_batch(images)
+        MaskGenerator(sam, config).generate_batch(images)
     return cuda.counts
 
 
