@@ -3,7 +3,8 @@
     python -m tests.support.device_budget            # prints the table
     python -m tests.support.device_budget --write    # makes it the bounds that the tests hold
 
-The bounds in device_budget.json may only fall. What a network would answer is made up: 600 of the 3,072 masks
+The bounds in device_budget.json may only fall; they are of the PyTorch that is named there, since each takes
+its own operations apart in its own way. What a network would answer is made up: 600 of the 3,072 masks
 of an image's grid are confident enough to be drawn, and about 100 are left without duplicates. Nothing here
 was measured on a GPU.
 """
@@ -86,10 +87,15 @@ def counted(name: str, dtype: torch.dtype = torch.bfloat16) -> Counts:
     return cuda.counts
 
 
-def bounds() -> dict[str, Table]:
-    """The bounds of each network."""
-    found: dict[str, Table] = json.loads(BOUNDS.read_text())
-    return found
+def pytorch() -> str:
+    """The version, as far as it decides what operations are made of: 2.13."""
+    return ".".join(torch.__version__.split(".")[:2])
+
+
+def bounds() -> tuple[str, dict[str, Table]]:
+    """The PyTorch that the bounds are of, and those of each network."""
+    found = json.loads(BOUNDS.read_text())
+    return found["torch"], found["networks"]
 
 
 def beyond(counts: Counts, bound: Table) -> list[str]:
@@ -128,7 +134,7 @@ def main() -> None:
             for asked, number in getattr(counts[name], measure).most_common(given.lines):
                 print(f"{number:>18,} {measure} {asked.stage} {asked.what} {asked.line}")
     if given.write:
-        BOUNDS.write_text(json.dumps(tables, indent=2) + "\n")
+        BOUNDS.write_text(json.dumps({"torch": pytorch(), "networks": tables}, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -2,22 +2,25 @@
 
 import pytest
 
-from tests.support.device_budget import NAMES, as_markdown, beyond, bounds, counted
+from tests.support.device_budget import NAMES, as_markdown, beyond, bounds, counted, pytorch
 from tests.support.device_counts import Counts
 
 
 @pytest.mark.usefixtures("device_guard")
 @pytest.mark.parametrize("name", [pytest.param("nano", marks=pytest.mark.slow), "vit_h"])
 def test_a_batch_of_four_photographs_stays_within_its_bounds(name):
+    version, networks = bounds()
+    if version != pytorch():
+        pytest.skip(f"the bounds are of PyTorch {version}, which takes operations apart in its own way")
     counts = counted(name)
-    found = beyond(counts, bounds()[name])
-    assert not found, "\n".join(["the GPU is asked for more than before", *found])
-    # The bounds are of the same work: they are not there to grow into.
-    assert set(counts.by_stage()) == set(bounds()[name])
+    found = beyond(counts, networks[name])
+    advice = "where that has to be: python -m tests.support.device_budget --write"
+    assert not found, "\n".join(["the GPU is asked for more than it was", *found, advice])
+    assert set(counts.by_stage()) == set(networks[name])  # or else it was not this work that was counted
 
 
 def test_all_networks_have_bounds():
-    assert tuple(bounds()) == NAMES
+    assert tuple(bounds()[1]) == NAMES
 
 
 def test_what_is_beyond_its_bounds_is_named():
