@@ -3,7 +3,7 @@
     with PretendCuda() as cuda:
         sam.to("cuda")
         MaskGenerator(sam, config).generate_batch(images)
-    cuda.counts.waits
+    cuda.counts.by_stage()
 
 Whatever CUDA would refuse raises: `MixedDevicesError` where host and device meet in an operation, `GridError`
 where a batched product has more matrices than a grid has places, and, which CUDA would not refuse,
@@ -14,42 +14,27 @@ any size are counted in seconds, and what would come to the host is made up.
 
 Two things are not as on CUDA. `torch.inference_mode` is `torch.no_grad` while the block runs, as PyTorch
 gives no subclass of its tensors to inference mode. And fused attention is computed by the CPU's kernel, but
-counted and fed as CUDA's: see `attention_kernel`.
+counted and fed as CUDA's: see `cuda_operations.attention_kernel`.
 """
 
 from __future__ import annotations
 
 import contextlib
-import sys
 from collections.abc import Callable, Iterator
-from functools import cache, partial
+from functools import partial
 from typing import Any
 from unittest import mock
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.grad_mode import inference_mode
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from .cuda_operations import WAITS, attention_kernel, bytes_of, is_composite, is_free, nbytes
+from .cuda_streams import made_on_the_host, no_inference_mode, nothing_cached, streams
+from .cuda_tensors import CudaTensor, held, is_cuda, tensors
 from .device_counts import Counts, asked_by_reader
 from .device_guard import load_guard
-
-CUDA = torch.device("cuda:0")
-
-WAITS = {
-    "_unique2": "unique",
-    "bincount": "bincount",
-    "equal": "equal",
-    "is_nonzero": "is_nonzero",
-    "masked_select": "masked_select",
-    "nonzero": "nonzero",
-    "repeat_interleave": "repeat_interleave",
-    "unique_consecutive": "unique",
-    "unique_dim": "unique",
-}
-"""Operations whose result has as many elements as the device's numbers say, or is one of the host's."""
-
 
 WITH_NUMBERS = ("index_put", "index_put_", "fill_", "masked_fill", "masked_fill_", "where", "clamp", "lerp")
 """Beside pointwise operations, those to which CUDA lets the host give a tensor of no dimensions."""
@@ -70,42 +55,6 @@ class GridError(RuntimeError):
 
 class UnfetchedError(AssertionError):
     """The host reads what is on the device where nobody counts it."""
-
-
-class CudaTensor(torch.Tensor):
-    """Says that it lies on `cuda:0`, and holds what would lie there."""
-
-    held: Tensor
-    __torch_function__ = torch._C._disabled_torch_function_impl
-
-    @staticmethod
-    def __new__(cls, held: Tensor) -> CudaTensor:
-        self = torch.Tensor._make_wrapper_subclass(
-            cls,
-            held.size(),
-            strides=held.stride(),
-            storage_offset=held.storage_offset(),
-            dtype=held.dtype,
-            device=CUDA,
-        )
-        self.held = held
-        return self
-
-    def __repr__(self, **_: object) -> str:
-        return f"CudaTensor({tuple(self.shape)}, {self.dtype})"
-
-    # By these two `nn.Module.to` knows that it has to exchange its parameters.
-
-    def __tensor_flatten__(self) -> tuple[list[str], None]:
-        return ["held"], None
-
-    @staticmethod
-    def __tensor_unflatten__(parts: dict[str, Tensor], *_: object) -> CudaTensor:
-        return CudaTensor(parts["held"])
-
-    @classmethod
-    def __torch_dispatch__(cls, func, types, args=(), kwargs=None):
-        raise RuntimeError(f"{func} of a pretended tensor outside of its block")
 
 
 class PretendCuda(TorchDispatchMode):
@@ -132,8 +81,10 @@ class PretendCuda(TorchDispatchMode):
 
     def __enter__(self) -> PretendCuda:
         with contextlib.ExitStack() as block:
-            block.enter_context(self._stand_ins())
-            block.enter_context(_nothing_cached())
+            waited = partial(self.counts.wait, "synchronize")
+            for part in (streams(waited), no_inference_mode(), made_on_the_host(), nothing_cached()):
+                block.enter_context(part)
+            block.enter_context(self._methods())
             block.enter_context(self.counts.following())
             super().__enter__()
             self._block = block.pop_all()
@@ -145,7 +96,7 @@ class PretendCuda(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
-        if _is_composite(func):
+        if is_composite(func):
             with _entered_again(self):
                 return func.decompose(*args, **kwargs)
         name = func._schema.name.partition("::")[2]
@@ -179,8 +130,8 @@ class PretendCuda(TorchDispatchMode):
             self._pin(out)
         if not on_device:
             return out
-        if not _is_free(func, name, inputs, out):
-            self.counts.launch(name, _bytes(name, inputs, options, out))
+        if not is_free(func, name, inputs, out):
+            self.counts.launch(name, bytes_of(name, inputs, options, out))
         wrappers = {id(x.held): x for x in there}
         if isinstance(out, list | tuple):
             return type(out)(_wrapped(x, wrappers) for x in out)
@@ -220,7 +171,7 @@ class PretendCuda(TorchDispatchMode):
                 self._upload(tensor, bool(kwargs.get("non_blocking")))
             out = func(held(tensor), **given)
         if from_device or to_device:
-            self.counts.launch("_to_copy", _nbytes(tensor) + _nbytes(out))
+            self.counts.launch("_to_copy", nbytes(tensor) + nbytes(out))
         return CudaTensor(out) if to_device else out
 
     def _copied(self, func, args, kwargs):
@@ -234,7 +185,7 @@ class PretendCuda(TorchDispatchMode):
             self._read(waits=not (non_blocking and self.is_pinned(into)))
             made = self._made_up("fetch", made) if self._made_up else made
         func(held(into), made)
-        self.counts.launch("copy_", 2 * _nbytes(into))
+        self.counts.launch("copy_", 2 * nbytes(into))
         return into
 
     def _read(self, *, waits: bool) -> None:
@@ -271,59 +222,19 @@ class PretendCuda(TorchDispatchMode):
             out = inputs[0].new_empty(batch, length, heads, v.shape[-1]).transpose(1, 2)
         else:
             out = in_operations(*inputs, **options)
-        self.counts.launch(f"{kernel} attention", _bytes("attention", inputs, {}, out))
+        self.counts.launch(f"{kernel} attention", bytes_of("attention", inputs, {}, out))
         return CudaTensor(out)[..., :width]
 
     @contextlib.contextmanager
-    def _stand_ins(self) -> Iterator[None]:
-        """What PyTorch asks of CUDA itself, for as long as the block runs."""
-        counts = self.counts
-
-        class Stream:
-            """The one queue that there is; events are waited for as it is."""
-
-            def synchronize(self) -> None:
-                counts.wait("synchronize")
-
-            def __getattr__(self, name: str) -> Callable[..., Stream]:
-                if name not in ("wait_event", "wait_stream", "record", "record_event", "wait"):
-                    raise AttributeError(name)
-                return lambda *_: self
-
-        def ends(_: object, *raised: object) -> None:
-            torch.set_grad_enabled(grad_enabled.pop())
-
-        def begins(mode: inference_mode) -> None:
-            grad_enabled.append(torch.is_grad_enabled())
-            torch.set_grad_enabled(grad_enabled[-1] and not mode.mode)
-
-        queue = Stream()
-        grad_enabled: list[bool] = []
-        stand_ins = {
-            "_lazy_init": lambda: None,
-            "current_device": lambda: 0,
-            "current_stream": lambda *_: queue,
-            "default_stream": lambda *_: queue,
-            "Stream": lambda *_, **__: queue,
-            "Event": lambda *_, **__: queue,
-            "stream": lambda *_: contextlib.nullcontext(),
-            "synchronize": lambda *_: counts.wait("synchronize"),
-        }
+    def _methods(self) -> Iterator[None]:
+        """Of tensors and for them, what does not come here by itself."""
         attention = F.scaled_dot_product_attention
-        # `torch.tensor(…, device="cuda")` makes it on the host and moves it.
-        lifts_cpu = torch._C._only_lift_cpu_tensors()
-        torch._C._set_only_lift_cpu_tensors(True)
-        try:
-            with (
-                mock.patch.multiple(torch.cuda, **stand_ins),
-                mock.patch.object(Tensor, "pin_memory", lambda tensor, *_: self._pin(tensor.clone())),
-                mock.patch.object(Tensor, "is_pinned", lambda tensor, *_: self.is_pinned(tensor)),
-                mock.patch.multiple(inference_mode, __enter__=begins, __exit__=ends),
-                mock.patch.object(F, "scaled_dot_product_attention", partial(self._attend, attention)),
-            ):
-                yield
-        finally:
-            torch._C._set_only_lift_cpu_tensors(lifts_cpu)
+        with (
+            mock.patch.object(Tensor, "pin_memory", lambda tensor, *_: self._pin(tensor.clone())),
+            mock.patch.object(Tensor, "is_pinned", lambda tensor, *_: self.is_pinned(tensor)),
+            mock.patch.object(F, "scaled_dot_product_attention", partial(self._attend, attention)),
+        ):
+            yield
 
 
 @contextlib.contextmanager
@@ -336,68 +247,6 @@ def _entered_again(mode: PretendCuda) -> Iterator[None]:
         TorchDispatchMode.__exit__(mode, None, None, None)
 
 
-@contextlib.contextmanager
-def _nothing_cached() -> Iterator[None]:
-    """Tensors that are made once for each device belong to one block."""
-    _clear_caches()
-    try:
-        yield
-    finally:
-        _clear_caches()
-
-
-def _clear_caches() -> None:
-    for name, module in list(sys.modules.items()):
-        if name.startswith(("maskmill.engine", "maskmill.model")):
-            for value in list(vars(module).values()):
-                if callable(getattr(value, "cache_clear", None)) and not isinstance(value, type):
-                    value.cache_clear()
-
-
-def attention_kernel(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> str:
-    """How PyTorch attends on CUDA: by a fused kernel, which wants four dimensions, or in operations.
-
-    In half precision by flash, to which PyTorch gives padded copies where a head's width is no multiple of 8;
-    in fp32, and with a mask, by the memory-efficient kernel, which wants rows of a multiple of 16 bytes.
-    """
-    if q.dim() != 4:
-        return "operations"
-    if q.dtype in (torch.float16, torch.bfloat16) and mask is None:
-        return "flash" if q.shape[-1] == v.shape[-1] <= 256 else "operations"
-    aligned = all(x.shape[-1] * x.element_size() % 16 == 0 for x in (q, k, v))
-    return "memory-efficient" if aligned else "operations"
-
-
-def is_cuda(device: Any) -> bool:
-    """Whether a device is meant, by its name or as such, that is the pretended one."""
-    return device is not None and torch.device(device).type == "cuda"
-
-
-def held(x: Any) -> Any:
-    """What a tensor or a list of some holds; all else as it is."""
-    if isinstance(x, list | tuple):
-        return [held(one) for one in x]
-    return x.held if isinstance(x, CudaTensor) else x
-
-
-def tensors(*arguments: Any) -> Iterator[Tensor]:
-    """Those among an operation's arguments, in lists too."""
-    for x in arguments:
-        if isinstance(x, Tensor):
-            yield x
-        elif isinstance(x, list | tuple):
-            yield from tensors(*x)
-        elif isinstance(x, dict):
-            yield from tensors(*x.values())
-
-
-@cache
-def _is_composite(func: Any) -> bool:
-    """Whether an operation is made of others, of which CUDA would see those."""
-    key = "CompositeImplicitAutograd"
-    return bool(torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), key))
-
-
 def _wrapped(x: Any, wrappers: dict[int, CudaTensor]) -> Any:
     """A result on the device; what was changed in place is still the tensor that was given."""
     if not isinstance(x, Tensor):
@@ -407,34 +256,3 @@ def _wrapped(x: Any, wrappers: dict[int, CudaTensor]) -> Any:
     wrapper = wrappers[id(x)]
     assert wrapper.shape == x.shape, "a tensor whose shape changes in place is not pretended"
     return wrapper
-
-
-def _is_free(func, name, inputs, out) -> bool:
-    """Whether nothing is launched: memory is taken, or seen in another way."""
-    if name.startswith(("empty", "new_empty")):
-        return True
-    if func._schema.is_mutable:
-        return False
-    storages = {x.untyped_storage()._cdata for x in tensors(inputs)}
-    return all(x.untyped_storage()._cdata in storages for x in tensors(out))
-
-
-def _bytes(name, inputs, options, out) -> int:
-    """What an operation reads and writes: all of its tensors, but of one that is indexed what is taken."""
-    read = [_nbytes(x) for x in tensors(inputs, {**options, "out": None})]
-    written = sum(map(_nbytes, tensors(out)))
-    if name in ("index", "index_select", "gather"):
-        return 2 * written + sum(read[1:])
-    if name in ("index_put_", "_index_put_impl_"):
-        return read[-1] + sum(read[1:])
-    if name in ("fill_", "zero_", "copy_"):
-        return written + sum(read[1:])
-    return written + sum(read)
-
-
-def _nbytes(tensor: Tensor) -> int:
-    """Bytes touched; an element that is seen many times is read once."""
-    numbers = 1
-    for size, stride in zip(tensor.shape, tensor.stride(), strict=True):
-        numbers *= size if stride else min(size, 1)
-    return numbers * tensor.element_size()
