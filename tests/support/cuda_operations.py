@@ -46,8 +46,8 @@ def attention_kernel(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> st
 
 
 def is_free(func, name, inputs, out) -> bool:
-    """Whether nothing is launched: memory is taken, or seen in another way."""
-    if name.startswith(("empty", "new_empty")):
+    """Whether nothing is launched: there is nothing to do, memory is taken, or it is seen in another way."""
+    if name.startswith(("empty", "new_empty")) or not any(x.numel() for x in tensors(out)):
         return True
     if func._schema.is_mutable:
         return False

@@ -143,10 +143,7 @@ class PretendCuda(TorchDispatchMode):
             raise UnfetchedError("a number of a tensor on the device is read by itself, not by `fetch`")
         scalars = torch.Tag.pointwise in func.tags or name in (*WITH_NUMBERS, "copy_")
         hosts = (x for x in tensors(args, kwargs) if not isinstance(x, CudaTensor))
-        strangers = [x for x in hosts if x.dim() > 0 or not scalars]
-        if strangers:
-            shapes = [tuple(x.shape) for x in strangers]
-            raise MixedDevicesError(f"{name} of tensors of the device and of the host's {shapes}")
+        refuse(name, [x for x in hosts if x.dim() > 0 or not scalars])
         if "bmm" in name and (matrices := max(map(len, tensors(args)))) > MOST_MATRICES:
             raise GridError(f"{name} of {matrices:,} matrices, and CUDA has places for {MOST_MATRICES:,}")
         if name in WAITS and not (name == "repeat_interleave" and kwargs.get("output_size") is not None):
@@ -209,9 +206,11 @@ class PretendCuda(TorchDispatchMode):
 
     def _attend(self, in_operations, q, k, v, attn_mask=None, **options):
         """`scaled_dot_product_attention`, by the kernel that CUDA would take."""
-        kernel = attention_kernel(q, k, v, attn_mask) if isinstance(q, CudaTensor) else "operations"
-        if kernel == "operations":
+        given = list(tensors(q, k, v, attn_mask))
+        kernel = attention_kernel(q, k, v, attn_mask)
+        if kernel == "operations" or not any(isinstance(x, CudaTensor) for x in given):
             return in_operations(q, k, v, attn_mask, **options)
+        refuse("attention", [x for x in given if not isinstance(x, CudaTensor)])
         width = v.shape[-1]
         if kernel == "flash" and width % 8:
             options.setdefault("scale", q.shape[-1] ** -0.5)
@@ -245,6 +244,13 @@ def _entered_again(mode: PretendCuda) -> Iterator[None]:
         yield
     finally:
         TorchDispatchMode.__exit__(mode, None, None, None)
+
+
+def refuse(name: str, hosts: list[Tensor]) -> None:
+    """Raise MixedDevicesError for tensors of the host's that an operation on the device was given."""
+    if hosts:
+        shapes = [tuple(x.shape) for x in hosts]
+        raise MixedDevicesError(f"{name} of tensors of the device and of the host's {shapes}")
 
 
 def _wrapped(x: Any, wrappers: dict[int, CudaTensor]) -> Any:
