@@ -1,7 +1,7 @@
 """What a batch of four photographs asks of a device, counted with shapes and without numbers, and its bounds.
 
-    python -m tests.support.device_budget            # prints the table
-    python -m tests.support.device_budget --write    # makes it the bounds that the tests hold
+    python -m tests.support.device_budget            # prints the tables, and JSON on the last line
+    python -m tests.support.device_budget --write    # makes them the bounds that the tests hold
 
 The bounds in device_budget.json may only fall; they are of the PyTorch that is named there, since each takes
 its own operations apart in its own way. What a network would answer is made up: 600 of the 3,072 masks
@@ -133,8 +133,10 @@ def main() -> None:
         for measure in MEASURES if given.lines else ():
             for asked, number in getattr(counts[name], measure).most_common(given.lines):
                 print(f"{number:>18,} {measure} {asked.stage} {asked.what} {asked.line}")
+    found = {"torch": pytorch(), "networks": tables}
     if given.write:
-        BOUNDS.write_text(json.dumps({"torch": pytorch(), "networks": tables}, indent=2) + "\n")
+        BOUNDS.write_text(json.dumps(found, indent=2) + "\n")
+    print(json.dumps(found))
 
 
 if __name__ == "__main__":

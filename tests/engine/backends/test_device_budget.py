@@ -1,5 +1,7 @@
 """What the device's backend asks of a GPU, stage by stage, stays within its bounds."""
 
+from pathlib import Path
+
 import pytest
 
 from tests.support.device_budget import NAMES, as_markdown, beyond, bounds, counted, pytorch
@@ -21,6 +23,11 @@ def test_a_batch_of_four_photographs_stays_within_its_bounds(name):
 
 def test_all_networks_have_bounds():
     assert tuple(bounds()[1]) == NAMES
+
+
+def test_the_docs_show_the_bounds():
+    docs = Path(__file__).parents[3] / "docs" / "performance.md"
+    assert as_markdown("vit_h", bounds()[1]["vit_h"]) in docs.read_text()
 
 
 def test_what_is_beyond_its_bounds_is_named():

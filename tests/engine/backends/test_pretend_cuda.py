@@ -81,9 +81,7 @@ def test_no_array_is_made_of_a_tensor_on_the_device(read):
         lambda out: torch.stack([out.sum(), torch.tensor(1.0)]),
         lambda out: torch.gt(out, 0, out=torch.empty(2, 3, dtype=torch.bool)),
         lambda out: F.linear(out, torch.ones(1, 3)),
-        lambda out: F.scaled_dot_product_attention(
-            out.view(1, 1, 2, 3)[..., :1], *[torch.ones(1, 1, 2, 1)] * 2
-        ),
+        lambda out: F.scaled_dot_product_attention(out.new_ones(1, 1, 6, 4), *[torch.ones(1, 1, 6, 4)] * 2),
         lambda out: F.scaled_dot_product_attention(*[torch.ones(1, 1, 6, 4)] * 2, out.new_ones(1, 1, 6, 4)),
     ],
 )
