@@ -15,13 +15,14 @@ import torch
 import yaml
 from PIL import Image
 
-from maskmill.engine import MaskGenerator
+from maskmill.engine import GeneratorConfig, MaskGenerator
 from maskmill.engine.backends.device import OnDevice
 from maskmill.engine.codes import single
 from maskmill.model import MODELS, load_sam
 from maskmill.pipelines.bench.random_weights import random_sam
 from maskmill.pipelines.config.run import load_config
 from tests.support.pretend_cuda import PretendCuda
+from tests.support.tiny import tiny
 
 pytestmark = pytest.mark.usefixtures("device_guard", "one_thread")
 CONFIGS = Path(__file__).parents[3] / "configs"
@@ -88,6 +89,13 @@ def test_trained_weights(preset):
     check_same(expected, pretended(load_sam("nano"), config), least=10)
 
 
+def test_crops_and_clean_up_of_a_small_network():
+    crops = {"crop_n_layers": 1, "crop_n_points_downscale_factor": 2, "min_mask_region_area": 30}
+    config = GeneratorConfig(**NOISE | crops | {"pred_iou_thresh": 0, "encode_batch": 3})
+    expected = MaskGenerator(tiny(), config).generate_batch(images(config))
+    check_same(expected, pretended(tiny(), config), least=20)
+
+
 @pytest.fixture
 def noise(monkeypatch):
     """MobileSAM's network for small squares, its weights drawn with a fixed seed."""
@@ -103,7 +111,7 @@ def test_weights_of_noise_in_fp64(noise, preset):
     check_same(expected, pretended(noise, config), least=20)
 
 
-@of_each_preset("nano")
+@of_each_preset()
 def test_weights_of_noise_in_fp32(noise, preset):
     config = load_config(preset).generator.model_copy(update=NOISE)
     expected = MaskGenerator(noise, config).generate_batch(images(config))
