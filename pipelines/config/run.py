@@ -32,7 +32,10 @@ class ModelConfig(Section):
     checkpoint: str | None = Field(
         default=None, description="File of weights; null takes the bundled ones (nano) or those in the cache."
     )
-    precision: Literal["fp32", "bf16"] = Field(default="fp32", description="fp32 is exact, bf16 is fast.")
+    precision: Literal["fp32", "bf16"] = Field(
+        default="fp32",
+        description="fp32 is exact, bf16 is fast (with a decoder in fp16 on a GPU, in fp32 on a CPU).",
+    )
     device: Literal["auto", "cpu", "cuda"] = Field(
         default="auto", description="auto takes a GPU where there is one."
     )

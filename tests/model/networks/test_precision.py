@@ -11,6 +11,7 @@ from maskmill.engine import GeneratorConfig, MaskGenerator
 from maskmill.engine.backends.device import OnDevice
 from maskmill.model import load_sam
 from maskmill.model.kernels import cells
+from maskmill.model.networks.layers import LayerNorm2d
 from maskmill.model.networks.sam import Sam
 from tests.support.tiny import TINY, tiny
 
@@ -68,6 +69,13 @@ def test_no_sum_of_squares_is_out_of_range():
     (expected_iou, expected_logits), (iou, logits) = found
     assert torch.allclose(iou, expected_iou, atol=2e-2)
     assert (logits - expected_logits).abs().max() < 0.05 * expected_logits.abs().max()
+
+
+@pytest.mark.parametrize("norm", [LayerNorm2d(32).half(), torch.nn.LayerNorm(32).half()])
+def test_norms_add_squares_up_in_fp32(norm):
+    x = torch.linspace(-3e4, 3e4, 32)
+    normalised = norm.last(x.half()) if isinstance(norm, LayerNorm2d) else norm(x.half())
+    assert torch.allclose(normalised.float(), torch.nn.functional.layer_norm(x, (32,)), atol=2e-3)
 
 
 @pytest.mark.slow
