@@ -78,9 +78,9 @@ class Sam(nn.Module):
         """The same model with its prompt encoder and its mask decoder in `dtype`.
 
         Two small parts keep the precision that they have. The frequencies of the positions: they are
-        multiplied with coordinates, and rounded to bf16 they turn a far point's angle by degrees. And the head
-        of the predicted IoU, which decides what is kept and in which order: between 0.88 and 1 fp16 has 246
-        numbers, bf16 31, and where they tie the order is chance.
+        multiplied with coordinates, and rounded to bf16 they turn a far point's angle by degrees. And the
+        head of the predicted IoU, which decides what is kept and in which order: between 0.88 and 1 fp16
+        has 246 numbers, bf16 31, and where they tie the order is chance.
         """
         kept = (self.prompt_encoder.pe_layer, self.mask_decoder.iou_prediction_head)
         for part in (*self.prompt_encoder.children(), *self.mask_decoder.children()):
