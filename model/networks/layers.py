@@ -23,7 +23,7 @@ class LayerNorm2d(nn.Module):
         return self.last(x_BCHW.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
     def last(self, x: Tensor) -> Tensor:
-        """The same for …×C, where the channels come last; torch sums in fp32 at least, whatever they are in."""
+        """The same for …×C, where the channels come last; torch adds up in fp32 at least, from fp16 too."""
         return F.layer_norm(x, self.weight.shape, self.weight, self.bias, self.eps)
 
 
