@@ -50,7 +50,8 @@ def check_memory(
         free, total = torch.cuda.mem_get_info()
         share = min(1.0, gpu_share)
         own = int(total * share)
-        _compare(needed_on_gpu(config, own), f"a worker on {share:g} of its GPU", own, free)
+        needed = needed_on_gpu(config, _usable(own, free))
+        _compare(needed, f"a worker on {share:g} of its GPU", own, free)
 
 
 def keep_to_share(gpu_share: float) -> None:
@@ -70,8 +71,8 @@ def with_budget_of_share(config: RunConfig, gpu_share: float) -> GeneratorConfig
     """The generator's options with a budget by the worker's part of its GPU, where they have none."""
     import torch
 
-    _, total = torch.cuda.mem_get_info()
-    budget = budget_on_gpu(config, int(total * min(1.0, gpu_share)))
+    free, total = torch.cuda.mem_get_info()
+    budget = budget_on_gpu(config, _usable(int(total * min(1.0, gpu_share)), free))
     return config.generator.model_copy(update={"device_budget_bytes": budget})
 
 
@@ -99,6 +100,14 @@ def needed_on_gpu(config: RunConfig, own: int) -> dict[str, int]:
         f"encoding {BATCHES_AT_ONCE} batches": BATCHES_AT_ONCE * _encoding_on_gpu(config),
         f"{BATCHES_AT_ONCE} × generator.device_budget_bytes": BATCHES_AT_ONCE * budget_on_gpu(config, own),
     }
+
+
+def _usable(own: int, free: int) -> int:
+    """What a budget goes by: a screen or another program may hold some of the worker's part for good.
+
+    Where over half is taken, something is wrong, or a worker that died has not left yet: that will not do.
+    """
+    return free if own // 2 <= free < own else own
 
 
 def _weights_on_gpu(config: RunConfig) -> int:

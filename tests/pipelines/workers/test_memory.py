@@ -171,6 +171,18 @@ def test_the_budget_goes_by_the_card(monkeypatch, gib, share, settings, least, m
     assert sum(memory.needed_on_gpu(config, int(gib * share * GIB)).values()) <= gib * share * GIB
 
 
+def test_the_budget_leaves_others_what_they_hold_if_it_is_not_most_of_it(monkeypatch):
+    config = load_config(None, ["model.precision=bf16"])
+    card_of(monkeypatch, 8 * GIB, 8 * GIB)
+    alone = memory.with_budget_of_share(config, 1).device_budget_bytes
+    card_of(monkeypatch, 6 * GIB, 8 * GIB)
+    assert memory.with_budget_of_share(config, 1).device_budget_bytes < alone - GIB // 2
+    memory.check_memory(config, "cuda", threads=1)
+    card_of(monkeypatch, 3 * GIB, 8 * GIB)
+    with pytest.raises(MemoryError, match="is free now"):
+        memory.check_memory(config, "cuda", threads=1)
+
+
 def test_a_card_that_is_too_small_is_told_so_whatever_the_budget(monkeypatch):
     config = load_config(None, ["model.name=vit_h"])
     card_of(monkeypatch, 2 * GIB, 2 * GIB)
