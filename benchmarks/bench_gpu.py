@@ -1,143 +1,172 @@
-"""The whole GPU benchmark, in one command: photographs to Parquet, the released generator, and a click.
+"""The whole GPU benchmark, in one command: parity first, then ViT-H's speed, what the host does, memory.
 
-    python benchmarks/bench_gpu.py --images photos/
+    python benchmarks/bench_gpu.py --released                # on a GPU: six minutes at most
+    python benchmarks/bench_gpu.py --device cpu --small      # the same program, tried out without one
 
-It has not been run on a GPU: it was written, and tested as far as that goes, where there was none.
+It has not been run on a GPU. Ray, pycocotools, universal_pathlib, typer and rich need not be there, nor an
+installed maskmill: benchmarks/README.md says how to bring what is missing to a machine without a network.
 
-ViT-H with weights of noise in bf16, a grid of 32×32, photographs brought to 1500×2250. Speed depends on
-shapes and on how many masks are drawn and kept, not on what they show, so thresholds are searched first by
-which about `--masks` masks an image survive, after about three times as many were drawn. Two things are not
-like trained weights. Noise gives every prompt nearly the same mask, of which NMS would leave one: so NMS is
-turned off (a threshold of 1), for both generators. And such a mask is scattered over half of the image, so
-that painting and coding it costs more than a real one. The released generator suppresses by the stand-in of
-`maskmill.pipelines.bench.released`, a box at a time.
+Parity is the bundled weights' on drawn scenes: fp32 on the device against the CPU, half precision against
+fp32. Speed is that of ViT-H with noise for weights; its masks are drawn, and then exchanged for smooth shapes
+(`benchmarks/gpu/bank.py`), for the released generator (`--released`, PyPI `segment-anything`) too. After each
+part the JSON is written to a file in --out, in $OUT or in benchmarks/results; it is the last line printed.
 
-Prints the speed, and writes benchmarks/results/GPU-DATE.json: its JSON (hardware, versions,
-configuration, time of the warm-up, seconds of each stage) with the single click's under `point`. Exit code 2
-and one line where torch finds no GPU.
+Exit code 0, 1 where a part failed (the others are there), 2 for a wrong argument or where torch finds no GPU,
+3 where the time was over in the midst of a part.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
+import os
+import platform
 import re
-import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import torch
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from maskmill.engine import GeneratedMasks, MaskGenerator
-from maskmill.pipelines.bench.bench import DEFAULT_SIZE, bench, parse_size, sample_pixels
-from maskmill.pipelines.bench.random_weights import of_noise
-from maskmill.pipelines.config.run import RunConfig, load_config
-from maskmill.pipelines.errors import UsageError
+from benchmarks.gpu import attention, parity, waiting
+from benchmarks.gpu.report import Report, version_of
+from benchmarks.gpu.scenes import scenes
+from benchmarks.gpu.speed import SMALL, Bench, Workload
+from benchmarks.support.arguments import OneLineParser
+from maskmill import __version__
+from maskmill.model.networks.sam import Sam
+from maskmill.pipelines.machine import hardware
 
-HERE = Path(__file__).parent
+RESULTS = Path(__file__).resolve().parent / "results"
+PACKAGES = (
+    *("torch", "numba", "numpy", "pyarrow", "Pillow", "opencv-python-headless", "triton"),
+    *("pydantic", "safetensors", "segment-anything", "ray", "pycocotools"),
+)
+MOST_SECONDS = 360.0
+PATIENCE = 20
+"""How many times longer a CPU may take for the whole of it."""
 
-DRAWN_A_MASK = 3
-"""Candidates that pass the predicted IoU for each mask that is to survive."""
-
-HALVINGS = 12
-"""Steps of the search: thresholds to three digits."""
+TimeLeft = Callable[[], float]
 
 
 def main(arguments: list[str] | None = None) -> int:
     given = parse(arguments)
-    if not torch.cuda.is_available():
-        print("bench_gpu: expected a GPU, and torch finds none", file=sys.stderr)
+    if given.device == "cuda" and not torch.cuda.is_available():
+        print("bench_gpu: expected a GPU, and torch finds none; try --device cpu --small", file=sys.stderr)
         return 2
-    try:
-        config, size = load_config("sam_vit_h", given.set), parse_size(given.size)
-        config = with_thresholds(config, given.images, size, given.masks)
-        released = not given.without_released
-        result = bench(
-            given.images, config, size=size, repeat=given.repeat, released=released, random_weights=True
-        )
-    except UsageError as error:
-        print(f"bench_gpu: {error}", file=sys.stderr)
-        return 2
-    result["point"] = click(config.model.precision)
-    path = write(result, HERE / "results", torch.cuda.get_device_name(), datetime.now(UTC))
-    print(f"{result['images_per_s']:.1f} images/s, {result['masks'] / result['images']:.0f} masks an image")
-    if "speedup" in result:
-        print(
-            f"{result['speedup']:.1f} times the released generator, {result['matched']:.1%} of masks matched"
-        )
-    print(f"warm-up {result['warm_up_seconds']:.1f} s, a click {1000 * result['point']['seconds']:.2f} ms")
-    print(path)
-    print(json.dumps(result))
-    return 0
+    device = torch.device(given.device)
+    about = {
+        "device": given.device,
+        "small": given.small,
+        "hardware": hardware(device),
+        "versions": {"python": platform.python_version(), "maskmill": __version__}
+        | {name: version_of(name) for name in PACKAGES},
+    }
+    path = given.out / file_name(about["hardware"].get("gpu", "cpu"), datetime.now(UTC))
+    slower = 1 if given.small or given.device == "cuda" else PATIENCE
+    report = Report(path, about, most_seconds=slower * MOST_SECONDS)
+    check_parity(report, device, given.small, slower)
+    with tempfile.TemporaryDirectory(prefix="maskmill-bench-") as folder:
+        measure_speed(report, device, given, slower, Path(folder))
+    report.part("attention", 20 * slower, lambda _: {"calls": attention_table(device, given.small)})
+    print(f"\n{path}")
+    return report.close()
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    parser = OneLineParser(
+        prog="bench_gpu", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--images", action="append", default=[], help="as of maskmill bench; a sample else")
-    parser.add_argument(
-        "--size", default="{}x{}".format(*DEFAULT_SIZE), help="HEIGHTxWIDTH they are brought to"
+    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
+    parser.add_argument("--small", action="store_true", help="a tiny network and few images, to try it out")
+    parser.add_argument("--released", action="store_true", help="time the released generator, too")
+    parser.add_argument("--out", type=Path, default=os.environ.get("OUT") or RESULTS)
+    given = parser.parse_args(arguments)
+    given.out = Path(given.out)
+    return given
+
+
+def check_parity(report: Report, device: torch.device, small: bool, slower: int) -> None:
+    """Whether the masks are right, before how fast they come."""
+    images = scenes(2, 192, 256) if small else scenes(24, 384, 512)
+    config = parity.lenient(5 if small else 20)
+    report.part("parity_fp32", 80 * slower, lambda _: parity.fp32(device, images, config))
+    report.part("parity_half", 50 * slower, lambda _: parity.half(device, images, config))
+
+
+def measure_speed(
+    report: Report, device: torch.device, given: argparse.Namespace, slower: int, folder: Path
+) -> None:
+    """Throughput, and what it is made of, on one network."""
+    made: list[Bench] = []
+
+    def prepare(_: TimeLeft) -> dict[str, Any]:
+        workload = Workload.chosen(device, given.small)
+        made.append(Bench(device, workload, folder))
+        network = {"network": asdict(workload.network), "size": list(workload.size)}
+        return network | {"config": made[0].config.model_dump(mode="json")}
+
+    if not report.part("prepare", 40 * slower, prepare):
+        return
+    (bench,) = made
+
+    def throughput(time_left: TimeLeft) -> dict[str, Any]:
+        found = bench.throughput(time_left)
+        report.result |= {name: found[name] for name in ("images_per_s", "masks_per_s")}
+        return found
+
+    def released(time_left: TimeLeft) -> dict[str, Any]:
+        from benchmarks.gpu.beside_released import released_speed
+
+        found = released_speed(bench, time_left)
+        report.result["speedup"] = found["speedup"]
+        return found
+
+    report.part("throughput", 90 * slower, throughput)
+    report.part("memory", 5, lambda _: bench.memory())
+    if given.released:
+        report.part("released", 60 * slower, released)
+    batch = bench.batch()
+    report.part("stages", 15 * slower, lambda _: stage_times(bench))
+    report.part("launches_and_waits", 25 * slower, lambda _: host_calls(bench))
+    report.part(
+        "lock", 15 * slower, lambda _: waiting.kept_waiting(lambda: bench.generator.generate_batch(batch))
     )
-    parser.add_argument("--masks", type=int, default=100, help="that survive an image")
-    parser.add_argument("--repeat", type=int, default=3)
-    parser.add_argument("--without-released", action="store_true", help="it takes minutes an image")
-    parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="as of maskmill")
-    return parser.parse_args(arguments)
 
 
-def with_thresholds(config: RunConfig, images: list[str], size: tuple[int, int], masks: int) -> RunConfig:
-    """The configuration with thresholds by which about that many masks survive on the first photograph."""
-    pixels_HW3 = sample_pixels(images, config, size)
-    sam = of_noise(config, pixels_HW3)
-
-    def generated(**thresholds: float) -> tuple[RunConfig, GeneratedMasks]:
-        options = config.generator.model_copy(update={"box_nms_thresh": 1.0, **thresholds})
-        (result,) = MaskGenerator(sam, options).generate_batch([pixels_HW3])
-        return config.model_copy(update={"generator": options}), result
-
-    def confident(threshold: float) -> bool:
-        _, result = generated(pred_iou_thresh=threshold, stability_score_thresh=0.0)
-        return result.candidates - result.drops["predicted_iou"] >= DRAWN_A_MASK * masks
-
-    iou = greatest(confident)
-    stability = greatest(
-        lambda threshold: (
-            len(generated(pred_iou_thresh=iou, stability_score_thresh=threshold)[1].masks) >= masks
-        )
-    )
-    return generated(pred_iou_thresh=iou, stability_score_thresh=stability)[0]
+def stage_times(bench: Bench) -> dict[str, Any]:
+    """Seconds an image of each stage, where each waits for the device."""
+    batch = bench.batch()
+    with waiting.waiting_at_stages(bench.device):
+        results = bench.generator.generate_batch(batch)
+    names = results[0].seconds
+    return {name: sum(result.seconds[name] for result in results) / len(results) for name in names}
 
 
-def greatest(enough: Callable[[float], bool]) -> float:
-    """The greatest threshold in 0…1, nearly, that leaves enough; 0 where none does."""
-    low, high = 0.0, 1.0
-    for _ in range(HALVINGS):
-        middle = (low + high) / 2
-        low, high = (middle, high) if enough(middle) else (low, middle)
-    return low
+def host_calls(bench: Bench) -> dict[str, Any]:
+    """What one batch asks of CUDA; nulls on a CPU."""
+    batch = bench.batch()
+    if bench.device.type != "cuda":
+        return {"images": len(batch), "launches": None, "copies": None, "waits": None, "calls": None}
+    return {"images": len(batch)} | waiting.launches_and_waits(lambda: bench.generator.generate_batch(batch))
 
 
-def click(precision: str) -> dict[str, Any]:
-    """One point on an encoded image, by `bench_point.py` in a process of its own."""
-    command = [sys.executable, str(HERE / "bench_point.py")]
-    command += ["--model", "vit_h", "--device", "cuda", "--precision", precision]
-    done = subprocess.run(command, check=True, capture_output=True, text=True)
-    timed: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return timed
+def attention_table(device: torch.device, small: bool) -> list[dict[str, Any]]:
+    """The kernel that each kind of attention gets, in ViT-H's shapes and the fast precision."""
+    config = SMALL if small else attention.two_blocks("vit_h")
+    sam = Sam(config).eval().to(device).in_precision(torch.bfloat16)
+    return attention.table_of(attention.of_network(config, sam, 4 if small else 64), device)
 
 
-def write(result: dict[str, Any], folder: Path, gpu: str, now: datetime) -> Path:
-    folder.mkdir(parents=True, exist_ok=True)
-    name = re.sub(r"[^a-z0-9]+", "-", gpu.lower()).strip("-")
-    path = folder / f"{name}-{now:%Y-%m-%d}.json"
-    path.write_text(json.dumps(result, indent=2) + "\n")
-    return path
+def file_name(device: str, now: datetime) -> str:
+    """`NVIDIA H200` on a day → `gpu-nvidia-h200-2026-03-04.json`."""
+    name = re.sub(r"[^a-z0-9]+", "-", device.lower()).strip("-")
+    return f"gpu-{name}-{now:%Y-%m-%d}.json"
 
 
 if __name__ == "__main__":

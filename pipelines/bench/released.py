@@ -18,7 +18,6 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from pycocotools import mask as coco
 from torch import Tensor, nn
 
 from ...engine.records import MaskRecord
@@ -184,6 +183,8 @@ def compare(
     rounding: float = 1e-4,
 ) -> Agreement:
     """Compare our records with the released generator's (of `output_mode="coco_rle"`)."""
+    from pycocotools import mask as coco
+
     if not ours or not theirs:
         return Agreement(len(ours), len(theirs), 0, 0, 0.0, 0)
     codes = [
