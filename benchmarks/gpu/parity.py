@@ -39,6 +39,8 @@ def mixed(device: torch.device | str, encoder: torch.dtype, decoder: torch.dtype
     """The bundled weights with each half in a precision of its own."""
     sam = load_sam("nano", device=device)
     sam.image_encoder.to(encoder)
+    if hasattr(sam, "decode_in"):
+        return sam.decode_in(decoder)
     sam.prompt_encoder.to(decoder)
     sam.mask_decoder.to(decoder)
     return sam

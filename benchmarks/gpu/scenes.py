@@ -5,7 +5,6 @@ Nothing has to be carried to a machine for them, and the bundled network finds m
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -25,11 +24,12 @@ def scene(seed: int, height: int, width: int) -> Pixels:
     picture = Image.fromarray(_ramp(rng, height, width))
     for _ in range(OBJECTS):
         size = min(height, width) * np.exp(rng.uniform(np.log(0.03), np.log(0.3)))
-        outline = Image.new("L", (width, height))
-        middle = rng.uniform(0, (width, height))
-        ImageDraw.Draw(outline).polygon(_corners(rng, middle, size), fill=255)
+        reach = 2 + int(1.3 * size)  # of its bumps, and of the blur
+        outline = Image.new("L", (2 * reach, 2 * reach))
+        ImageDraw.Draw(outline).polygon(_corners(rng, reach, size), fill=255)
         outline = outline.filter(ImageFilter.GaussianBlur(1))
-        picture.paste(Image.fromarray(_ramp(rng, height, width)), mask=outline)
+        x, y = (int(place) - reach for place in rng.uniform(0, (width, height)))
+        picture.paste(Image.fromarray(_ramp(rng, 2 * reach, 2 * reach)), (x, y), outline)
     pixels = np.asarray(picture) + rng.normal(0, GRAIN, (height, width, 3))
     return np.asarray(pixels.clip(0, 255), np.uint8)
 
@@ -55,11 +55,11 @@ def _ramp(rng: np.random.Generator, height: int, width: int) -> Pixels:
     return np.asarray(small.resize((width, height), Image.Resampling.BILINEAR))
 
 
-def _corners(rng: np.random.Generator, middle: Sequence[float], size: float) -> list[tuple[float, float]]:
-    """A closed line about the middle: an ellipse with bumps, or a few corners."""
+def _corners(rng: np.random.Generator, middle: float, size: float) -> list[tuple[float, float]]:
+    """A closed line about (middle, middle): an ellipse with bumps, or a few corners."""
     number = int(rng.choice([3, 4, 5, 64, 64, 64]))
     angle = np.linspace(0, 2 * np.pi, number, endpoint=False) + rng.uniform(0, 2 * np.pi)
     radius = size * (1 + 0.3 * rng.random() * np.sin(angle * rng.integers(2, 5) + rng.uniform(0, 6)))
     squeeze = rng.uniform(0.4, 1)
-    x, y = middle[0] + radius * np.cos(angle), middle[1] + squeeze * radius * np.sin(angle)
+    x, y = middle + radius * np.cos(angle), middle + squeeze * radius * np.sin(angle)
     return list(zip(x.tolist(), y.tolist(), strict=True))
