@@ -33,6 +33,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from benchmarks.bench_point import click
 from benchmarks.gpu import attention, parity, waiting
 from benchmarks.gpu.report import Report, version_of
 from benchmarks.gpu.scenes import scenes
@@ -137,6 +138,7 @@ def measure_speed(
     report.part(
         "lock", 15 * slower, lambda _: waiting.kept_waiting(lambda: bench.generator.generate_batch(batch))
     )
+    report.part("click", 10 * slower, lambda _: click(bench.sam, 10 if given.small else 50))
 
 
 def stage_times(bench: Bench) -> dict[str, Any]:

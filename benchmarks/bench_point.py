@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import statistics
 import time
 from dataclasses import replace
 
@@ -17,7 +18,6 @@ import torch
 from maskmill.model import MODELS, Sam
 
 
-@torch.inference_mode()
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -33,23 +33,32 @@ def main() -> None:
 
     config = replace(MODELS[given.model], depth=1, global_attn_indexes=())  # the encoder does not count
     dtype = torch.bfloat16 if given.precision == "bf16" else torch.float32
-    sam = Sam(config).eval().to(given.device, dtype)
-    encoded = sam.encode([torch.randint(0, 256, (3, config.img_size, config.img_size))])
-    label_111 = torch.ones(1, 1, 1, dtype=torch.int64, device=given.device)
+    sam = Sam(config).eval().to(given.device).in_precision(dtype)
+    timed = click(sam, given.repeat)
+    print(
+        f"{given.model} {given.precision}: {1000 * timed['seconds']:.0f} ms a click, "
+        f"{1000 * timed['best']:.0f} at best"
+    )
+    result = timed | {"model": given.model, "threads": given.threads}
+    print(json.dumps(result | {"precision": given.precision, "device": given.device}))
+
+
+@torch.inference_mode()
+def click(sam: Sam, repeat: int) -> dict[str, float]:
+    """Seconds of a click on an image of noise: the median, and the best."""
+    device, side = sam.device, sam.config.img_size
+    encoded = sam.encode([torch.randint(0, 256, (3, side, side))])
+    label_111 = torch.ones(1, 1, 1, dtype=torch.int64, device=device)
     prompt_3, token_3 = torch.zeros(3).long(), torch.arange(1, 4)
     seconds = []
-    for _ in range(given.repeat):
-        point_1112 = torch.rand(1, 1, 1, 2) * config.img_size
+    for _ in range(repeat):
+        point_1112 = torch.rand(1, 1, 1, 2) * side
         start = time.perf_counter()
-        sam.draw(sam.attend(encoded, point_1112.to(given.device), label_111), prompt_3, token_3)
-        if given.device == "cuda":
+        sam.draw(sam.attend(encoded, point_1112.to(device), label_111), prompt_3, token_3)
+        if device.type == "cuda":
             torch.cuda.synchronize()
         seconds.append(time.perf_counter() - start)
-    seconds.sort()
-    median = seconds[len(seconds) // 2]
-    print(f"{given.model} {given.precision}: {1000 * median:.0f} ms a click, {1000 * seconds[0]:.0f} at best")
-    result = {"seconds": median, "best": seconds[0], "model": given.model, "threads": given.threads}
-    print(json.dumps(result | {"precision": given.precision, "device": given.device}))
+    return {"seconds": statistics.median(seconds), "best": min(seconds)}
 
 
 if __name__ == "__main__":

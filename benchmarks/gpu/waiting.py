@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 import statistics
 import threading
 import time
@@ -15,9 +16,13 @@ import torch
 
 from maskmill.engine.runtime.accounting import Ledger
 
-LAUNCHES = ("LaunchKernel",)
-COPIES = ("cudaMemcpy", "cudaMemset", "cuMemcpy", "cuMemset")
-WAITS = ("Synchronize", "cudaEventQuery")
+CALLS = re.compile(r"cu(da)?[A-Z]")
+"""How CUDA's own functions are called; kernels have other names."""
+KINDS = {
+    "launches": re.compile(r"LaunchKernel|GraphLaunch"),
+    "copies": re.compile(r"Memcpy|Memset"),
+    "waits": re.compile(r"Synchronize|^cudaMemcpy$"),
+}
 TICK_SECONDS = 1e-3
 SLACK = 3.0
 """A tick is late where it comes this many times later than a late one (the 95th percentile) at rest."""
@@ -35,17 +40,12 @@ def launches_and_waits(work: Callable[[], object]) -> dict[str, Any]:
 
 def by_kind(calls: Mapping[str, int]) -> dict[str, Any]:
     """Sums by kind of the names that a profile has; the profile's own last wait is taken off."""
-    names = {name: number for name, number in calls.items() if name.startswith(("cuda", "cu"))}
-
-    def total(parts: tuple[str, ...]) -> int:
-        return sum(number for name, number in names.items() if any(part in name for part in parts))
-
-    return {
-        "launches": total(LAUNCHES),
-        "copies": total(COPIES),
-        "waits": max(0, total(WAITS) - 1),
-        "calls": dict(sorted(names.items())),
+    names = {name: number for name, number in sorted(calls.items()) if CALLS.match(name)}
+    sums = {
+        kind: sum(number for name, number in names.items() if pattern.search(name))
+        for kind, pattern in KINDS.items()
     }
+    return sums | {"waits": max(0, sums["waits"] - 1), "calls": names}
 
 
 @contextmanager

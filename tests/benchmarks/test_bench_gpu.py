@@ -1,74 +1,115 @@
-"""The GPU benchmark where there is no GPU: what it says, and the parts that need none."""
+"""The GPU benchmark where there is no GPU: its command line, and the whole of it on a CPU."""
 
-import importlib.util
 import json
+import os
 import subprocess
 import sys
-from datetime import UTC, datetime
 from pathlib import Path
 
-import cv2
-import numpy as np
 import pytest
 import torch
 
-from maskmill.pipelines.config.run import load_config
-
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "bench_gpu.py"
+NOT_NEEDED = ("ray", "pycocotools", "upath", "typer", "rich", "skimage", "pytest")
+WITHOUT = f"""
+import sys
+
+class Without:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in {NOT_NEEDED}:
+            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
+
+sys.meta_path.insert(0, Without())
+"""
 
 
-@pytest.fixture(scope="module")
-def script():
-    spec = importlib.util.spec_from_file_location("bench_gpu", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+@pytest.fixture
+def run(tmp_path):
+    """Run the benchmark from a folder of its own, in an environment that lacks what it may not need."""
+    (tmp_path / "sitecustomize.py").write_text(WITHOUT)
+
+    def run(*arguments):
+        env = {**os.environ, "PYTHONPATH": str(tmp_path), "OUT": str(tmp_path / "out")}
+        command = [sys.executable, SCRIPT, *arguments]
+        return subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=env, check=False)
+
+    return run
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-def test_without_a_gpu_it_ends_with_2_and_one_line():
-    done = subprocess.run([sys.executable, SCRIPT], capture_output=True, text=True)
+def test_without_a_gpu_it_ends_with_2_and_one_line(run):
+    done = run("--released")
     assert done.returncode == 2
     assert done.stdout == ""
-    assert done.stderr == "bench_gpu: expected a GPU, and torch finds none\n"
+    assert done.stderr == "bench_gpu: expected a GPU, and torch finds none; try --device cpu --small\n"
 
 
-def test_arguments(script, capsys):
-    given = script.parse(["--images", "a", "--images", "b", "--set", "model.name=vit_b"])
-    assert (given.images, given.set, given.size) == (["a", "b"], ["model.name=vit_b"], "1500x2250")
-    assert (given.masks, given.repeat, given.without_released) == (100, 3, False)
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["--device", "tpu"], "argument --device: invalid choice: 'tpu' (choose from"),
+        (["--what"], "unrecognized arguments: --what"),
+        (["--device"], "argument --device: expected one argument"),
+        (["photos/"], "unrecognized arguments: photos/"),
+    ],
+)
+def test_wrong_arguments_end_with_2_and_one_line(arguments, expected, capsys):
+    from benchmarks import bench_gpu
+
     with pytest.raises(SystemExit) as ended:
-        script.parse(["--masks", "many"])
+        bench_gpu.main(arguments)
     assert ended.value.code == 2
-    assert "--masks" in capsys.readouterr().err
-    with pytest.raises(SystemExit) as ended:
-        script.parse(["--help"])
-    assert ended.value.code == 0
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert said.err.startswith(f"bench_gpu: {expected}")
+    assert len(said.err.splitlines()) == 1
+
+
+def test_it_writes_where_it_is_told_to(monkeypatch, tmp_path):
+    from benchmarks import bench_gpu
+
+    monkeypatch.delenv("OUT", raising=False)
+    assert bench_gpu.parse([]).out == SCRIPT.parent / "results"
+    monkeypatch.setenv("OUT", str(tmp_path))
+    assert bench_gpu.parse([]).out == tmp_path
+    assert bench_gpu.parse(["--out", "here"]).out == Path("here")
 
 
 @pytest.mark.slow
-def test_thresholds_leave_about_as_many_masks_as_asked_for(script, tmp_path):
-    picture = np.full((90, 120, 3), 60, np.uint8)
-    cv2.circle(picture, (40, 45), 25, (200, 90, 30), -1)
-    cv2.imwrite(str(tmp_path / "0.png"), picture)
-    config = load_config(
-        "nano", ["generator.points_per_side=6", "generator.crop_n_layers=0", "model.device=cpu"]
-    )
-    found = script.with_thresholds(config, [str(tmp_path)], (60, 80), 10)
-    sam = script.of_noise(config, script.sample_pixels([str(tmp_path)], config, (60, 80)))
-    pixels_HW3 = script.sample_pixels([str(tmp_path)], config, (60, 80))
-    (result,) = script.MaskGenerator(sam, found.generator).generate_batch([pixels_HW3])
-    assert 10 <= len(result.masks) <= 13
-    assert 30 <= result.candidates - result.drops["predicted_iou"] <= 33
-
-
-def test_the_search_finds_the_last_threshold_that_leaves_enough(script):
-    assert script.greatest(lambda threshold: threshold < 0.3) == pytest.approx(0.3, abs=1e-3)
-    assert script.greatest(lambda _: False) == 0
-
-
-def test_results_are_named_after_the_gpu_and_the_day(script, tmp_path):
-    day = datetime(2026, 3, 4, tzinfo=UTC)
-    path = script.write({"images_per_s": 1.5}, tmp_path / "results", "NVIDIA H200 (141 GB)", day)
-    assert path == tmp_path / "results" / "nvidia-h200-141-gb-2026-03-04.json"
-    assert json.loads(path.read_text()) == {"images_per_s": 1.5}
+def test_the_whole_of_it_on_a_cpu(run, tmp_path):
+    pytest.importorskip("segment_anything")
+    done = run("--device", "cpu", "--small", "--released")
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout.splitlines()[-1])
+    (path,) = (tmp_path / "out").iterdir()
+    assert json.loads(path.read_text()) == result
+    assert result["failed"] == []
+    assert result.keys() >= {"hardware", "versions", "images_per_s", "masks_per_s", "speedup", "seconds"}
+    parts = result["parts"]
+    assert list(parts) == [
+        "parity_fp32",
+        "parity_half",
+        "prepare",
+        "throughput",
+        "memory",
+        "released",
+        "stages",
+        "launches_and_waits",
+        "lock",
+        "click",
+        "attention",
+    ]
+    assert parts["parity_fp32"]["masks"] >= 10
+    assert parts["parity_fp32"]["matched_0.99"] >= 0.99
+    assert parts["parity_half"]["as_loaded"]["matched_0.95"] >= 0.9
+    assert parts["throughput"]["images"] == 6
+    assert parts["throughput"]["masks_an_image"] >= 5
+    assert parts["throughput"]["images_per_s"] == result["images_per_s"] > 0
+    assert parts["released"]["masks"] == parts["released"]["our_masks"] >= 5
+    assert parts["stages"].keys() >= {"encode", "prompt", "draw", "resample", "nms", "rle"}
+    assert parts["launches_and_waits"]["launches"] is parts["launches_and_waits"]["waits"] is None
+    assert 0 <= parts["lock"]["share_late"] <= 1
+    assert parts["memory"]["peak_rss_bytes"] > parts["memory"]["weights_bytes"] > 0
+    assert parts["memory"]["peak_gpu_bytes"] is None
+    assert parts["click"]["seconds"] > 0
+    assert {row["backend"] for row in parts["attention"]["calls"]} != {"none"}
