@@ -109,8 +109,8 @@ def measure_speed(
     def prepare(_: TimeLeft) -> dict[str, Any]:
         workload = Workload.chosen(device, given.small)
         made.append(Bench(device, workload, folder))
-        network = {"network": asdict(workload.network), "size": list(workload.size)}
-        return network | {"config": made[0].config.model_dump(mode="json")}
+        report.result["config"] = made[0].config.model_dump(mode="json")
+        return {"network": asdict(workload.network), "size": list(workload.size)}
 
     if not report.part("prepare", 40 * slower, prepare):
         return

@@ -103,12 +103,12 @@ def say(name: str, found: dict[str, Any]) -> None:
         if key == "traceback":
             print("".join(value), file=sys.stderr)
         elif isinstance(value, dict):
-            print(f"  {key:<24}" + ", ".join(f"{inner} {plain(one)}" for inner, one in value.items()))
+            print(f"  {key:<32}" + ", ".join(f"{inner} {plain(one)}" for inner, one in value.items()))
         elif isinstance(value, list) and value and isinstance(value[0], dict):
             for row in value:
                 print("  " + ", ".join(f"{inner} {plain(one)}" for inner, one in row.items()))
         else:
-            print(f"  {key:<24}{plain(value)}")
+            print(f"  {key:<32}{plain(value)}")
     sys.stdout.flush()
 
 
