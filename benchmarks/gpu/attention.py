@@ -61,7 +61,7 @@ def calls_of(work: Callable[[], object]) -> dict[Call, int]:
 
 def backend_of(call: Call, device: torch.device) -> tuple[str, list[str]]:
     """What torch does for such a call (`flash_attention`, `attention_math` …), and its kernels by name."""
-    query, key, value, mask = [*(_random(one, device) for one in call.tensors), None][:4]
+    query, key, value, mask = [*(random_like(one, device) for one in call.tensors), None][:4]
     activities = [torch.profiler.ProfilerActivity.CPU]
     if device.type == "cuda":
         activities.append(torch.profiler.ProfilerActivity.CUDA)
@@ -77,12 +77,14 @@ def backend_of(call: Call, device: torch.device) -> tuple[str, list[str]]:
     return (chosen[0].removeprefix(PREFIX) if chosen else "none"), kernels
 
 
-def _random(one: Meta | None, device: torch.device) -> Tensor | None:
+def random_like(one: Meta | None, device: torch.device) -> Tensor | None:
+    """Random numbers, or a mask that lets all through, of that type, shape and strides."""
     if one is None:
         return None
     dtype, shape, stride = one
-    like = torch.empty_strided(shape, stride, device=device, dtype=dtype)
-    return like.fill_(True) if dtype == torch.bool else like.normal_()
+    once = [1 if step == 0 else length for length, step in zip(shape, stride, strict=True)]
+    like = torch.empty_strided(once, stride, device=device, dtype=dtype)
+    return (like.fill_(True) if dtype == torch.bool else like.normal_()).expand(shape)
 
 
 def table_of(calls: dict[Call, int], device: torch.device) -> list[dict[str, Any]]:

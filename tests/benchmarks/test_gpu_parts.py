@@ -177,3 +177,12 @@ def test_attention_is_listed_by_kind():
         "1×2×5×8, 1×2×5×8, 1×2×5×8 float32",
         "1×2×5×8, 1×2×5×8, 1×2×5×8, 5×5 float32",
     ]
+
+
+def test_a_call_is_repeated_with_tensors_laid_out_as_its_own():
+    q = torch.rand(1, 2, 5, 8).mT.contiguous().mT
+    mask = torch.rand(5, 1).expand(1, 2, 5, 5)
+    (call,) = attention.calls_of(lambda: F.scaled_dot_product_attention(q, q, q, mask))
+    for one, like in zip((q, q, q, mask), call.tensors, strict=True):
+        again = attention.random_like(like, torch.device("cpu"))
+        assert (again.shape, again.stride(), again.dtype) == (one.shape, one.stride(), one.dtype)
