@@ -54,26 +54,27 @@ def _meta(x: Tensor | None) -> Meta | None:
 
 def calls_of(work: Callable[[], object]) -> dict[Call, int]:
     """Kinds of calls that the work makes, and how many of each."""
-    with _Listener() as listener:
+    listener = _Listener()
+    with listener:
         work()
     return listener.calls
 
 
 def backend_of(call: Call, device: torch.device) -> tuple[str, list[str]]:
     """What torch does for such a call (`flash_attention`, `attention_math` …), and its kernels by name."""
-    query, key, value, mask = [*(random_like(one, device) for one in call.tensors), None][:4]
+    given: list[Any] = [random_like(one, device) for one in call.tensors]
     activities = [torch.profiler.ProfilerActivity.CPU]
     if device.type == "cuda":
         activities.append(torch.profiler.ProfilerActivity.CUDA)
         torch.cuda.synchronize(device)
     with torch.inference_mode(), torch.profiler.profile(activities=activities) as profile:
-        F.scaled_dot_product_attention(query, key, value, attn_mask=mask, **dict(call.options))
+        F.scaled_dot_product_attention(*given, **dict(call.options))
         if device.type == "cuda":
             torch.cuda.synchronize(device)
     events = profile.key_averages()
     # A backend's operator may call another's with padded arguments: the first is the one that was chosen.
     chosen = [event.key for event in profile.events() if event.key.startswith(PREFIX)]
-    kernels = [event.key for event in events if event.device_type == torch.autograd.DeviceType.CUDA]
+    kernels = [event.key for event in events if str(event.device_type).endswith("CUDA")]
     return (chosen[0].removeprefix(PREFIX) if chosen else "none"), kernels
 
 

@@ -73,7 +73,8 @@ class Bench:
         settings = [f"model.device={device.type}", *workload.options]
         self.config: RunConfig = load_config("sam_vit_h", settings)
         dtype = torch.bfloat16 if self.config.model.precision == "bf16" else torch.float32
-        self.sam = noise(workload.network, device).in_precision(dtype)
+        self.sam = noise(workload.network, device)
+        self.sam.in_precision(dtype)
         self.sam.bank = Bank.drawn(workload.network, workload.size, device, decoder_dtype(self.sam))
         self.generator = MaskGenerator(self.sam, self.config.generator)
         self.files = save_scenes(folder / "photographs", workload.photographs, workload.size)
