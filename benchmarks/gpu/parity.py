@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,6 +12,9 @@ from maskmill.engine import GeneratedMasks, GeneratorConfig, MaskGenerator
 from maskmill.engine.backends.device import OnDevice
 from maskmill.model import load_sam
 from maskmill.model.networks.sam import Sam
+from maskmill.pipelines.config.run import load_config
+from maskmill.pipelines.workers.loading import make_generator
+from maskmill.pipelines.workers.tasks import Job
 
 from .agreement import count, matched_share, same_codes
 from .scenes import Pixels
@@ -24,9 +28,16 @@ def lenient(points_per_side: int, **options: Any) -> GeneratorConfig:
     return GeneratorConfig(points_per_side=points_per_side, **LENIENT, **options)
 
 
+def loaded(device: torch.device | str, precision: str = "fp32") -> Sam:
+    """The bundled weights as a run's worker loads them, with what it sets for its process: TF32 is off."""
+    device = torch.device(device)
+    config = load_config("nano", [f"model.device={device.type}", f"model.precision={precision}"])
+    return make_generator(Job(Path(), config, "parity")).sam
+
+
 def on(device: torch.device | str, config: GeneratorConfig, sam: Sam | None = None) -> MaskGenerator:
     """A generator that works as on a GPU, with the bundled weights in fp32 unless others are given."""
-    sam = sam or load_sam("nano", device=device)
+    sam = sam or loaded(device)
     return MaskGenerator(sam, config, OnDevice(sam, config))
 
 
@@ -37,7 +48,7 @@ def on_cpu(config: GeneratorConfig, images: Sequence[Pixels]) -> list[GeneratedM
 
 def decoding_in(dtype: torch.dtype, device: torch.device | str) -> Sam:
     """The bundled weights with the encoder in bf16 and the decoder as given."""
-    sam = load_sam("nano", device=device, dtype=torch.bfloat16)
+    sam = loaded(device, "bf16")
     sam.decode_in(dtype)
     return sam
 
@@ -64,9 +75,7 @@ def half(device: torch.device, images: Sequence[Pixels], config: GeneratorConfig
     (On a CPU it loads with a decoder in fp32, since halves take it a minute a scene.)
     """
     reference = on(device, config).generate_batch(images)
-    sams: dict[str, Callable[[], Sam]] = {
-        "as_loaded": lambda: load_sam("nano", device=device, dtype=torch.bfloat16)
-    }
+    sams: dict[str, Callable[[], Sam]] = {"as_loaded": lambda: loaded(device, "bf16")}
     if device.type != "cpu":
         sams |= {
             "fp32_decoder": lambda: decoding_in(torch.float32, device),

@@ -13,7 +13,6 @@ from torch._dynamo.utils import counters
 
 from benchmarks.gpu import parity
 from benchmarks.gpu.agreement import count, matched_share, same_codes
-from maskmill.model import load_sam
 
 FEWEST = {"cuda": 200, "cpu": 10}
 """Masks of all images: with fewer a share says little."""
@@ -27,7 +26,7 @@ def test_fp32_gives_the_cpus_masks(device, images, config, reference):
 
 def test_fp32_means_fp32(gpu):
     # 10 bits of TF32 are off by 1e-3 where 23 of fp32 are by 1e-6.
-    load_sam("nano", device=gpu)
+    parity.loaded(gpu)
     a, b = (torch.rand(512, 512, dtype=torch.float64) for _ in range(2))
     ours = (a.float().to(gpu) @ b.float().to(gpu)).double().cpu()
     assert ((ours - a @ b).abs() / (a @ b)).max() < 1e-5
@@ -39,7 +38,7 @@ def test_fp32_means_fp32(gpu):
 
 def test_the_fast_precision_keeps_the_masks(device, images, config):
     reference = parity.on(device, config).generate_batch(images)
-    fast = load_sam("nano", device=device, dtype=torch.bfloat16)
+    fast = parity.loaded(device, "bf16")
     ours = parity.on(device, config, fast).generate_batch(images)
     assert count(reference) >= FEWEST[device.type]
     assert matched_share(ours, reference, 0.95) >= 0.97
@@ -66,7 +65,7 @@ def test_two_threads_give_what_one_does(device, images, config):
 def test_a_compiled_encoder_gives_the_same_masks(device, images, config):
     images, config = images[:4], config.model_copy(update={"encode_batch": 1})  # compiled for one at a time
     reference = parity.on(device, config).generate_batch(images)
-    sam = load_sam("nano", device=device)
+    sam = parity.loaded(device)
     sam.compile_encoder()
     counters.clear()
     ours = parity.on(device, config, sam).generate_batch(images)

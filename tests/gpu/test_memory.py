@@ -11,7 +11,6 @@ from benchmarks.gpu.agreement import count, matched_share
 from benchmarks.gpu.scenes import scenes
 from maskmill.engine.geometry import resize_to_input
 from maskmill.engine.runtime.transfer import upload
-from maskmill.model import load_sam
 
 MIB = 1 << 20
 SLACK = 32 * MIB
@@ -20,7 +19,7 @@ SLACK = 32 * MIB
 
 @pytest.fixture
 def sam(gpu):
-    yield load_sam("nano", device=gpu)
+    yield parity.loaded(gpu)
     torch.cuda.set_per_process_memory_fraction(1.0)
 
 
