@@ -156,8 +156,6 @@ def test_the_host_waits_a_few_times_an_image(images, clean_up):
             "nonzero": 2 * images,
             # For predicted IoUs once, for the measures of all views once, and for each page's runs.
             "synchronize": 1 + 1 + images,
-            # What is to be drawn of each view: indexes, which are a few hundred bytes.
-            "pageable upload": 4 * images,
         }
     )
 
