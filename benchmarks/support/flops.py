@@ -91,7 +91,8 @@ def decoder_flops(config: SamConfig, *, compiled: bool = True) -> DecoderFlops:
     half = 2 if compiled else 1
 
     image = 15 * product(cells, width, inner) + product(cells, width, width)
-    first = (project + 2 * across + project) + 2 * project + 2 * across  # to the image, tokens, scores
+    first = (project + 2 * across + project) + 2 * project  # to the image, tokens
+    first += 2 * across if compiled else across  # scores: tensors add both parts of the cells up before
     first += (
         project + across + product(rows, width, rows) + product(rows, rows, cells) // half
     )  # the exchange
