@@ -375,6 +375,7 @@ def test_an_image_that_kills_its_workers_is_a_row_and_its_neighbours_survive(job
     assert (row["image_id"], row["error"]["class"]) == (deadly.image_id, "WorkerDied")
 
 
+@pytest.mark.slow
 def test_an_error_of_cuda_ends_its_worker_and_not_the_run(job, photos):
     tasks = tasks_of(photos, 2)
     deadly = tasks[1].images[0]

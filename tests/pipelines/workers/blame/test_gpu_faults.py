@@ -156,6 +156,9 @@ def test_workers_that_share_a_gpu_fail_once_together(tmp_path, caplog):
 
 
 class Broken:
+    def prepare(self, image_HW3):
+        return image_HW3
+
     def generate_batch(self, _images):
         raise RuntimeError(ILLEGAL)
 
