@@ -90,7 +90,7 @@ class GeneratorConfig(BaseModel):
     device_budget_bytes: int | None = Field(
         default=None,
         ge=1 << 20,
-        description="GPU memory for what each of two batches is worked on in; null: by the card's memory.",
+        description="GPU memory for the prompts and masks of a batch, of two at work; null: by the card.",
     )
 
     @model_validator(mode="after")

@@ -19,7 +19,7 @@ PACKAGES = ("model", "engine", "pipelines")
 # they do not import each other.
 ORDER = {
     "model": """
-        config
+        config failures
         kernels
         networks
         checkpoints

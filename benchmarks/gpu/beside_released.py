@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
+from torch.backends import cudnn
 
 from .bank import Bank, answering
 from .speed import Bench
@@ -15,11 +17,23 @@ TIMED = 8
 """Images at most; each takes seconds."""
 
 
+@contextmanager
+def torchs_convolutions() -> Iterator[None]:
+    """Let cuDNN's convolutions take TF32 in the block, as they do if nobody says otherwise."""
+    before, cudnn.allow_tf32 = cudnn.allow_tf32, True
+    try:
+        yield
+    finally:
+        cudnn.allow_tf32 = before
+
+
 def released_speed(bench: Bench, time_left: Callable[[], float]) -> dict[str, Any]:
     """Seconds an image from array to run lengths, after an image that is not timed, beside ours.
 
-    It runs in fp32, as released, with the same options and noise. Its codes stay uncompressed, since that
-    needs pycocotools: some milliseconds less work for it. Raises ModuleNotFoundError without the package.
+    It runs in fp32 as released, by torch's defaults (convolutions in TF32), with the same options and noise.
+    Its codes stay uncompressed, since compressing needs pycocotools: some milliseconds less work for it. Its
+    NMS is a loop on the CPU in place of torchvision's: some milliseconds more. Raises ModuleNotFoundError
+    without the package.
     """
     from maskmill.pipelines.bench.released import released_generator
 
@@ -39,7 +53,7 @@ def released_speed(bench: Bench, time_left: Callable[[], float]) -> dict[str, An
     images = bench.pixels(min(TIMED, bench.workload.images))
     bank = Bank.drawn(bench.workload.network, bench.workload.size, bench.device, torch.float32)
     seconds: list[float] = []
-    with torch.inference_mode(), answering(network, bank):
+    with torch.inference_mode(), answering(network, bank), torchs_convolutions():
         records = theirs.generate(images[0])  # warms up
         for pixels in images:
             start = time.perf_counter()

@@ -38,7 +38,7 @@ from ..resampling.painting import run_ends
 from ..resampling.tiles import Measures, Patch, Resampler
 from ..runtime.accounting import Ledger
 from ..runtime.batching import in_batches
-from ..runtime.budget import ELSEWHERE_BYTES, with_budget
+from ..runtime.budget import budget_beside
 from ..runtime.transfer import fetch, upload
 
 TOKENS = 7
@@ -53,8 +53,8 @@ class OnDevice:
 
     def __init__(self, sam: Sam, config: GeneratorConfig) -> None:
         self.sam = sam
-        self.config = with_budget(config, sam)
-        self.budget_bytes = self.config.device_budget_bytes or ELSEWHERE_BYTES
+        self.config = config
+        self.budget_bytes = budget_beside(sam, config)
         shape = sam.config
         number_bytes = sam.prompt_encoder.no_mask_embed.weight.element_size()
         cells = shape.embedding_size**2

@@ -33,7 +33,7 @@ def from_run_lengths(counts: npt.NDArray[np.int64], size: tuple[int, int]) -> Rl
     """Compress run lengths, background first, that add up to height × width."""
     from .loops import text_of_lengths  # loads Numba
 
-    return Rle(size, text_of_lengths(counts).tobytes().decode("ascii"))
+    return Rle(size, text_of_lengths(counts.astype(np.int64, copy=False)).tobytes().decode("ascii"))
 
 
 def run_lengths(rle: Rle) -> npt.NDArray[np.int64]:

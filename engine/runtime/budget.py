@@ -42,23 +42,28 @@ def encoding_bytes(shape: SamConfig, encode_batch: int, number_bytes: int) -> in
     return encode_batch * cells * shape.embed_dim * ENCODER_ARRAYS * number_bytes
 
 
-def budget_of_card(card_bytes: int, weights_bytes: int, encode_bytes: int) -> int:
+def budget_of_card(
+    card_bytes: int,
+    weights_bytes: int,
+    encode_bytes: int,
+    *,
+    reserve: float = RESERVE,
+    most: int = MOST_BYTES,
+) -> int:
     """The formula above."""
-    left = int(card_bytes * (1 - RESERVE)) - CUDA_BYTES - weights_bytes
-    return min(max(left // BATCHES_AT_ONCE - encode_bytes, LEAST_BYTES), MOST_BYTES)
+    left = int(card_bytes * (1 - reserve)) - CUDA_BYTES - weights_bytes
+    return min(max(left // BATCHES_AT_ONCE - encode_bytes, LEAST_BYTES), most)
 
 
-def with_budget(config: GeneratorConfig, sam: Sam) -> GeneratorConfig:
-    """The configuration with a budget by the memory of the model's GPU, where it has none."""
+def budget_beside(sam: Sam, config: GeneratorConfig) -> int:
+    """The configuration's budget; where it has none, one by the memory of the model's GPU."""
     import torch
 
     if config.device_budget_bytes is not None:
-        return config
-    budget = ELSEWHERE_BYTES
-    if sam.device.type == "cuda" and torch.cuda.is_available():
-        _, card = torch.cuda.mem_get_info(sam.device)
-        weights = sum(weight.nbytes for weight in sam.parameters())
-        number_bytes = next(sam.image_encoder.parameters()).element_size()
-        encode_bytes = encoding_bytes(sam.config, config.encode_batch, number_bytes)
-        budget = budget_of_card(card, weights, encode_bytes)
-    return config.model_copy(update={"device_budget_bytes": budget})
+        return config.device_budget_bytes
+    if sam.device.type != "cuda" or not torch.cuda.is_available():
+        return ELSEWHERE_BYTES
+    _, card = torch.cuda.mem_get_info(sam.device)
+    weights = sum(weight.nbytes for weight in sam.parameters())
+    number_bytes = next(sam.image_encoder.parameters()).element_size()
+    return budget_of_card(card, weights, encoding_bytes(sam.config, config.encode_batch, number_bytes))

@@ -16,6 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..failures import is_out_of_memory
+
 log = logging.getLogger(__name__)
 
 
@@ -37,19 +39,20 @@ class CompiledEncoder:
         """Embeddings of B images."""
         if self._failed:
             return cast(Tensor, self._encoder(pixels_BCHW))
-        count = len(pixels_BCHW)
-        filled_BCHW = F.pad(pixels_BCHW, (0, 0, 0, 0, 0, 0, 0, max(0, self._batch - count)))
+        count, batch = len(pixels_BCHW), self._batch
+        filled_BCHW = F.pad(pixels_BCHW, (0, 0, 0, 0, 0, 0, 0, max(0, batch - count)))
         try:
             return self._compiled(filled_BCHW)[:count]
-        except (torch.OutOfMemoryError, MemoryError):
-            self._batch = max(1, self._batch // 2)  # the caller tries smaller batches: let them be smaller
-            raise
         except Exception as error:
-            embedding_BCHW: Tensor = self._encoder(pixels_BCHW)  # raises by itself what is not the compiler's
+            if is_out_of_memory(error):  # the caller tries smaller batches: let them be smaller
+                self._batch = min(self._batch, max(1, batch // 2))
+                raise
             reason = " ".join(f"{type(error).__name__}: {error}".split())
-            log.warning("torch.compile failed, the image encoder runs as it is: %s", reason)
-            self._failed = True
-            return embedding_BCHW
+        # After the handler, when the traceback no longer holds the tensors.
+        embedding_BCHW: Tensor = self._encoder(pixels_BCHW)  # raises by itself what is not the compiler's
+        log.warning("torch.compile failed, the image encoder runs as it is: %s", reason)
+        self._failed = True
+        return embedding_BCHW
 
     def _compiled(self, pixels_BCHW: Tensor) -> Tensor:
         began = time.perf_counter()

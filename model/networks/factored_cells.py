@@ -220,7 +220,8 @@ def _normalised(
         met_BPRL = met_BPRL * share_BPL[:, :, None]
         wide_BPL = share_BPL.to(precise)
         common_BPL = norm.square_BL[:, None] * wide_BPL.square() + norm.linear_BL[:, None] * wide_BPL
-    met_BPRL = plus_product(met_BPRL, rows_BPRC / channels @ rows_BPRC.mT, weights_BPRL)
+    even_BPRC = rows_BPRC * channels**-0.5
+    met_BPRL = plus_product(met_BPRL, even_BPRC @ even_BPRC.mT, weights_BPRL)
     squares_BPL = common_BPL / channels + (met_BPRL * weights_BPRL).sum(2, dtype=precise)
     # Rounding may leave less than nothing of a cell that what it takes cancels.
     scale_BPL = (squares_BPL.clamp(min=0) + eps).rsqrt().to(weights_BPRL.dtype)

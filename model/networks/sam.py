@@ -67,9 +67,12 @@ class Sam(nn.Module):
         On a CPU the decoder stays in fp32: rounding there tips masks over the thresholds, one in ten of
         nano's in bf16, where the encoder alone tips one in fifty; and it is the smaller part of the time. On
         a GPU it is in fp16 where the encoder is in bf16: three bits finer, and the decoder's numbers stay
-        within its range, since they are normalised in every block, by sums in fp32.
+        within its range, since they are normalised in every block, by sums in fp32. A GPU's products are
+        kept precise then, for the whole process (`compute_precisely`).
         """
         self.image_encoder.to(dtype)
+        if self.device.type == "cuda":
+            compute_precisely()
         if self.device.type != "cpu":
             self.decode_in(torch.float16 if dtype == torch.bfloat16 else dtype)
         return self
@@ -117,9 +120,11 @@ class Sam(nn.Module):
         (`model.networks.image_encoder.drop_paths`).
         """
         no_mask = self.prompt_encoder.no_mask_embed.weight
-        encoder = self._compiled_encoder or self.image_encoder
-        weighed = () if paths_BL2 is None else (paths_BL2,)  # TinyViT knows none
-        embedding_BCHW = encoder(pixels_BCHW, *weighed).to(no_mask.dtype)
+        if paths_BL2 is None:
+            encoder = self._compiled_encoder or self.image_encoder
+            embedding_BCHW = encoder(pixels_BCHW).to(no_mask.dtype)
+        else:  # TinyViT knows none
+            embedding_BCHW = self.image_encoder(pixels_BCHW, paths_BL2).to(no_mask.dtype)
         return EncodedImages(embedding_BCHW, self._share(embedding_BCHW + no_mask[0][:, None, None]))
 
     def _share(self, cells_BCHW: Tensor) -> SharedImage:
@@ -193,6 +198,19 @@ class Sam(nn.Module):
     def _pad(self, image_CHW: Tensor, side: int) -> Tensor:
         height, width = image_CHW.shape[1:]
         return F.pad(self.normalise(image_CHW), (0, side - width, 0, side - height))
+
+
+def compute_precisely() -> None:
+    """Keep a GPU from TF32, which multiplies fp32 with eleven bits, and from sums in half precision.
+
+    Torch's defaults let cuDNN's convolutions take the one, and products in fp16 or bf16 the other. In bf16
+    some parts are fp32 on purpose (positions, predicted IoUs, resampling) and stay so. Holds for the process.
+    """
+    torch.backends.cudnn.allow_tf32 = False
+    products = torch.backends.cuda.matmul
+    products.allow_tf32 = False
+    products.allow_fp16_reduced_precision_reduction = False
+    products.allow_bf16_reduced_precision_reduction = False
 
 
 @kept_on_device(8)

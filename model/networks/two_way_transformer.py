@@ -166,7 +166,8 @@ class TwoWayBlock(nn.Module):
         """What `give` must know of the image: its centred cells, the norm before (γ; β with this bias).
 
         `before` is the exchange of the block before: its rows pass that norm, so they meet γ ∘ base, centred.
-        Sums over the channels of a cell are fp32 at least: they are squares, and fp16 ends at 65,504.
+        Sums over a cell's channels are fp32 at least (but under autocast): they are squares, and fp16 ends at
+        65,504.
         """
         exchange, precise = self.cross_attn_image_to_token, at_least_fp32(base_BLC)
         square_BL, crossed = base_BLC.to(precise).square().sum(-1), [exchange.unprojected(2 * base_BLC)]

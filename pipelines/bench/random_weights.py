@@ -12,7 +12,7 @@ from torch import nn
 from ...engine.geometry import resize_to_input
 from ...model import MODELS, Sam
 from ..config.run import RunConfig
-from ..workers.loading import compute_fp32_in_fp32, resolve_device
+from ..workers.loading import resolve_device
 
 
 def of_noise(config: RunConfig, pixels_HW3: npt.NDArray[np.uint8]) -> Sam:
@@ -23,7 +23,6 @@ def of_noise(config: RunConfig, pixels_HW3: npt.NDArray[np.uint8]) -> Sam:
 def placed(noise: Sam, config: RunConfig) -> Sam:
     """A copy of the network on the configured device, in the configured precision."""
     dtype = torch.bfloat16 if config.model.precision == "bf16" else torch.float32
-    compute_fp32_in_fp32()
     sam = copy.deepcopy(noise).to(resolve_device(config.model.device)).in_precision(dtype)
     if config.model.compile:
         sam.compile_encoder(config.generator.encode_batch)

@@ -30,11 +30,12 @@ def box_area(boxes_N4: Tensor) -> Tensor:
 
 
 def batched_nms(boxes_N4: Tensor, scores_N: Tensor, idxs_N: Tensor, iou_threshold: float) -> Tensor:
-    """Greedy suppression by falling score, pair by pair, of boxes of one category."""
+    """Greedy suppression by falling score of boxes of one category, on the CPU: nothing is waited for."""
     if len(idxs_N.unique()) > 1:
         raise ValueError("the stand-in knows one category")
+    device, boxes_N4 = boxes_N4.device, boxes_N4.cpu()
     areas = box_area(boxes_N4)
-    waiting = torch.sort(scores_N, stable=True, descending=True).indices
+    waiting = torch.sort(scores_N.cpu(), stable=True, descending=True).indices
     keep = []
     while len(waiting):
         best, waiting = waiting[0], waiting[1:]
@@ -43,7 +44,7 @@ def batched_nms(boxes_N4: Tensor, scores_N: Tensor, idxs_N: Tensor, iou_threshol
         sides = (torch.minimum(boxes_N4[best, 2:], boxes_N4[waiting, 2:]) - corner).clamp(min=0)
         shared = sides[:, 0] * sides[:, 1]
         waiting = waiting[~(shared / (areas[best] + areas[waiting] - shared) > iou_threshold)]
-    return torch.stack(keep) if keep else torch.zeros(0, dtype=torch.int64)
+    return (torch.stack(keep) if keep else torch.zeros(0, dtype=torch.int64)).to(device)
 
 
 def to_pil_image(image_HW3: np.ndarray) -> Image.Image:

@@ -120,6 +120,7 @@ class Dispatcher:
         self._deaths = 0
         self._control: ShardTask | None = None  # one image, as a probe, of a shard that came through whole
         self._last_fault = ""  # of a GPU that was left out
+        self._held_at = 0.0  # when a worker was last placed on such a GPU
         self._give_up_at: float | None = None  # after an interruption
 
     def run(self, on_progress: OnProgress) -> Generator[Outcome, None, None]:
@@ -133,6 +134,7 @@ class Dispatcher:
         try:
             with held_back() as signals:
                 while self._queue or self._suspects or any(slot.work for slot in self._slots):
+                    self._check_left()
                     self._refill()
                     yield from self._feed()
                     yield from self._listen()
@@ -278,7 +280,13 @@ class Dispatcher:
         self._slots.remove(slot)
         self._holders.append(slot.worker)
         self._workers -= 1
-        if not self._workers:
+        self._held_at = time.monotonic()
+
+    def _check_left(self) -> None:
+        """Raise BreakerTripped where GPUs are left out, and no other has had a worker for long enough."""
+        alone = bool(self._holders) and not any(slot.place for slot in self._slots)
+        waited = time.monotonic() - self._held_at > self._limits.start_seconds
+        if alone and (waited or not self._workers):
             raise BreakerTripped(
                 f"stopped: no GPU is left to the run: {self._last_fault}; look at the GPU (nvidia-smi, "
                 "dmesg), then run the same command again"
@@ -294,7 +302,7 @@ class Dispatcher:
             name = f"{place.host}, GPU {','.join(place.gpus)}"
             self._last_fault = f"{name}: {' '.join(str(lost).split())}"
             log.warning("%s is left out: work keeps failing on it; the last: %s", name, lost)
-        return can_be_tried and self._gpus.in_doubt(place)
+        return self._gpus.is_left_out(place) or (can_be_tried and self._gpus.in_doubt(place))
 
     def _bury(self, slot: Slot, lost: WorkerLost) -> Iterator[ShardFailure]:
         """Fence a dead or lost worker, free its slot, and put what it held under suspicion."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import socket
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,6 +16,7 @@ from ..config.run import ModelConfig, RunConfig
 from ..errors import ConfigError, CorpusError, CorpusUnavailable, UsageError
 from ..format.run_record import read_run
 from ..storage.retries import retrying
+from ..text import one_line
 from .blame.gpu_faults import gpu_failed
 from .memory import check_memory, keep_to_share, with_budget_of_share
 from .tasks import Job
@@ -26,12 +28,20 @@ if TYPE_CHECKING:
 def make_generator(job: Job) -> MaskGenerator:
     """Load the network and set the thread count of this process.
 
-    Raises UsageError where there are no such weights here, or other ones than the run's, and where the
-    machine is too small for them; MemoryError where too much of it is taken; GpuFailed.
+    Raises UsageError where there are no such weights here, or other ones than the run's, where the machine is
+    too small for them, and where torch is built for other GPUs; MemoryError where too much of the machine is
+    taken; GpuFailed.
     """
+    from ...model.failures import NO_CODE  # loads torch
+
     try:
         return _load(job)
     except RuntimeError as error:
+        if NO_CODE in str(error):
+            raise UsageError(
+                f"{socket.gethostname()}: expected a build of torch with code for the GPU there, got torch "
+                f"{version('torch')}: {one_line(error)}"
+            ) from error
         if fault := gpu_failed(error):
             raise fault from error
         raise
@@ -57,7 +67,6 @@ def _load(job: Job) -> MaskGenerator:
         check_memory(job.config, device, threads=threads, neighbours=job.neighbours, gpu_share=job.gpu_share)
         options = job.config.generator
         if device == "cuda":
-            compute_fp32_in_fp32()
             keep_to_share(job.gpu_share)
             options = with_budget_of_share(job.config, job.gpu_share)
         sam = load_sam(chosen.name, chosen.checkpoint, device=device, dtype=dtype)
@@ -66,18 +75,6 @@ def _load(job: Job) -> MaskGenerator:
     if chosen.compile:
         sam.compile_encoder(job.config.generator.encode_batch)
     return MaskGenerator(sam, options)
-
-
-def compute_fp32_in_fp32() -> None:
-    """Keep this process's GPU from TF32, which multiplies fp32 with eleven bits: `precision: fp32` is exact.
-
-    cuDNN's convolutions take it unless they are told not to. In bf16 some parts are fp32 on purpose
-    (positions, predicted IoUs, resampling) and stay so.
-    """
-    import torch
-
-    torch.backends.cuda.matmul.allow_tf32 = False
-    torch.backends.cudnn.allow_tf32 = False
 
 
 def check_same_version(job: Job) -> None:

@@ -9,6 +9,7 @@ worker that dies of it is replaced.
 
 from __future__ import annotations
 
+import logging
 import socket
 from collections.abc import Mapping
 
@@ -19,6 +20,8 @@ from ..config.run import RunConfig
 from ..errors import UsageError
 from ..machine import memory_of_machine
 from ..text import counted
+
+log = logging.getLogger(__name__)
 
 MIB = 2**20
 PROCESS_BYTES = 512 * MIB
@@ -45,9 +48,7 @@ def check_memory(
     has, free = memory_of_machine()
     _compare(needed, f"{counted(neighbours, 'worker')} on this machine", has // neighbours, free)
     if on_gpu:
-        import torch
-
-        free, total = torch.cuda.mem_get_info()
+        free, total = _gpu_memory()
         share = min(1.0, gpu_share)
         own = int(total * share)
         needed = needed_on_gpu(config, _usable(own, free))
@@ -69,17 +70,22 @@ def keep_to_share(gpu_share: float) -> None:
 
 def with_budget_of_share(config: RunConfig, gpu_share: float) -> GeneratorConfig:
     """The generator's options with a budget by the worker's part of its GPU, where they have none."""
-    import torch
-
-    free, total = torch.cuda.mem_get_info()
+    free, total = _gpu_memory()
     budget = budget_on_gpu(config, _usable(int(total * min(1.0, gpu_share)), free))
+    log.info("prompts and masks of a batch may take %s GiB of the GPU, two batches at once", _gib(budget))
     return config.generator.model_copy(update={"device_budget_bytes": budget})
 
 
 def budget_on_gpu(config: RunConfig, own: int) -> int:
-    """`generator.device_budget_bytes`, or what a worker takes that has `own` bytes of a GPU."""
+    """What a worker takes that has `own` bytes of a GPU: by `generator.device_budget_bytes` or the card.
+
+    Of a number for another card, which a corpus may bring, no more is taken than there is room for.
+    """
+    weights, encode = _weights_on_gpu(config), _encoding_on_gpu(config)
     given = config.generator.device_budget_bytes
-    return given or budget_of_card(own, _weights_on_gpu(config), _encoding_on_gpu(config))
+    if given is None:
+        return budget_of_card(own, weights, encode)
+    return min(given, budget_of_card(own, weights, encode, reserve=0.0, most=given))
 
 
 def needed_on_host(config: RunConfig, threads: int, *, on_gpu: bool) -> dict[str, int]:
@@ -102,10 +108,19 @@ def needed_on_gpu(config: RunConfig, own: int) -> dict[str, int]:
     }
 
 
+def _gpu_memory() -> tuple[int, int]:
+    """Bytes of the GPU that are free or taken by CUDA for this process, which asking does, and all of it."""
+    import torch
+
+    free, total = torch.cuda.mem_get_info()
+    return min(free + CUDA_BYTES, total), total
+
+
 def _usable(own: int, free: int) -> int:
     """What a budget goes by: a screen or another program may hold some of the worker's part for good.
 
-    Where over half is taken, something is wrong, or a worker that died has not left yet: that will not do.
+    Where over half is taken, a worker that died may not have left yet: the budget goes by the whole part, and
+    the worker waits for it.
     """
     return free if own // 2 <= free < own else own
 

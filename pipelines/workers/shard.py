@@ -88,7 +88,7 @@ def run_shard(
 
 def is_infrastructure(error: BaseException) -> bool:
     """Whether storage failed or memory ran out, in Python or in torch: no bug, and no image's fault."""
-    from ...engine.runtime.batching import is_out_of_memory  # loads torch
+    from ...model.failures import is_out_of_memory  # loads torch
 
     return isinstance(error, OSError) or is_out_of_memory(error)
 

@@ -147,7 +147,7 @@ def test_stages_wait_for_the_device_before_and_after(monkeypatch):
     assert ledger.seconds["draw"] > 0
 
 
-def test_a_thread_that_is_kept_waiting_is_noticed(monkeypatch):
+def test_a_thread_that_is_kept_waiting_is_noticed():
     def hold(lock_seconds=0.3):
         # Another thread gets the interpreter lock after this interval at the earliest.
         before = sys.getswitchinterval()

@@ -66,10 +66,12 @@ class GpuFaults:
 
     def in_doubt(self, place: WorkerPlace | None) -> bool:
         """Whether the worker's GPU has to show that it works before it may accuse an image."""
-        return place is not None and self._record(place).failures >= DOUBTED_AFTER
+        if place is None or self.is_left_out(place):
+            return False
+        return self._record(place).failures >= DOUBTED_AFTER
 
     def is_left_out(self, place: WorkerPlace) -> bool:
-        """Whether no work is given to the worker's GPU any more."""
+        """Whether no new worker is given work on the GPU; a neighbour that still works there goes on."""
         return self._record(place).left_out
 
     def _record(self, place: WorkerPlace) -> _Record:
@@ -78,7 +80,7 @@ class GpuFaults:
 
 def gpu_failed(error: BaseException) -> GpuFailed | None:
     """What to raise where a GPU failed, for another reason than memory; None for any other error."""
-    from ....engine.runtime.batching import is_device_failure  # loads torch
+    from ....model.failures import is_device_failure  # loads torch
 
     if not is_device_failure(error):
         return None

@@ -29,6 +29,37 @@ def answer(sam: Sam, **masks):
     return decoded.iou_BPM, sam.draw(decoded, *EVERY)
 
 
+class OnCuda(Sam):
+    device = torch.device("cuda")
+
+
+PRODUCTS = torch.backends.cuda.matmul
+COARSE = [
+    (torch.backends.cudnn, "allow_tf32"),
+    (PRODUCTS, "allow_tf32"),
+    (PRODUCTS, "allow_fp16_reduced_precision_reduction"),
+    (PRODUCTS, "allow_bf16_reduced_precision_reduction"),
+]
+
+
+@pytest.fixture
+def _coarse_products():
+    before = [getattr(*one) for one in COARSE]
+    for owner, name in COARSE:
+        setattr(owner, name, True)
+    yield
+    for (owner, name), was in zip(COARSE, before, strict=True):
+        setattr(owner, name, was)
+
+
+@pytest.mark.usefixtures("_coarse_products")
+def test_on_a_gpu_products_are_in_the_precision_asked_for():
+    tiny().in_precision(torch.float32)
+    assert all(getattr(*one) for one in COARSE), "on a CPU nothing is set"
+    tiny(OnCuda).in_precision(torch.float32)
+    assert not any(getattr(*one) for one in COARSE)
+
+
 @pytest.mark.parametrize(
     ("asked", "decoder"), [(torch.bfloat16, torch.float16), (torch.float32, torch.float32)]
 )

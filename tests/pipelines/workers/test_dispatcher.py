@@ -81,8 +81,16 @@ def ids(task, rows):
     return {image.image_id for image in task.images if image.row in rows}
 
 
-def dispatch(crew, tasks, tmp_path, on_progress=lambda _in_hand, _working: True, workers=1, watcher=None):
-    job = Job(tmp_path, load_config(None, []), "")
+def dispatch(
+    crew,
+    tasks,
+    tmp_path,
+    on_progress=lambda _in_hand, _working: True,
+    workers=1,
+    watcher=None,
+    settings=(),
+):
+    job = Job(tmp_path, load_config(None, settings), "")
     dispatcher = Dispatcher(job, range(len(tasks)), tasks.__getitem__, crew, workers, watcher)
     return list(dispatcher.run(on_progress))
 

@@ -135,7 +135,7 @@ def test_a_share_of_a_gpu_holds_the_model_and_both_batches(monkeypatch):
     config = load_config(
         None, ["model.name=vit_h", "model.precision=bf16", f"generator.device_budget_bytes={8 * GIB}"]
     )
-    needed = memory.needed_on_gpu(config, 0)
+    needed = memory.needed_on_gpu(config, 80 * GIB)
     assert needed["weights"] == pytest.approx(2 * 641e6, rel=0.01)  # the published number of parameters
     assert needed["2 × generator.device_budget_bytes"] == 16 * GIB
     one = load_config(None, ["model.name=vit_h", "model.precision=bf16", "generator.encode_batch=2"])
@@ -144,9 +144,9 @@ def test_a_share_of_a_gpu_holds_the_model_and_both_batches(monkeypatch):
     total = sum(needed.values())
     card_of(monkeypatch, 2 * total, 2 * total)
     memory.check_memory(config, "cuda", threads=1, gpu_share=0.5)
-    with pytest.raises(UsageError, match=r"a worker on 0\.25 of its GPU: .*device_budget_bytes 16\.00\)"):
-        memory.check_memory(config, "cuda", threads=1, gpu_share=0.25)
-    card_of(monkeypatch, total - 1, 2 * total)
+    with pytest.raises(UsageError, match=r"a worker on 0\.05 of its GPU: .*device_budget_bytes 0\.50\)"):
+        memory.check_memory(config, "cuda", threads=1, gpu_share=0.05)
+    card_of(monkeypatch, total - memory.CUDA_BYTES - 1, 2 * total)
     with pytest.raises(MemoryError, match="is free now"):
         memory.check_memory(config, "cuda", threads=1)
 
@@ -183,6 +183,21 @@ def test_the_budget_leaves_others_what_they_hold_if_it_is_not_most_of_it(monkeyp
         memory.check_memory(config, "cuda", threads=1)
 
 
+def test_a_budget_for_a_larger_card_takes_what_there_is(monkeypatch):
+    """A corpus keeps the number that it was begun with, perhaps elsewhere."""
+    config = load_config(None, [f"generator.device_budget_bytes={8 * GIB}"])
+    card_of(monkeypatch, 15 * GIB, 15 * GIB)
+    assert 6 * GIB < memory.with_budget_of_share(config, 1).device_budget_bytes < 7.5 * GIB
+    memory.check_memory(config, "cuda", threads=1)
+
+
+def test_what_cuda_takes_for_this_process_is_counted_once(monkeypatch):
+    config = load_config(None, [f"generator.device_budget_bytes={GIB}"])
+    needed = sum(memory.needed_on_gpu(config, 80 * GIB).values())
+    card_of(monkeypatch, needed - memory.CUDA_BYTES, 80 * GIB)
+    memory.check_memory(config, "cuda", threads=1)
+
+
 def test_a_card_that_is_too_small_is_told_so_whatever_the_budget(monkeypatch):
     config = load_config(None, ["model.name=vit_h"])
     card_of(monkeypatch, 2 * GIB, 2 * GIB)
@@ -199,19 +214,7 @@ def test_a_worker_with_a_part_of_a_gpu_can_allocate_no_more(monkeypatch):
     assert len(kept) == 1
 
 
-@pytest.fixture
-def _tf32_allowed():
-    backends = torch.backends.cuda.matmul, torch.backends.cudnn
-    before = [backend.allow_tf32 for backend in backends]
-    for backend in backends:
-        backend.allow_tf32 = True
-    yield
-    for backend, was in zip(backends, before, strict=True):
-        backend.allow_tf32 = was
-
-
-@pytest.mark.usefixtures("_tf32_allowed")
-def test_a_worker_on_a_gpu_computes_fp32_in_fp32_within_its_part(tmp_path, tiny_settings, monkeypatch):
+def test_a_worker_on_a_gpu_keeps_within_its_part(tmp_path, tiny_settings, monkeypatch):
     """To the point where a GPU would be needed."""
     kept = card_of(monkeypatch, 8 * GIB, 8 * GIB)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
@@ -225,8 +228,6 @@ def test_a_worker_on_a_gpu_computes_fp32_in_fp32_within_its_part(tmp_path, tiny_
     monkeypatch.setattr(maskmill.model, "load_sam", load_here)
     config = load_config(None, [*tiny_settings, "model.device=cuda"])
     generator = make_generator(Job(tmp_path, config, "", threads=1, gpu_share=0.5))
-    assert not torch.backends.cuda.matmul.allow_tf32
-    assert not torch.backends.cudnn.allow_tf32
     assert len(kept) == 1
     assert generator.config.device_budget_bytes == memory.budget_on_gpu(config, 4 * GIB)
 

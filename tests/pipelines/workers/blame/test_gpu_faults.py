@@ -7,10 +7,10 @@ import pytest
 import torch
 
 import maskmill.model
-from maskmill.engine.runtime.batching import is_device_failure, is_out_of_memory
+from maskmill.model.failures import is_device_failure, is_out_of_memory
 from maskmill.pipelines.cli import main
 from maskmill.pipelines.config.run import load_config
-from maskmill.pipelines.errors import BreakerTripped, GpuFailed
+from maskmill.pipelines.errors import BreakerTripped, GpuFailed, UsageError
 from maskmill.pipelines.format.ids import image_id
 from maskmill.pipelines.format.records import PlannedImage, ShardTask
 from maskmill.pipelines.generation import generate
@@ -26,6 +26,8 @@ ILLEGAL = "CUDA error: an illegal memory access was encountered\nCompile with `T
 MEMORY = [
     "CUDA error: out of memory\nCUDA kernel errors might be reported later",
     "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
+    "CUDA error: CUBLAS_STATUS_NOT_INITIALIZED when calling `cublasCreate(handle)`",
+    "CUDA driver error: out of memory",
     "cuDNN error: CUDNN_STATUS_ALLOC_FAILED",
 ]
 FAULTS = [
@@ -33,6 +35,14 @@ FAULTS = [
     "CUDA error: uncorrectable ECC error encountered",
     "CUDA error: CUBLAS_STATUS_EXECUTION_FAILED when calling `cublasSgemm(...)`",
     "cuDNN error: CUDNN_STATUS_INTERNAL_ERROR",
+    "CUDA driver error: an illegal memory access was encountered",
+    "Triton Error [CUDA]: unspecified launch failure",
+]
+WRONG_CALLS = [
+    "cuDNN error: CUDNN_STATUS_NOT_SUPPORTED. This error may appear if you passed in a non-contiguous input.",
+    "CUDA error: CUBLAS_STATUS_INVALID_VALUE when calling `cublasSgemm(...)`",
+    "CUDA error: invalid configuration argument",
+    "CUDA error: device-side assert triggered",
 ]
 
 
@@ -47,6 +57,13 @@ def test_memory_that_runs_out_in_cudas_libraries_is_memory(message):
 def test_any_other_error_of_cuda_is_the_gpus(message):
     error = RuntimeError(message)
     assert is_device_failure(error)
+    assert not is_out_of_memory(error)
+
+
+@pytest.mark.parametrize("message", WRONG_CALLS)
+def test_a_call_that_would_fail_on_every_gpu_is_a_bug(message):
+    error = RuntimeError(message)
+    assert not is_device_failure(error)
     assert not is_out_of_memory(error)
 
 
@@ -155,6 +172,53 @@ def test_workers_that_share_a_gpu_fail_once_together(tmp_path, caplog):
     assert "left out" not in caplog.text
 
 
+def test_a_worker_goes_on_where_its_gpu_takes_no_other(tmp_path, caplog):
+    class Exclusive(OnGpus):
+        """A GPU that serves the first process that comes, which has loaded when two others have failed."""
+
+        first, failed = None, 0
+
+        def call(self, worker, method, *arguments):
+            ref = super().call(worker, method, *arguments)
+            if method == "load" and self.first is None:
+                self.first = ref
+            return ref
+
+        def answered(self, refs, _seconds):
+            return [ref for ref in refs if ref is not self.first or self.failed == 2]
+
+        def answer(self, ref):
+            if ref is not self.first and self._calls[ref][0] == "load":
+                self.failed += 1
+                raise WorkerLost("CUDA-capable device(s) is/are busy or unavailable", gpu_failed=True)
+            return super().answer(ref)
+
+    crew = Exclusive()
+    crew.free = ["0"] * 4
+    outcomes = dispatch(crew, tasks_of(20, 4), tmp_path, workers=2)
+    assert rejected(outcomes) == dict.fromkeys(range(20), 0)
+    assert "host, GPU 0 is left out" in caplog.text
+    assert not any(task.probe for _, task in crew.tried)
+
+
+def test_a_run_that_waits_for_a_gpu_it_does_not_have_stops_in_time(tmp_path):
+    class Scarce(OnGpus):
+        """Workers beyond the GPUs wait to be placed."""
+
+        def start(self):
+            return super().start() if self.free else []
+
+        def call(self, worker, method, *arguments):
+            return super().call(worker, method, *arguments) if worker else object()
+
+        def answered(self, refs, _seconds):
+            return [ref for ref in refs if ref in self._calls]
+
+    soon = ["cluster.start_seconds=0.1"]
+    with pytest.raises(BreakerTripped, match=r"no GPU is left to the run: host, GPU 0: an ECC error"):
+        dispatch(Scarce(1, {"0"}), tasks_of(9, 4), tmp_path, workers=3, settings=soon)
+
+
 class Broken:
     def prepare(self, image_HW3):
         return image_HW3
@@ -176,10 +240,21 @@ def test_in_one_process_it_ends_the_run_as_incomplete_in_one_line(photos, tmp_pa
 
 def test_a_gpu_that_fails_while_weights_are_loaded_is_named_too(tmp_path, tiny_settings, monkeypatch):
     def fail(*_arguments, **_options):
+        raise RuntimeError("CUDA error: CUDA-capable device(s) is/are busy or unavailable")
+
+    monkeypatch.setattr(maskmill.model, "load_sam", fail)
+    with pytest.raises(GpuFailed, match="busy or unavailable"):
+        make_generator(Job(tmp_path, load_config(None, tiny_settings), "", threads=1))
+
+
+def test_a_torch_for_other_gpus_is_wrong_use(tmp_path, tiny_settings, monkeypatch):
+    def fail(*_arguments, **_options):
         raise RuntimeError("CUDA error: no kernel image is available for execution on the device")
 
     monkeypatch.setattr(maskmill.model, "load_sam", fail)
-    with pytest.raises(GpuFailed, match="no kernel image"):
+    with pytest.raises(
+        UsageError, match=r"expected a build of torch with code for the GPU there, got torch \d"
+    ):
         make_generator(Job(tmp_path, load_config(None, tiny_settings), "", threads=1))
 
 
