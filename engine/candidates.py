@@ -1,5 +1,5 @@
-"""What goes through the generator: pages and views of them, candidates, outlines; and what every way of
-working does with them, wherever the network runs.
+"""What goes through the generator: an image's job, its crop views, candidates and final masks; and the steps
+that every backend shares, wherever the network runs.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ from .small_regions import clean_up
 
 
 @dataclass(slots=True)
-class Page:
-    """An image on its way through the generator."""
+class ImageJob:
+    """One image in the generator: its pixels, its account and the candidates found in it so far."""
 
     image_HW3: npt.NDArray[np.uint8]
     input_hw3: npt.NDArray[np.uint8] | None = None
-    """The whole of it at the model's input size, where it was prepared."""
+    """The whole image at the model's input size, where it was prepared."""
     ledger: Ledger = field(default_factory=Ledger)
     candidates: list[Candidate] = field(default_factory=list)
 
@@ -43,16 +43,16 @@ class Page:
 
 
 @dataclass(slots=True)
-class View:
-    """What the model sees of a page: one crop."""
+class CropView:
+    """What the model sees at once: one crop of a job's image."""
 
-    page: Page
+    job: ImageJob
     crop: Crop
 
     @property
     def pixels(self) -> npt.NDArray[np.uint8]:
         """The crop's part of the image."""
-        return self.page.image_HW3[self.crop.y0 : self.crop.y1, self.crop.x0 : self.crop.x1]
+        return self.job.image_HW3[self.crop.y0 : self.crop.y1, self.crop.x0 : self.crop.x1]
 
     @property
     def corner(self) -> Indexes:
@@ -67,7 +67,7 @@ class Candidate:
     Box (XYXY, both ends inside) and point (x, y) are in pixels of the image.
     """
 
-    view: View
+    view: CropView
     patch: Patch
     box: Box
     predicted_iou: float
@@ -81,7 +81,7 @@ class Candidate:
 
 
 @dataclass(slots=True)
-class Outline:
+class FinalMask:
     """A candidate's final mask; `touched` by the clean-up or not."""
 
     candidate: Candidate
@@ -104,34 +104,34 @@ class Outline:
         )
 
 
-class Way(Protocol):
-    """How the work between the encoder and the records is done: `engine.backends.cpu`,
+class Backend(Protocol):
+    """Does the work between the encoder and the records, on one kind of processor: `engine.backends.cpu`,
     `engine.backends.device`.
 
-    Both enter every candidate and second into the pages' ledgers.
+    Both enter every candidate and second into the jobs' ledgers.
     """
 
-    def candidates(self, views: Sequence[View], encoded: EncodedImages) -> list[list[Candidate]]:
-        """Ask about each view's grid of points; what passes the filters, without duplicates in its view."""
+    def candidates(self, views: Sequence[CropView], encoded: EncodedImages) -> list[list[Candidate]]:
+        """Prompt with each view's grid of points; return what passes the filters, once a view."""
 
-    def outlines(self, page: Page, found: Sequence[Candidate]) -> list[Outline]:
-        """Paint a page's candidates, clean them up and run-length code what is left, in order."""
+    def final_masks(self, job: ImageJob, found: Sequence[Candidate]) -> list[FinalMask]:
+        """Paint a job's candidates, clean them up and run-length code what is left, in order."""
 
 
-def passing(
-    view: View,
+def apply_filters(
+    view: CropView,
     points_K2: npt.NDArray[np.float64],
     iou_K: npt.NDArray[np.float32],
     measures: Measures,
     config: GeneratorConfig,
     cut: Callable[[Indexes], Sequence[Patch]],
 ) -> tuple[list[Candidate], dict[str, int]]:
-    """Which of K measured masks pass the filters, and how many failed each.
+    """The candidates among K measured masks that pass the filters, and how many masks each filter drops.
 
-    Points (x, y) and measures are in pixels from the crop's corner. `cut` gives the logits of those chosen.
+    Points (x, y) and measures are in pixels from the crop's corner. `cut` returns the logits of those chosen.
     """
     boxes_K4 = measures.box_N4 + np.tile(view.corner, 2)
-    keep, drops = filter_masks(measures, boxes_K4, view.crop, view.page.size, config)
+    keep, drops = filter_masks(measures, boxes_K4, view.crop, view.job.size, config)
     stability_K, points_K2 = stability_scores(measures), points_K2 + view.corner
     kept = [
         Candidate(
@@ -147,9 +147,11 @@ def passing(
     return kept, drops
 
 
-def without_duplicates(view: View, found: Sequence[Candidate], config: GeneratorConfig) -> list[Candidate]:
-    """A view's candidates after NMS by predicted IoU."""
-    ledger = view.page.ledger
+def without_duplicates(
+    view: CropView, found: Sequence[Candidate], config: GeneratorConfig
+) -> list[Candidate]:
+    """A crop view's candidates after NMS by predicted IoU."""
+    ledger = view.job.ledger
     with ledger.stage("nms"):
         scores = np.array([candidate.predicted_iou for candidate in found], np.float32)
         keep = non_maximal_suppression(boxes_of(found), scores, config.box_nms_thresh)
@@ -157,9 +159,9 @@ def without_duplicates(view: View, found: Sequence[Candidate], config: Generator
     return [found[index] for index in keep]
 
 
-def outline_of(
+def final_mask_of(
     candidate: Candidate, x_E: Indexes, y_E: Indexes, config: GeneratorConfig, ledger: Ledger
-) -> Outline | None:
+) -> FinalMask | None:
     """Clean the painted mask up and encode it; None, and accounted for, if nothing is left of it.
 
     The mask comes as where its runs start and end in the crop: see `Runs.between`.
@@ -167,7 +169,7 @@ def outline_of(
     if len(x_E) == 0:  # measured by other sums than it is painted by, a pixel on the threshold may go
         ledger.count(0, {"empty": 1})
         return None
-    size, crop, touched = candidate.view.page.size, candidate.view.crop, False
+    size, crop, touched = candidate.view.job.size, candidate.view.crop, False
     mask = Runs.between(x_E + crop.x0, y_E + crop.y0, size)
     if config.min_mask_region_area > 0:
         with ledger.stage("filter"):
@@ -181,10 +183,10 @@ def outline_of(
             return None
     with ledger.stage("rle"):
         segmentation = single.encode_runs(mask)
-    return Outline(candidate, segmentation, mask.box(), mask.area, touched)
+    return FinalMask(candidate, segmentation, mask.box(), mask.area, touched)
 
 
-def boxes_of(found: Sequence[Candidate] | Sequence[Outline]) -> Indexes:
+def boxes_of(found: Sequence[Candidate] | Sequence[FinalMask]) -> Indexes:
     """Their boxes, N×4."""
     return np.array([one.box for one in found], np.int64).reshape(-1, 4)
 

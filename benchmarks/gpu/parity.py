@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from maskmill.engine import GeneratedMasks, GeneratorConfig, MaskGenerator
-from maskmill.engine.backends.device import OnDevice
+from maskmill.engine.backends.device import DeviceBackend
 from maskmill.model import load_sam
 from maskmill.model.networks.sam import Sam
 from maskmill.pipelines.config.run import load_config
@@ -38,7 +38,7 @@ def loaded(device: torch.device | str, precision: str = "fp32") -> Sam:
 def on(device: torch.device | str, config: GeneratorConfig, sam: Sam | None = None) -> MaskGenerator:
     """A generator that works as on a GPU, with the bundled weights in fp32 unless others are given."""
     sam = sam or loaded(device)
-    return MaskGenerator(sam, config, OnDevice(sam, config))
+    return MaskGenerator(sam, config, DeviceBackend(sam, config))
 
 
 def on_cpu(config: GeneratorConfig, images: Sequence[Pixels]) -> list[GeneratedMasks]:
@@ -65,7 +65,7 @@ def compared(ours: Sequence[GeneratedMasks], reference: Sequence[GeneratedMasks]
 
 
 def fp32(device: torch.device, images: Sequence[Pixels], config: GeneratorConfig) -> dict[str, Any]:
-    """The device's way of working, in fp32, against the CPU's."""
+    """The device's backend, in fp32, against the CPU's."""
     return compared(on(device, config).generate_batch(images), on_cpu(config, images))
 
 

@@ -13,7 +13,16 @@ import numpy.typing as npt
 import torch
 
 from ...model.networks.sam import EncodedImages, Sam
-from ..candidates import Candidate, Outline, Page, View, as_box, outline_of, passing, without_duplicates
+from ..candidates import (
+    Candidate,
+    CropView,
+    FinalMask,
+    ImageJob,
+    apply_filters,
+    as_box,
+    final_mask_of,
+    without_duplicates,
+)
 from ..config import GeneratorConfig
 from ..geometry import input_size, points_to_input
 from ..grid import crop_points
@@ -22,18 +31,18 @@ from ..runtime.accounting import Ledger
 from ..runtime.batching import in_batches, lanes_here
 
 
-class OnCpu:
+class CpuBackend:
     """A batch of prompts after the other, `points_per_batch` of them, in lanes."""
 
     def __init__(self, sam: Sam, config: GeneratorConfig) -> None:
         self.sam = sam
         self.config = config
 
-    def candidates(self, views: Sequence[View], encoded: EncodedImages) -> list[list[Candidate]]:
-        """See `engine.candidates.Way`."""
+    def candidates(self, views: Sequence[CropView], encoded: EncodedImages) -> list[list[Candidate]]:
+        """See `engine.candidates.Backend`."""
         return [self._candidates(view, encoded.images(slice(n, n + 1))) for n, view in enumerate(views)]
 
-    def _candidates(self, view: View, encoded: EncodedImages) -> list[Candidate]:
+    def _candidates(self, view: CropView, encoded: EncodedImages) -> list[Candidate]:
         points_N2 = crop_points(view.crop, self.config)
         found: list[Candidate] = []
         lanes = lanes_here()
@@ -44,12 +53,12 @@ class OnCpu:
             lanes,
         ):
             found += kept
-            view.page.ledger.add(account, lanes)
+            view.job.ledger.add(account, lanes)
         return without_duplicates(view, found, self.config)
 
     @torch.inference_mode()
     def _ask(
-        self, view: View, encoded: EncodedImages, points_N2: npt.NDArray[np.float64]
+        self, view: CropView, encoded: EncodedImages, points_N2: npt.NDArray[np.float64]
     ) -> tuple[list[Candidate], Ledger]:
         """Prompt with N points of the crop: candidates that pass, and the account of all."""
         sam, config, ledger = self.sam, self.config, Ledger()
@@ -72,7 +81,7 @@ class OnCpu:
             resampler = self._resampler(view.crop.size)
             measures = resampler.measure(logits_Khw, config.stability_score_offset)
         with ledger.stage("filter"):
-            kept, drops = passing(
+            kept, drops = apply_filters(
                 view,
                 points_N2[prompt_K.numpy()],
                 iou_K,
@@ -83,24 +92,24 @@ class OnCpu:
         ledger.count(0, drops)
         return kept, ledger
 
-    def outlines(self, page: Page, found: Sequence[Candidate]) -> list[Outline]:
-        """See `engine.candidates.Way`."""
-        outlines: list[Outline] = []
+    def final_masks(self, job: ImageJob, found: Sequence[Candidate]) -> list[FinalMask]:
+        """See `engine.candidates.Backend`."""
+        final_masks: list[FinalMask] = []
         lanes = lanes_here()
-        for outline, account in in_batches(
-            len(found), 1, lambda part: self._outline(found[part.start]), lanes
+        for final_mask, account in in_batches(
+            len(found), 1, lambda part: self._final_mask(found[part.start]), lanes
         ):
-            outlines += [outline] if outline else []
-            page.ledger.add(account, lanes)
-        return outlines
+            final_masks += [final_mask] if final_mask else []
+            job.ledger.add(account, lanes)
+        return final_masks
 
     @torch.inference_mode()
-    def _outline(self, candidate: Candidate) -> tuple[Outline | None, Ledger]:
+    def _final_mask(self, candidate: Candidate) -> tuple[FinalMask | None, Ledger]:
         ledger = Ledger()
         with ledger.stage("resample"):
             resampler = self._resampler(candidate.view.crop.size)
             x_E, y_E = resampler.run_ends(candidate.patch, candidate.box_in_crop())
-        return outline_of(candidate, x_E, y_E, self.config, ledger), ledger
+        return final_mask_of(candidate, x_E, y_E, self.config, ledger), ledger
 
     def _resampler(self, size: tuple[int, int]) -> CompiledResampler:
         return _resampler(self.sam.config.low_res_size, self.sam.config.img_size, size)

@@ -1,4 +1,4 @@
-"""The generator's work on a GPU: stage by stage over all views that were encoded together.
+"""The generator's work on a GPU: stage by stage over all crop views that were encoded together.
 
     score all prompts → the host chooses → draw the chosen → measure → the host filters → keep those logits
           → … NMS … → paint the survivors → runs → the host writes them down
@@ -9,7 +9,7 @@ large as `device_budget_bytes` allows, and what crosses are scalars and the ends
 1. for the predicted IoUs of a pass (all prompts of all its views, if they fit): they decide what is drawn;
 2. in each view for the number of tiles along its masks' edges (`Resampler.measured`);
 3. for the measures of the pass;
-4. in each page for the number of its survivors' runs, and for the runs (`engine.resampling.painting`).
+4. in each job for the number of its final masks' runs, and for the runs (`engine.resampling.painting`).
 
 The masks are `engine.backends.cpu`'s up to rounding; a record's area and box are those of the mask as
 painted.
@@ -29,7 +29,15 @@ from torch import Tensor
 from ...model.networks.device_tensors import kept_on_device
 from ...model.networks.mask_decoder import Decoded
 from ...model.networks.sam import EncodedImages, Sam
-from ..candidates import Candidate, Outline, Page, View, outline_of, passing, without_duplicates
+from ..candidates import (
+    Candidate,
+    CropView,
+    FinalMask,
+    ImageJob,
+    apply_filters,
+    final_mask_of,
+    without_duplicates,
+)
 from ..config import GeneratorConfig
 from ..geometry import input_size, points_to_input
 from ..grid import crop_points
@@ -48,7 +56,7 @@ READINGS = 3
 """Masks of an ambiguous prompt."""
 
 
-class OnDevice:
+class DeviceBackend:
     """As many prompts at once as `device_budget_bytes` allows."""
 
     def __init__(self, sam: Sam, config: GeneratorConfig) -> None:
@@ -65,15 +73,15 @@ class OnDevice:
         self.score_bytes, self.draw_bytes = 10 * exchange_bytes, 8 * shape.out_chans * cells * number_bytes
 
     @torch.inference_mode()
-    def candidates(self, views: Sequence[View], encoded: EncodedImages) -> list[list[Candidate]]:
-        """See `engine.candidates.Way`. Views of one layer, whose grids are alike, are asked together."""
+    def candidates(self, views: Sequence[CropView], encoded: EncodedImages) -> list[list[Candidate]]:
+        """See `engine.candidates.Backend`. Views of one layer have grids alike and are asked together."""
         found: list[list[Candidate]] = []
         for _, alike in groupby(views, lambda view: view.crop.layer):
             group = list(alike)
             found += self._together(group, encoded.images(slice(len(found), len(found) + len(group))))
         return found
 
-    def _together(self, views: list[View], encoded: EncodedImages) -> list[list[Candidate]]:
+    def _together(self, views: list[CropView], encoded: EncodedImages) -> list[list[Candidate]]:
         points_BP2 = np.stack([crop_points(view.crop, self.config) for view in views])
         at_once = self.budget_bytes // 2 // (self.prompt_bytes * len(views))
         found: list[list[Candidate]] = [[] for _ in views]
@@ -84,14 +92,14 @@ class OnDevice:
         ):
             for index, view in enumerate(views):
                 found[index] += kept[index]
-                view.page.ledger.add(accounts[index], 1)
+                view.job.ledger.add(accounts[index], 1)
         unique = [without_duplicates(view, one, self.config) for view, one in zip(views, found, strict=True)]
         for one in unique:
             _move_together(one)
         return unique
 
     def _ask(
-        self, views: list[View], encoded: EncodedImages, points_BP2: npt.NDArray[np.float64]
+        self, views: list[CropView], encoded: EncodedImages, points_BP2: npt.NDArray[np.float64]
     ) -> tuple[list[list[Candidate]], list[Ledger]]:
         """Prompt with P points of each of B views: candidates that pass, and the account of all."""
         config, watch, ledgers = self.config, Ledger(), [Ledger() for _ in views]
@@ -121,7 +129,7 @@ class OnDevice:
         for (index, logits_Khw, _), table_K7 in zip(drawn, tables, strict=True):
             prompt_K, token_K = chosen[index]
             with watch.stage("filter"):
-                kept[index], drops = passing(
+                kept[index], drops = apply_filters(
                     views[index],
                     points_BP2[index, prompt_K],
                     iou_BP3[index, prompt_K, token_K],
@@ -135,7 +143,7 @@ class OnDevice:
         return kept, ledgers
 
     def _attend(
-        self, views: list[View], encoded: EncodedImages, points_BP2: npt.NDArray[np.float64]
+        self, views: list[CropView], encoded: EncodedImages, points_BP2: npt.NDArray[np.float64]
     ) -> Decoded:
         side, device = self.sam.config.img_size, self.sam.device
         inputs_BP2 = np.stack(
@@ -151,34 +159,34 @@ class OnDevice:
         return self.sam.attend(encoded, points_BP12, labels_BP1, together=together)
 
     @torch.inference_mode()
-    def outlines(self, page: Page, found: Sequence[Candidate]) -> list[Outline]:
-        """See `engine.candidates.Way`. Masks of crops of one size are painted together."""
-        outlines: list[Outline] = []
+    def final_masks(self, job: ImageJob, found: Sequence[Candidate]) -> list[FinalMask]:
+        """See `engine.candidates.Backend`. Masks of crops of one size are painted together."""
+        final_masks: list[FinalMask] = []
         for some, account in in_batches(len(found), max(1, len(found)), lambda part: self._some(found[part])):
-            outlines += some
-            page.ledger.add(account, 1)
-        return outlines
+            final_masks += some
+            job.ledger.add(account, 1)
+        return final_masks
 
-    def _some(self, found: Sequence[Candidate]) -> tuple[list[Outline], Ledger]:
+    def _some(self, found: Sequence[Candidate]) -> tuple[list[FinalMask], Ledger]:
         ledger = Ledger()
-        outlines: list[Outline | None] = [None] * len(found)
+        final_masks: list[FinalMask | None] = [None] * len(found)
         sizes = [candidate.view.crop.size for candidate in found]
         for size in dict.fromkeys(sizes):
             places = [place for place, other in enumerate(sizes) if other == size]
             some = self._of_one_size(self._resampler(size), [found[place] for place in places], ledger)
-            for place, outline in zip(places, some, strict=True):
-                outlines[place] = outline
-        return [outline for outline in outlines if outline is not None], ledger
+            for place, final_mask in zip(places, some, strict=True):
+                final_masks[place] = final_mask
+        return [final_mask for final_mask in final_masks if final_mask is not None], ledger
 
     def _of_one_size(
         self, resampler: Resampler, found: list[Candidate], ledger: Ledger
-    ) -> list[Outline | None]:
+    ) -> list[FinalMask | None]:
         with ledger.stage("resample"):
             ends = run_ends(resampler, _logits(found), _boxes_in_crop(found))
             splits = np.searchsorted(ends.mask_E, np.arange(1, len(found)))
             runs = zip(np.split(ends.x_E, splits), np.split(ends.y_E, splits), strict=True)
         return [
-            outline_of(candidate, x_E, y_E, self.config, ledger)
+            final_mask_of(candidate, x_E, y_E, self.config, ledger)
             for candidate, (x_E, y_E) in zip(found, runs, strict=True)
         ]
 

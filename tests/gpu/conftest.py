@@ -1,4 +1,4 @@
-"""Tests of the device's way of working: on a GPU where there is one, and their bodies on a CPU as slow tests.
+"""Tests of the device's backend: on a GPU where there is one, and their bodies on a CPU as slow tests.
 
 Nothing here imports more than torch, numba, numpy, pyarrow, Pillow, pydantic, PyYAML, safetensors and pytest,
 so that they run on a machine that was lent as it is: benchmarks/README.md says how.

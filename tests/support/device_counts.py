@@ -93,7 +93,7 @@ class Counts:
 
     def _stage(self) -> str:
         """Painting is entered into the ledgers as resampling; here it is a stage of its own."""
-        if self.stage == "resample" and any(f.f_code.co_name == "outlines" for f in product_frames()):
+        if self.stage == "resample" and any(f.f_code.co_name == "final_masks" for f in product_frames()):
             return "paint"
         return self.stage
 

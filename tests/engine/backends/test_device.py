@@ -1,4 +1,4 @@
-"""The GPU's way of working, on a CPU: the same masks, few waits, within its memory.
+"""The GPU's backend, on a CPU: the same masks, few waits, within its memory.
 
 It has not been run on a GPU here. `PretendCuda` stands in for what a GPU would refuse.
 """
@@ -15,7 +15,7 @@ from PIL import Image
 import maskmill.engine.resampling.painting
 import maskmill.engine.runtime.transfer
 from maskmill.engine import GeneratorConfig, MaskGenerator
-from maskmill.engine.backends.device import OnDevice
+from maskmill.engine.backends.device import DeviceBackend
 from maskmill.engine.codes import single
 from maskmill.model import load_sam
 from maskmill.model.kernels import cells
@@ -41,7 +41,10 @@ def photograph(height: int = 200, width: int = 300) -> np.ndarray:
 
 def both(sam, config, images):
     """What a CPU and what a device makes of the images."""
-    return [MaskGenerator(sam, config, way).generate_batch(images) for way in (None, OnDevice(sam, config))]
+    return [
+        MaskGenerator(sam, config, backend).generate_batch(images)
+        for backend in (None, DeviceBackend(sam, config))
+    ]
 
 
 def overlap(one, other):
@@ -105,7 +108,7 @@ def test_a_mask_of_which_painting_leaves_nothing_is_accounted_for(options, monke
         maskmill.engine.resampling.painting, "_paint", lambda *given: torch.zeros_like(paint(*given))
     )
     sam = tiny()
-    (result,) = MaskGenerator(sam, config, OnDevice(sam, config)).generate_batch([photograph(90, 120)])
+    (result,) = MaskGenerator(sam, config, DeviceBackend(sam, config)).generate_batch([photograph(90, 120)])
     assert result.masks == []
     assert result.drops["empty"] > 0
 
@@ -134,7 +137,7 @@ def test_out_of_memory_halves_and_goes_on(limit):
     expected = MaskGenerator(sam, config).generate_batch(images)
     for name, value in limit.items():
         setattr(sam, name, value)
-    check_same(expected, MaskGenerator(sam, config, OnDevice(sam, config)).generate_batch(images))
+    check_same(expected, MaskGenerator(sam, config, DeviceBackend(sam, config)).generate_batch(images))
 
 
 @pytest.mark.usefixtures("device_guard")
@@ -142,19 +145,19 @@ def test_out_of_memory_halves_and_goes_on(limit):
 @pytest.mark.parametrize("clean_up", [0, 30])
 def test_the_host_waits_a_few_times_an_image(images, clean_up):
     config = GeneratorConfig(**OPEN, encode_batch=3, min_mask_region_area=clean_up)
-    pages = [photograph(90, 120 + n) for n in range(images)]
+    photographs = [photograph(90, 120 + n) for n in range(images)]
     with PretendCuda() as device:
         generator = MaskGenerator(tiny().to("cuda"), config)
-        assert isinstance(generator.way, OnDevice)
-        generator.generate_batch(pages)  # what is made once for all images
+        assert isinstance(generator.backend, DeviceBackend)
+        generator.generate_batch(photographs)  # what is made once for all images
         device.counts.clear()
-        results = generator.generate_batch(pages)
+        results = generator.generate_batch(photographs)
     assert all(result.masks for result in results)
     assert device.counts.kinds_of_waits() <= Counter(
         {
-            # Tiles on edges in each view, and the runs of each page.
+            # Tiles on edges in each view, and the runs of each image.
             "nonzero": 2 * images,
-            # For predicted IoUs once, for the measures of all views once, and for each page's runs.
+            # For predicted IoUs once, for the measures of all views once, and for each image's runs.
             "synchronize": 1 + 1 + images,
         }
     )
@@ -171,7 +174,7 @@ def test_what_crosses_is_small(clean_up):
         return fetch(*tensors)
 
     config = GeneratorConfig(**OPEN, min_mask_region_area=clean_up)
-    generator = MaskGenerator(sam, config, OnDevice(sam, config))
+    generator = MaskGenerator(sam, config, DeviceBackend(sam, config))
     with pytest.MonkeyPatch.context() as patch:
         for module in (maskmill.engine.resampling.painting, maskmill.engine.backends.device):
             patch.setattr(module, "fetch", weigh)
@@ -186,7 +189,7 @@ def test_a_large_image_is_painted_in_parts(monkeypatch):
     nonzero = torch.Tensor.nonzero
     monkeypatch.setattr(maskmill.engine.resampling.painting, "MOST_FLAGS", 100_000)
     monkeypatch.setattr(torch.Tensor, "nonzero", lambda x, **kw: seen.append(x.numel()) or nonzero(x, **kw))
-    (ours,) = MaskGenerator(sam, config, OnDevice(sam, config)).generate_batch([photograph(500, 700)])
+    (ours,) = MaskGenerator(sam, config, DeviceBackend(sam, config)).generate_batch([photograph(500, 700)])
     monkeypatch.undo()
     check_same(MaskGenerator(sam, config).generate_batch([photograph(500, 700)]), [ours])
     assert len(seen) > 3

@@ -16,7 +16,7 @@ import yaml
 from PIL import Image
 
 from maskmill.engine import GeneratorConfig, MaskGenerator
-from maskmill.engine.backends.device import OnDevice
+from maskmill.engine.backends.device import DeviceBackend
 from maskmill.engine.codes import single
 from maskmill.model import MODELS, load_sam
 from maskmill.pipelines.bench.random_weights import random_sam
@@ -56,7 +56,7 @@ def images(config):
 def pretended(sam, config):
     with PretendCuda() as cuda:
         generator = MaskGenerator(sam.to("cuda"), config)
-        assert isinstance(generator.way, OnDevice)
+        assert isinstance(generator.backend, DeviceBackend)
         results = generator.generate_batch(images(config))
     assert cuda.counts.by_stage()["paint"]["launches"] > 0
     return results

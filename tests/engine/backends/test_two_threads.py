@@ -6,8 +6,8 @@ import torch
 
 from maskmill.engine import GeneratorConfig, MaskGenerator
 from maskmill.engine.backends import device
-from maskmill.engine.backends.device import OnDevice
-from maskmill.engine.candidates import Page, View
+from maskmill.engine.backends.device import DeviceBackend
+from maskmill.engine.candidates import CropView, ImageJob
 from maskmill.engine.grid import crops_of
 from maskmill.model.kernels import cells
 from maskmill.model.networks.image_encoder import one_hot_cells
@@ -24,7 +24,7 @@ def test_two_threads_find_what_one_finds_and_make_shared_tensors_once(monkeypatc
     monkeypatch.setattr(cells, "suits", lambda *_tensors: False)
     sam = tiny()
     config = GeneratorConfig(**OPEN, encode_batch=2, min_mask_region_area=30)
-    generator = MaskGenerator(sam, config, OnDevice(sam, config))
+    generator = MaskGenerator(sam, config, DeviceBackend(sam, config))
     batches = [[photograph(90, 120), photograph(120, 90)], [photograph(90, 120), photograph(60, 80)]] * 2
     expected = [masks(generator.generate_batch(batch)) for batch in batches]
     made, make = [], device._resampler._make
@@ -40,10 +40,10 @@ def test_two_threads_find_what_one_finds_and_make_shared_tensors_once(monkeypatc
 def test_a_way_that_is_asked_by_itself_keeps_no_gradients():
     sam = tiny()
     config = GeneratorConfig(**OPEN).with_thresholds(sam.thresholds)
-    page = Page(photograph(90, 120))
+    job = ImageJob(photograph(90, 120))
     (crop,) = crops_of(90, 120, 0, 0.3)
     with torch.no_grad():
         encoded = sam.encode([torch.zeros(3, 48, 64)])
-    (found,) = OnDevice(sam, config).candidates([View(page, crop)], encoded)
+    (found,) = DeviceBackend(sam, config).candidates([CropView(job, crop)], encoded)
     assert found
     assert not any(candidate.patch.values_hw.requires_grad for candidate in found)

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from maskmill.engine import GeneratorConfig
-from maskmill.engine.backends.device import OnDevice
+from maskmill.engine.backends.device import DeviceBackend
 from maskmill.engine.runtime import budget
 from maskmill.model.config import MODELS
 from maskmill.model.networks.sam import Sam
@@ -40,14 +40,14 @@ def test_a_generator_takes_the_budget_of_its_models_card(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _device: (GIB, 20 * GIB))
     sam = tiny(OnCuda)
-    assert 8 * GIB < OnDevice(sam, GeneratorConfig()).budget_bytes < 9 * GIB
-    assert OnDevice(sam, GeneratorConfig(device_budget_bytes=GIB)).budget_bytes == GIB
-    assert OnDevice(tiny(), GeneratorConfig()).budget_bytes == budget.ELSEWHERE_BYTES
+    assert 8 * GIB < DeviceBackend(sam, GeneratorConfig()).budget_bytes < 9 * GIB
+    assert DeviceBackend(sam, GeneratorConfig(device_budget_bytes=GIB)).budget_bytes == GIB
+    assert DeviceBackend(tiny(), GeneratorConfig()).budget_bytes == budget.ELSEWHERE_BYTES
 
 
 def test_prompts_are_reckoned_in_the_decoders_precision():
     exact, half = (
-        OnDevice(tiny().decode_in(dtype), GeneratorConfig()) for dtype in (torch.float, torch.half)
+        DeviceBackend(tiny().decode_in(dtype), GeneratorConfig()) for dtype in (torch.float, torch.half)
     )
     assert exact.score_bytes == 2 * half.score_bytes
     assert exact.draw_bytes == 2 * half.draw_bytes

@@ -8,7 +8,7 @@ from PIL import Image
 from pycocotools import mask as coco
 
 from maskmill.engine import GeneratorConfig, MaskGenerator
-from maskmill.engine.backends.device import OnDevice
+from maskmill.engine.backends.device import DeviceBackend
 from maskmill.model import load_sam
 from maskmill.model.kernels import cells
 from maskmill.model.networks.layers import LayerNorm2d
@@ -117,7 +117,7 @@ def test_nano_finds_the_same_masks_with_a_decoder_in_fp16(monkeypatch):
     codes = []
     for dtype in (torch.float32, torch.float16):
         sam = load_sam("nano").decode_in(dtype)
-        records = MaskGenerator(sam, config, OnDevice(sam, config)).generate(image)
+        records = MaskGenerator(sam, config, DeviceBackend(sam, config)).generate(image)
         sizes = [(list(record.segmentation.size), record.segmentation.counts.encode()) for record in records]
         codes.append([{"size": size, "counts": counts} for size, counts in sizes])
     iou = np.asarray(coco.iou(*codes, [0] * len(codes[1])))
