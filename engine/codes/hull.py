@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ...model.kernels.jit import compiled
+from .loops import lengths_of_text
 
 Ints = npt.NDArray[np.int64]
 _FAR = 1 << 62
@@ -28,52 +29,36 @@ def measure_hulls(
     """Hull area, −1 for a malformed code, and area of each mask."""
     side = max(width_M.max(), 0) + 1 if len(width_M) else 1
     top_X, bottom_X, chain_X = np.empty(side, np.int64), np.empty(side, np.int64), np.empty(side, np.int64)
+    count_C = np.empty(np.diff(offset_M).max() if len(width_M) else 0, np.int64)
     for m in range(len(height_M)):
-        top_X[: width_M[m] + 1], bottom_X[: width_M[m] + 1] = _FAR, -_FAR
         code_B = text_B[offset_M[m] : offset_M[m + 1]]
-        area_M[m] = _outline(code_B, height_M[m], width_M[m], top_X, bottom_X)
-        if area_M[m] <= 0:
-            hull_M[m] = area_M[m]
+        count = lengths_of_text(code_B, height_M[m] * width_M[m], count_C)
+        if count < 0:
+            hull_M[m] = area_M[m] = -1
             continue
-        hull_M[m] = _under(bottom_X, width_M[m], -1, chain_X) - _under(top_X, width_M[m], 1, chain_X)
+        top_X[: width_M[m] + 1], bottom_X[: width_M[m] + 1] = _FAR, -_FAR
+        area_M[m] = _mark_corners(count_C[:count], height_M[m], top_X, bottom_X)
+        hull_M[m] = 0
+        if area_M[m]:
+            hull_M[m] = _under(bottom_X, width_M[m], -1, chain_X) - _under(top_X, width_M[m], 1, chain_X)
 
 
 @compiled
-def _outline(code_B: npt.NDArray[np.uint8], height: int, width: int, top_X: Ints, bottom_X: Ints) -> int:
-    """Where the mask's highest and lowest corners are at each of the lines between columns; its area or −1.
-
-    The code is as `engine.codes.single.run_lengths` describes it.
-    """
-    position, area, runs, before, last = 0, 0, 0, 0, 0
-    at = 0
-    while at < len(code_B):
-        length, shift, more = 0, 0, True
-        while more:
-            if at == len(code_B) or not 48 <= code_B[at] <= 111 or shift > 50:
-                return -1
-            bits = int(code_B[at]) - 48
-            length |= (bits & 31) << shift
-            shift += 5
-            more = (bits & 32) != 0
-            at += 1
-            if not more and bits & 16:
-                length |= -1 << shift
-        if runs > 2:
-            length += before
-        if length < 0 or length > height * width - position:
-            return -1
-        before, last = last, length
-        if runs % 2:
+def _mark_corners(count_C: Ints, height: int, top_X: Ints, bottom_X: Ints) -> int:
+    """Where the mask's highest and lowest corners are at each of the lines between columns; its area."""
+    position, area = 0, 0
+    for c in range(len(count_C)):
+        length = count_C[c]
+        if c % 2 and length:
             area += length
-            for x in range(position // height, (position + length - 1) // height + 1 if length else 0):
+            for x in range(position // height, (position + length - 1) // height + 1):
                 top = max(position - x * height, 0)
                 bottom = min(position + length - x * height, height)
                 for line in (x, x + 1):
                     top_X[line] = min(top_X[line], top)
                     bottom_X[line] = max(bottom_X[line], bottom)
         position += length
-        runs += 1
-    return area if position == height * width else -1
+    return area
 
 
 @compiled

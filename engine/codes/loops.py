@@ -1,7 +1,8 @@
-"""Loops over a mask's runs, compiled and without the interpreter lock: its code and its background.
+"""Loops over a mask's runs, compiled and without the interpreter lock: its code, its background.
 
 While a mask is written down, other threads go on: those that hand a device its work, above all. `single` and
-`runs` load this, and Numba with it, when they need it first.
+`runs` load this, and Numba with it, when they need it first. What reads codes without Numba is in `single`
+and `batch`; `lengths_of_text` is for compiled loops over many codes.
 """
 
 from __future__ import annotations
@@ -74,3 +75,33 @@ def text_of_lengths(count_C: Ints) -> Text:
             text_B[size] = 48 + bits + (32 if more else 0)
             size += 1
     return text_B[:size]
+
+
+@compiled
+def lengths_of_text(text_B: Text, pixels: int, count_C: Ints) -> int:
+    """Write the lengths that a string holds to `count_C`, which has room for one a character; how many.
+
+    −1 where `engine.codes.single.run_lengths` raises ValueError: the string is malformed, or its runs do not
+    add up to the image's pixels.
+    """
+    at, size, position = 0, 0, 0
+    while at < len(text_B):
+        length, shift, more = 0, 0, True
+        while more:
+            if at == len(text_B) or not 48 <= text_B[at] <= 111 or shift > 50:
+                return -1
+            bits = int(text_B[at]) - 48
+            length |= (bits & 31) << shift
+            shift += 5
+            more = (bits & 32) != 0
+            at += 1
+            if not more and bits & 16:
+                length |= -1 << shift
+        if size > 2:
+            length += count_C[size - 2]
+        if length < 0 or length > pixels - position:
+            return -1
+        count_C[size] = length
+        position += length
+        size += 1
+    return size if position == pixels else -1

@@ -111,14 +111,21 @@ def checked_lengths(
     """The run lengths of mask `index` of a row; CorpusError where its code is damaged, or is not of the
     row's size where the row has one.
     """
-    size, expected = list(annotation["segmentation"]["size"]), [row.get("height"), row.get("width")]
-    if size != expected and expected != [None, None]:
-        raise CorpusError(f"{row.get('key')}: mask {index} is for {size}, not {expected}")
     try:
-        height, width = size
-        return single.run_lengths(Rle((height, width), annotation["segmentation"]["counts"]))
+        return single.run_lengths(code_of(row, f"mask {index}", annotation))
     except ValueError as error:
         raise CorpusError(f"{row.get('key')}: mask {index}: {error}") from None
+
+
+def code_of(row: Mapping[str, Any], named: str, annotation: Mapping[str, Any]) -> Rle:
+    """A mask's code, not yet read; CorpusError, in which the mask is `named` so, where it is not of the row's
+    size and the row has one.
+    """
+    size, expected = list(annotation["segmentation"]["size"]), [row.get("height"), row.get("width")]
+    if size != expected and expected != [None, None]:
+        raise CorpusError(f"{row.get('key')}: {named} is for {size}, not {expected}")
+    height, width = size
+    return Rle((height, width), annotation["segmentation"]["counts"])
 
 
 def _code(row: Mapping[str, Any], index: int, annotation: Mapping[str, Any]) -> dict[str, Any]:

@@ -32,7 +32,7 @@ from PIL import Image
 
 from ...engine.codes import single
 from ...engine.codes.runs import Runs
-from ...engine.records import Rle
+from ..corpus.masks import code_of
 from ..corpus.reader import Corpus
 from ..decoding.image import decode_image
 from ..errors import CorpusError, InputRejected
@@ -235,12 +235,9 @@ def sampled(mask: Runs, size: tuple[int, int]) -> Runs:
 
 
 def _counts(row: Mapping[str, Any], annotation: Mapping[str, Any], size: tuple[int, int]) -> str:
-    code = annotation["segmentation"]
-    own = row["height"], row["width"]
-    if tuple(code["size"]) != own:
-        raise CorpusError(f"{row['key']}: a mask is for {code['size']}, not {list(own)}")
+    code = code_of(row, "a mask", annotation)
     try:
-        return single.encode_runs(sampled(single.decode_runs(Rle(own, code["counts"])), size)).counts
+        return single.encode_runs(sampled(single.decode_runs(code), size)).counts
     except ValueError as error:
         raise CorpusError(f"{row['key']}: a mask's code is damaged: {error}") from None
 

@@ -1,10 +1,7 @@
 """Which masks of a row group agree with their run-length codes, all of them at once.
 
 Measuring masks one by one costs a Python call or a bitmap each. Here the codes of many masks are decoded
-together, without bitmaps: the strings of a piece become one array of numbers, laid out in pairs (a run of
-background, a run of foreground), so that the differences that COCO writes are undone by one cumulative sum
-for each kind of run. Areas are sums of runs; a box needs the first and the last run, and the image row that
-each starts in. The scratch memory is that of a piece, not of a row group.
+together (`engine.codes.batch`), a piece of a row group at a time: the scratch memory is that of a piece.
 
 What is said here is one-sided: a row that is not in doubt is sound in all that `rows.mask_problems`
 looks at, and a row in doubt is for that function to say, which reads each mask by itself.
@@ -13,7 +10,6 @@ looks at, and a row in doubt is for that function to say, which reads each mask 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -21,6 +17,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from ...engine.codes import batch
 from ..format.ids import MASK_BITS
 
 PIECE_CHARACTERS = 1 << 17
@@ -76,14 +73,19 @@ def codes_agree(
 ) -> Bools:
     """Whether each code is well formed, fills its image, and has this area and this XYWH box.
 
-    False for all of them where one cannot be decoded. Sizes are at least 1.
+    False for all of them where one cannot be decoded, has no pixel, or has an empty run after the first.
+    Sizes are at least 1.
     """
-    runs = _runs(counts)
-    if runs is None or not _fill(runs, height_M * width_M):
+    offset_M1, text_B = _text(counts)
+    pixels_M = height_M * width_M
+    try:
+        runs = batch.decode(text_B, offset_M1, pixels_M)
+    except ValueError:
         return np.zeros(len(counts), np.bool_)
-    sound_M = np.add.reduceat(runs.foreground_P, runs.first_M) == area_M
-    boxes_M4 = _boxes(runs, height_M, height_M * width_M)
-    return np.asarray(sound_M & (bbox_M4 == boxes_M4).all(axis=1))
+    if not runs.are_proper():
+        return np.zeros(len(counts), np.bool_)
+    boxes_M4 = batch.boxes(runs, height_M, pixels_M)
+    return np.asarray((batch.areas(runs) == area_M) & (bbox_M4 == boxes_M4).all(axis=1))
 
 
 def _are_single(ids_M: Ints, row_M: Ints) -> Bools:
@@ -93,100 +95,6 @@ def _are_single(ids_M: Ints, row_M: Ints) -> Bools:
     single_M = np.ones(len(ids_M), np.bool_)
     single_M[order_M[1:][twins]] = False
     return single_M
-
-
-@dataclass(frozen=True, slots=True)
-class _Runs:
-    """M codes as P pairs of runs; a mask's pairs stand together.
-
-    `first_M` and `last_M` are the places of its pairs. Where it ends with background, `is_padded_M`, the last
-    pair's foreground is 0.
-    """
-
-    background_P: Ints
-    foreground_P: Ints
-    first_M: Ints
-    last_M: Ints
-    is_padded_M: Bools
-
-    def each(self, values_M: Ints) -> Ints:
-        """A mask's value for each of its pairs."""
-        return np.repeat(values_M, self.last_M - self.first_M + 1)
-
-
-def _fill(runs: _Runs, pixels_M: Ints) -> bool:
-    """Whether all masks have foreground, no empty run but the first, and exactly their images' pixels."""
-    pairs = len(runs.background_P)
-    if int(pixels_M.max()) * pairs >= 1 << 52:
-        return False  # sums might wrap round, and floats be too coarse
-    most_P = runs.each(pixels_M)
-    least_P = np.ones(pairs, np.int64)
-    least_P[runs.first_M] = 0
-    if (runs.background_P < least_P).any() or (runs.background_P > most_P).any():
-        return False
-    least_P[:] = 1
-    least_P[runs.last_M[runs.is_padded_M]] = 0
-    if (runs.foreground_P < least_P).any() or (runs.foreground_P > most_P).any():
-        return False
-    if (runs.is_padded_M & (runs.first_M == runs.last_M)).any():
-        return False  # nothing but background
-    return bool((np.add.reduceat(runs.background_P + runs.foreground_P, runs.first_M) == pixels_M).all())
-
-
-def _boxes(runs: _Runs, height_M: Ints, pixels_M: Ints) -> Ints:
-    """XYWH of masks whose runs fill their images."""
-    both_P = runs.background_P + runs.foreground_P
-    both_P[runs.first_M[1:]] -= pixels_M[:-1]  # each mask starts at 0 again
-    end_P = np.cumsum(both_P)
-    start_P = end_P - runs.foreground_P
-    padding = runs.last_M[runs.is_padded_M]  # the run before takes its place
-    start_P[padding], end_P[padding] = start_P[padding - 1], end_P[padding - 1]
-    height_P = runs.each(height_M)
-    top_P = start_P - (start_P / height_P).astype(np.int64) * height_P  # far faster than a remainder
-    bottom_P = top_P + (end_P - start_P)
-    top_M = np.minimum.reduceat(top_P, runs.first_M)
-    bottom_M = np.maximum.reduceat(bottom_P, runs.first_M)
-    passes_M = bottom_M > height_M  # a run that passes a column's end has been at bottom and top
-    top_M, bottom_M = np.where(passes_M, 0, top_M), np.where(passes_M, height_M, bottom_M)
-    left_M, right_M = start_P[runs.first_M] // height_M, (end_P[runs.last_M] - 1) // height_M
-    return np.stack([left_M, top_M, right_M - left_M + 1, bottom_M - top_M], axis=1)
-
-
-def _runs(counts: pa.StringArray) -> _Runs | None:
-    """The codes' numbers, their differences undone; None where a string is malformed.
-
-    `engine.codes.single.run_lengths` describes the strings.
-    """
-    offset_M1, characters = _text(counts)
-    groups = characters - np.uint8(48)  # below 48 it wraps round, to above 63
-    more = (groups & 32).astype(np.bool_)
-    if (np.diff(offset_M1) == 0).any() or groups.max() > 63 or more[offset_M1[1:] - 1].any():
-        return None
-    last_N = np.flatnonzero(~more)
-    width_N = np.diff(last_N, prepend=-1)
-    longest = int(width_N.max())
-    if longest > 11:
-        return None
-    value_N = ((groups[last_N] & 31) ^ 16).astype(np.int64) - 16  # the last group carries the sign
-    for place in range(1, longest):
-        (longer,) = np.nonzero(width_N > place)
-        value_N[longer] = (value_N[longer] << 5) | (groups[last_N[longer] - place] & 31)
-    begin_M = np.searchsorted(last_N, offset_M1[:-1])
-    numbers_M = np.diff(begin_M, append=len(value_N))
-    is_padded_M = numbers_M % 2 == 1
-    runs_P2 = np.insert(value_N, (begin_M + numbers_M)[is_padded_M], 0).reshape(-1, 2)
-    last_M = np.cumsum((numbers_M + 1) // 2) - 1
-    first_M = np.concatenate([[0], last_M[:-1] + 1])
-    background_P, foreground_P = runs_P2[:, 0].copy(), runs_P2[:, 1].copy()
-    first_run_M = background_P[first_M]
-    background_P[first_M] = 0  # what follows is not counted from it
-    for runs_P in (background_P, foreground_P):
-        sum_M = np.add.reduceat(runs_P, first_M)
-        runs_P[first_M[1:]] -= sum_M[:-1]  # each mask starts at 0 again
-        np.cumsum(runs_P, out=runs_P)
-    background_P[first_M] = first_run_M
-    foreground_P[last_M[is_padded_M]] = 0
-    return _Runs(background_P, foreground_P, first_M, last_M, is_padded_M)
 
 
 def _scores_are_sound(column: dict[str, pa.Array]) -> Bools:

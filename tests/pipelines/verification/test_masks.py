@@ -115,8 +115,8 @@ def test_whatever_is_wrong_with_a_row_puts_it_in_doubt(masks, change, by, data):
         ("345", 5, (1, 0, 2, 3), False),
         ("0<", 12, (0, 0, 4, 3), True),  # all of the image
         ("<", 0, (0, 0, 0, 0), False),  # nothing of it
-        ("3450", 4, (1, 0, 2, 3), False),  # an empty run at the end
-        ("3203B", 4, (1, 0, 2, 3), False),  # an empty run in the middle: 3, 2, 0, 2+2 …
+        ("345L", 4, (1, 0, 2, 3), False),  # an empty run at the end: 4 − 4
+        ("32005", 4, (1, 0, 2, 3), False),  # an empty run in the middle: 3, 2, 0, 2 and 5
         ("346", 4, (1, 0, 2, 3), False),  # one pixel too many
         ("3O5", 4, (1, 0, 2, 3), False),  # a negative run
     ],
