@@ -2,7 +2,7 @@
 
 A generator's own threads are few, and on a GPU what they do by themselves keeps it waiting. So threads that
 decode do this too. Of an image that is to be seen in crops the whole is prepared only: the crops of deeper
-layers, resized, would take more memory than the photograph.
+layers, resized, would take more memory than the image.
 """
 
 from __future__ import annotations

@@ -25,9 +25,7 @@ def text_of_runs(start_R: Ints, stop_R: Ints, pixels: int) -> Text:
     count_C = np.empty(2 * len(start_R) + 1, np.int64)
     count, position, inside = 0, 0, False
     for run in range(len(start_R)):
-        if (
-            inside and start_R[run] == position
-        ):  # at the top of a column goes on what came to the last one's end
+        if inside and start_R[run] == position:  # it goes on from the bottom of the column before
             count_C[count - 1] += stop_R[run] - position
         else:
             count_C[count] = start_R[run] - position

@@ -26,7 +26,7 @@ ROWS_AT_ONCE = 2
 
 
 class ImageEncoderViT(nn.Module):
-    """Photograph → image embedding (paper, section 3; the backbone is arXiv 2203.16527's)."""
+    """Image → image embedding (paper, section 3; the backbone is arXiv 2203.16527's)."""
 
     def __init__(self, config: SamConfig) -> None:
         super().__init__()
@@ -67,7 +67,7 @@ class ImageEncoderViT(nn.Module):
 
 
 def drop_paths(uniform_BL2: Tensor, rate: float) -> Tensor:
-    """Drop path (arXiv 1603.09382): 0 where a photograph goes without a block's attention or MLP.
+    """Drop path (arXiv 1603.09382): 0 where an image goes without a block's attention or MLP.
 
     `uniform_BL2` are numbers in [0, 1). The chance to go without rises with the depth, from 0 in the first
     block to `rate` in the last; what stays is scaled up, so that its mean is the same.

@@ -32,7 +32,7 @@ CLASSES = 1000  # of the unused classifier
 
 
 class TinyViT(nn.Module):
-    """Photograph → image embedding. Inner shapes are fixed; the input's sides may be any multiples of 16."""
+    """Image → image embedding. Inner shapes are fixed; the input's sides may be any multiples of 16."""
 
     def __init__(self, config: SamConfig) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Where training starts from: what made a small model learn from 1,500 photographs at all.
+"""Where training starts from: what made a small model learn from 1,500 images at all.
 
 From a plain initialisation the masks stay empty for thousands of images. Four things change that:
 - Patches enter as their low frequencies (a whitened cosine basis in opponent colours) rather than through
@@ -59,7 +59,7 @@ def _look_at_own_place(attention: Attention) -> None:
 def cosine_filters(patch_size: int, filters: int) -> Tensor:
     """The lowest frequencies of a patch in three opponent colours, whitened: filters×3×patch×patch.
 
-    There are no more than a patch has values: of those that are asked for, the first 3·patch². Amplitudes of
+    There are no more than a patch has values: of those that are asked for, the first 3·patch². Amplitudes in
     photographs fall as 1/frequency; the filters rise with it, so that edges count beside means.
     """
     steps = (torch.arange(patch_size) + 0.5) * math.pi / patch_size

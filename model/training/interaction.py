@@ -72,7 +72,7 @@ def interact(
     """The rounds, one after another: three masks in the first, one in the others.
 
     `masks_BPHW` are the true masks, 0 and 1, on the square that was encoded; `points_BP2` is a pixel (x, y)
-    inside each. The rounds' order is the step's, the same for all photographs; the rest is drawn for each.
+    inside each. The rounds' order is the step's, the same for all images; the rest is drawn for each.
     """
     scale = sam.config.img_size / masks_BPHW.shape[-1]
     boxed_BP = (draws.uniform(masks_BPHW.shape[1]) < how.box_share).to(masks_BPHW.device)

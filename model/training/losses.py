@@ -87,7 +87,7 @@ class FeatureContrast(nn.Module):
 class FeatureImitation(nn.Module):
     """Auxiliary loss: a linear map of the encoder's features must give another network's.
 
-    Distillation: a small encoder learns from a few thousand photographs what its teacher learnt from a
+    Distillation: a small encoder learns from a few thousand images what its teacher learnt from a
     million. Used in training only; the linear map is not part of the model.
     """
 

@@ -1,4 +1,4 @@
-"""Masked autoencoding: the encoder learns from plain photographs (arXiv 2111.06377), as the paper's has.
+"""Masked autoencoding: the encoder learns from plain images (arXiv 2111.06377), as the paper's has.
 
 Three patches in four are hidden. The encoder sees the rest and only the rest, which makes it cheap; a small
 decoder, thrown away afterwards, has to say what was hidden. As in the detector's recipe (arXiv 2203.16527,

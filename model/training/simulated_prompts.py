@@ -1,8 +1,8 @@
 """Simulated prompts for training (paper, appendix A, "Training algorithm").
 
 Whatever is drawn comes from the caller, as a `torch.Generator` or as numbers that were drawn already, so
-that a step's prompts can be drawn again. `Draws` keeps a generator for each photograph: what is drawn for one
-depends on the seed, the step and the photograph's place in the step, and neither on how many others are
+that a step's prompts can be drawn again. `Draws` keeps a generator for each image: what is drawn for one
+depends on the seed, the step and the image's place in the step, and neither on how many others are
 worked on beside it nor by which process.
 """
 
@@ -18,7 +18,7 @@ MAX_POINTS = 4
 
 
 class Draws:
-    """The random numbers of one step of training, for some of its photographs."""
+    """The random numbers of one step of training, for some of its images."""
 
     def __init__(self, seed: int, step: int, places: range) -> None:
         self.of_step = _generator(seed, step)
@@ -29,7 +29,7 @@ class Draws:
         return self.each(lambda _, generator: torch.rand(shape, generator=generator))
 
     def each(self, draw: Callable[[int, torch.Generator], Tensor]) -> Tensor:
-        """What `draw` makes of each photograph's index and generator, stacked."""
+        """What `draw` makes of each image's index and generator, stacked."""
         return torch.stack([draw(index, generator) for index, generator in enumerate(self.of_images)])
 
 
