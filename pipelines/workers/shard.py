@@ -4,11 +4,12 @@ it.
     planned images → read → decode → prepare → generate → rows → one table → commit
 
 Reading, decoding and resizing to the model's input run a few images ahead in threads (all let go of the
-interpreter lock), so that the network never waits for a disk, and memory holds a few photographs, not a shard
-of them. Each planned image
-becomes exactly one row. What goes wrong is sorted here, once: an image that cannot be used is a `rejected`
-row; storage that fails is tried again with growing pauses, memory that runs out once, and what still fails is
-a `ShardFailure`; anything else is a bug and travels up with its traceback.
+interpreter lock), so that the network never waits for a disk, and memory holds a few images, not a shard of
+them. What becomes of an image there is one of three outcomes: `Decoded`, `Rejected` or `StorageFailed`.
+
+Each planned image becomes exactly one row. What goes wrong is sorted here, once: an image that cannot be used
+is a `rejected` row; storage that fails is tried again with growing pauses, memory that runs out once, and
+what still fails is a `ShardFailure`; anything else is a bug and travels up with its traceback.
 """
 
 from __future__ import annotations
@@ -98,12 +99,12 @@ def _attempt(
     generator: Generates,
     job: Job,
     on_progress: Callable[[Tally], None],
-    retries: Counter[str],
+    again: Counter[str],
 ) -> ShardReceipt | ShardFailure:
     rows: list[ImageRow] = []
-    tally = Tally(retries=retries)  # which outlive an attempt that fails
-    decoded = _decoded_ahead(task, job, generator, tally)
-    batches = _batched(decoded, job.config.generator.encode_batch)
+    tally = Tally(retries=again)  # which outlive an attempt that fails
+    images = _decoded_ahead(task, job, generator, tally)
+    batches = _batched(images, job.config.generator.encode_batch)
     for batch, results in _generated(batches, generator, batches_at_once(job.config.model)):
         for row in _rows_of(batch, results, job.config, tally):
             rows.append(row)
@@ -117,81 +118,97 @@ def _attempt(
 
 
 @dataclass(frozen=True, slots=True)
-class _Prepared:
-    """A planned image, read, decoded and ready for the generator, or refused; or storage failed."""
+class Decoded:
+    """An image as it was read, and ready for the generator."""
 
     planned: PlannedImage
-    decoded: DecodedImage | None = None
-    ready: PreparedImage | None = None
-    refused: ImageRow | None = None
-    failed: OSError | None = None
-    retries: int = 0
-    read_seconds: float = 0.0
-    decode_seconds: float = 0.0
+    image: DecodedImage
+    ready: PreparedImage
 
 
-def _decoded_ahead(task: ShardTask, job: Job, generator: Generates, tally: Tally) -> Iterator[_Prepared]:
+@dataclass(frozen=True, slots=True)
+class Rejected:
+    """An image that cannot be used, as the row that says why."""
+
+    row: ImageRow
+
+
+@dataclass(frozen=True, slots=True)
+class StorageFailed:
+    """The storage failed to give an image, however often it was asked."""
+
+    error: OSError
+
+
+Outcome = Decoded | Rejected | StorageFailed
+"""What becomes of a planned image before its turn in the network."""
+
+
+def _decoded_ahead(
+    task: ShardTask, job: Job, generator: Generates, tally: Tally
+) -> Iterator[Decoded | Rejected]:
     """The shard's images in plan order, decoded by threads, no more than `images_ahead` beyond the one in
-    use.
+    use. Raises OSError where the storage fails.
     """
     ahead = job.config.cluster.images_ahead
     pool = ThreadPoolExecutor(ahead, thread_name_prefix="decode")
     try:
-        prepare = functools.partial(_prepare, deadly=task.deadly, job=job, generator=generator)
-        for future in in_order(pool, prepare, task.images, ahead):
-            yield _waited(future, tally)
+        load = functools.partial(_load, deadly=task.deadly, job=job, generator=generator)
+        for future in in_order(pool, load, task.images, ahead):
+            match _waited(future, tally):
+                case StorageFailed(error):
+                    raise error
+                case image:
+                    yield image
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _waited(future: Future[_Prepared], tally: Tally) -> _Prepared:
+def _waited(future: Future[tuple[Outcome, Tally]], tally: Tally) -> Outcome:
+    """The outcome, once it is there; what it took and the wait for it are added to the shard's tally."""
     started = time.perf_counter()
-    prepared = future.result()
-    waited = time.perf_counter() - started
-    tally.add_seconds({"read": prepared.read_seconds, "decode": prepared.decode_seconds, "wait": waited})
-    tally.retries["read"] += prepared.retries
-    if prepared.failed is not None:
-        raise prepared.failed
-    return prepared
+    outcome, spent = future.result()
+    tally.add_seconds({"wait": time.perf_counter() - started})
+    tally.add(spent)
+    return outcome
 
 
-def _prepare(planned: PlannedImage, deadly: Collection[int], job: Job, generator: Generates) -> _Prepared:
-    """Read, decode and prepare one image; what cannot be used becomes its rejected row."""
+def _load(
+    planned: PlannedImage, deadly: Collection[int], job: Job, generator: Generates
+) -> tuple[Outcome, Tally]:
+    """Read, decode and prepare one image; beside the outcome the seconds and retries that it took."""
+    spent = Tally()
     began = decoding = time.perf_counter()
     uri = job.moved.apply(planned.uri)
     data: bytes | None = None
-    decoded: DecodedImage | None = None
-    refused: ImageRow | None = None
-    failed: OSError | None = None
-    retries: list[None] = []
     try:
         if planned.image_id in deadly:
             raise InputRejected("generate", "WorkerDied", "each worker that was given this image alone died")
-        data = retrying(lambda: read_input(uri), on_retry=lambda: retries.append(None))
+        data = retrying(lambda: read_input(uri), on_retry=lambda: spent.retries.update(["read"]))
         decoding = time.perf_counter()
         decoded = decode_image(data, job.config.input.max_pixels)
     except InputRejected as error:
-        refused = rejected_row(planned, error, data)
+        return Rejected(rejected_row(planned, error, data)), spent
     except OSError as error:
-        failed = error
-    took = decoding - began, time.perf_counter() - decoding
-    ready = None if decoded is None else generator.prepare(decoded.pixels_HW3)
-    return _Prepared(planned, decoded, ready, refused, failed, len(retries), *took)
+        return StorageFailed(error), spent
+    finally:
+        spent.add_seconds({"read": decoding - began, "decode": time.perf_counter() - decoding})
+    return Decoded(planned, decoded, generator.prepare(decoded.pixels_HW3)), spent
 
 
-def _batched(images: Iterator[_Prepared], size: int) -> Iterator[list[_Prepared]]:
+def _batched(images: Iterator[Decoded | Rejected], size: int) -> Iterator[list[Decoded | Rejected]]:
     while batch := list(itertools.islice(images, size)):
         yield batch
 
 
 def _generated(
-    batches: Iterator[list[_Prepared]], generator: Generates, at_once: int
-) -> Iterator[tuple[list[_Prepared], list[GeneratedMasks]]]:
+    batches: Iterator[list[Decoded | Rejected]], generator: Generates, at_once: int
+) -> Iterator[tuple[list[Decoded | Rejected], list[GeneratedMasks]]]:
     """Batches in order with what was found in them; those that decoded go through the network together."""
 
-    def generate(batch: list[_Prepared]) -> tuple[list[_Prepared], list[GeneratedMasks]]:
-        usable = [prepared.ready for prepared in batch if prepared.ready is not None]
-        return batch, generator.generate_batch(usable) if usable else []
+    def generate(batch: list[Decoded | Rejected]) -> tuple[list[Decoded | Rejected], list[GeneratedMasks]]:
+        ready = [image.ready for image in batch if isinstance(image, Decoded)]
+        return batch, generator.generate_batch(ready) if ready else []
 
     if at_once == 1:  # in this thread: `generator_queue.GeneratorQueue` says why
         yield from map(generate, batches)
@@ -202,18 +219,18 @@ def _generated(
 
 
 def _rows_of(
-    batch: list[_Prepared], results: list[GeneratedMasks], config: RunConfig, tally: Tally
+    batch: list[Decoded | Rejected], results: list[GeneratedMasks], config: RunConfig, tally: Tally
 ) -> Iterator[ImageRow]:
     """The rows of a batch, in order."""
     found = iter(results)
-    for prepared in batch:
-        if prepared.decoded is None:
-            assert prepared.refused is not None, "an image is decoded or refused"
-            yield prepared.refused
-            continue
-        generated = next(found)
-        tally.add_seconds(generated.seconds)
-        yield row_from_result(prepared.planned, prepared.decoded, generated, embed=config.embed_images)
+    for image in batch:
+        match image:
+            case Rejected(row):
+                yield row
+            case Decoded(planned, decoded):
+                generated = next(found)
+                tally.add_seconds(generated.seconds)
+                yield row_from_result(planned, decoded, generated, embed=config.embed_images)
 
 
 def _commit(task: ShardTask, rows: list[ImageRow], job: Job, tally: Tally) -> bool:

@@ -103,7 +103,7 @@ def test_a_limit_on_pixels_is_the_configurations(job, generator, photos, tiny_se
     assert row["error"]["class"] == "TooLarge"
 
 
-def test_a_deadly_image_is_refused_without_being_read(job, generator, photos):
+def test_a_deadly_image_is_rejected_without_being_read(job, generator, photos):
     images = planned([photos / "coffee" / "0.png", photos / "coffee" / "1.png"])
     gone = PlannedImage(images[1].image_id, images[1].key, "/nowhere/at/all.png", 0, 1)
     run_shard(ShardTask(0, (images[0], gone), deadly=frozenset({gone.image_id})), generator, job)
