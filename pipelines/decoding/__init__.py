@@ -1,1 +1,1 @@
-"""From a file's bytes to upright RGB pixels; damage is refused. The policy is docs/inputs.md."""
+"""From a file's bytes to upright RGB pixels; damage is rejected. The policy is docs/inputs.md."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Iterable, Iterator
 
-from ..errors import InputRejected
+from .rejections import corrupt, truncated
 
 _STEP = 1 << 18
 
@@ -21,11 +21,11 @@ def check_inflate(parts: Iterable[bytes | memoryview], least: int, most: int, wh
         for length in _unpacked(stream, parts):
             size += length
             if size > most:
-                raise InputRejected("decode", "Corrupt", f"{what} unpacks to more than its {most} bytes")
+                raise corrupt(f"{what} unpacks to more than its {most} bytes")
     except zlib.error as error:
-        raise InputRejected("decode", "Corrupt", f"{what}: {error}") from None
+        raise corrupt(f"{what}: {error}") from None
     if not stream.eof or size < least:
-        raise InputRejected("decode", "Truncated", f"{what} ends after {size} of {least} bytes")
+        raise truncated(f"{what} ends after {size} of {least} bytes")
 
 
 def _unpacked(stream: zlib._Decompress, parts: Iterable[bytes | memoryview]) -> Iterator[int]:

@@ -1,9 +1,9 @@
 """From a file's bytes to upright RGB pixels, or to the reason why not; `docs/inputs.md` is the policy.
 
-What a file is, its first bytes say, never its name. Its container is walked first (`containers`, `jpeg`,
-`tiff`): its size is held against the limit before anything of that size is allocated, and what is cut or
-broken is found. Then Pillow decodes. What it raises on damaged bytes is many things; here all becomes
-`InputRejected` with one of a few stable class names:
+What a file is, its first bytes say, never its name. Each format of the table has a module with a
+`load(data, max_pixels)`, which walks through the file first: its size is held against the limit before
+anything of that size is allocated, and what is cut or broken is found. Then Pillow decodes. What it raises on
+damaged bytes is many things; here all becomes `InputRejected` with one of a few stable class names:
 
     read    EmptyFile    no bytes at all
             Missing      the folder is there, the file is not any more
@@ -28,32 +28,56 @@ How pixels become 8-bit RGB:
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-import io
 import re
 import struct
-import threading
-import warnings
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import BinaryIO
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image, UnidentifiedImageError
 
 from ..errors import InputRejected
-from .containers import Container, Png, check_png, read_bmp, read_gif, read_png, read_webp, sniff
-from .jpeg import load_whole, read_jpeg
-from .tiff import check_jpeg_size, check_pieces, jpeg_pieces, read_tiff
-from .tiff import orientation as orientation_of
+from . import bmp, gif, jpeg, png, tiff, webp
+from .pillow import LoadedImage, load_with_pillow
+from .rejections import corrupt, too_large, truncated, unsupported
 
-_READERS: dict[str, Callable[[bytes], Container]] = {
-    "PNG": read_png, "WEBP": read_webp, "GIF": read_gif, "BMP": read_bmp,
-}  # fmt: skip
-_MODES = {"1", "L", "P", "RGB", "RGBX", "RGBA", "RGBa", "LA", "PA", "CMYK", "YCbCr", "HSV", "I", "F"}
+
+class Format(NamedTuple):
+    """How a format's first bytes look, and what loads it.
+
+    `load` takes a file's bytes and the most pixels that it may have. It raises InputRejected, and on damaged
+    bytes whatever Pillow raises.
+    """
+
+    magic: re.Pattern[bytes]
+    load: Callable[[bytes, int], LoadedImage]
+
+
+def _load_ppm(data: bytes, max_pixels: int) -> LoadedImage:
+    """A portable map has nothing to walk through: Pillow finds missing rows by itself."""
+    return LoadedImage(load_with_pillow("PPM", data, max_pixels))
+
+
+# Nothing that runs another program (EPS) or is a drawing (WMF, SVG). JPEG 2000 and AVIF are left out: their
+# headers do not bound the memory that decoding takes, and nothing in them tells damage.
+FORMATS = {
+    "JPEG": Format(re.compile(rb"\xff\xd8\xff"), jpeg.load),
+    "PNG": Format(re.compile(rb"\x89PNG\r\n\x1a\n"), png.load),
+    "WEBP": Format(re.compile(rb"RIFF....WEBP", re.DOTALL), webp.load),
+    "GIF": Format(re.compile(rb"GIF8[79]a"), gif.load),
+    "BMP": Format(re.compile(rb"BM"), bmp.load),
+    "TIFF": Format(re.compile(rb"II[*+]\0|MM\0[*+]"), tiff.load),
+    "PPM": Format(re.compile(rb"P[1-6fF]\s"), _load_ppm),
+}
+_OTHER_MAGIC = re.compile(
+    rb"%!PS|%PDF|8BPS|....ftyp|\0\0\0\x0cjP  |\xff\x4f\xff\x51|\0\0\x01\0|\xff\x0a|\0\0\0\x0cJXL |qoif"
+    rb"|gimp xcf|SIMPLE  =|v/1\x01|#\?RADIANCE|FUJIFILMCCD-RAW|icns|DDS |P7\n|\s*<svg|\s*<\?xml",
+    re.DOTALL,
+)
 
 _TURNED = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -85,13 +109,10 @@ _DAMAGE = (
     zlib.error,
 )
 
-_pillow_limit = threading.Lock()
-warnings.filterwarnings("ignore", module=r"PIL\.")  # what Pillow has to say becomes the row's error
-
 
 @dataclass(frozen=True, slots=True)
 class DecodedImage:
-    """A photograph, the right way up.
+    """An image, the right way up.
 
     Attributes:
         pixels_HW3: RGB, uint8, contiguous.
@@ -115,88 +136,26 @@ def decode_image(data: bytes, max_pixels: int) -> DecodedImage:
     """Decode a file's bytes by the rules above; raises InputRejected, class and message saying why."""
     if not data:
         raise InputRejected("read", "EmptyFile", "the file has no bytes")
-    kind = sniff(data)
+    load = FORMATS[sniff(data)].load
     try:
-        image, orientation = _checked(kind, data, max_pixels)
-        # Pillow turns TIFF itself while it loads; and it looks at palettes no sooner than it converts.
-        pixels_HW3 = _upright_rgb(image, 1 if kind == "TIFF" else orientation)
+        loaded = load(data, max_pixels)
+        # Pillow looks at palettes no sooner than it converts.
+        pixels_HW3 = _upright_rgb(loaded.image, 1 if loaded.turned else loaded.orientation)
     except _DAMAGE as error:
         raise _rejection(error) from None
     height, width = pixels_HW3.shape[:2]
-    return DecodedImage(pixels_HW3, width, height, orientation, hashlib.sha256(data).hexdigest(), data)
+    sha256 = hashlib.sha256(data).hexdigest()
+    return DecodedImage(pixels_HW3, width, height, loaded.orientation, sha256, data)
 
 
-def _checked(kind: str, data: bytes, max_pixels: int) -> tuple[Image.Image, int]:
-    """The loaded image and its EXIF orientation. Raises InputRejected, and what Pillow raises."""
-
-    def opened(file: BinaryIO) -> Image.Image:
-        return _open(kind, file, max_pixels)
-
-    if kind == "JPEG":
-        jpeg = read_jpeg(data)
-        _hold(jpeg.width, jpeg.height, max_pixels)
-        return load_whole(jpeg, opened), orientation_of(jpeg.exif)
-    exif = b""
-    if kind == "TIFF":
-        tiff, exif = read_tiff(data), data
-        _hold(tiff.width, tiff.height, max_pixels)
-        _hold(*tiff.piece_size, max_pixels)
-        check_pieces(data, tiff)
-        for piece in jpeg_pieces(data, tiff):
-            jpeg = read_jpeg(piece)
-            check_jpeg_size(tiff, jpeg.width, jpeg.height)
-            load_whole(jpeg, lambda file: _open("JPEG", file, max_pixels))
-    elif kind in _READERS:
-        container = _READERS[kind](data)
-        _hold(container.width, container.height, max_pixels)
-        exif = container.exif
-        if isinstance(container, Png):
-            check_png(data, container)
-    image = opened(io.BytesIO(data))
-    image.load()
-    return image, orientation_of(exif)
-
-
-def _open(kind: str, file: BinaryIO, max_pixels: int) -> Image.Image:
-    """Let Pillow read the header, and hold its size against the limit once more.
-
-    Pillow's own limit is set to ours for that moment, because some of its plugins allocate while they open.
-    It raises above twice its number.
-    """
-    with _pillow_limited_to(max_pixels):
-        try:
-            image = Image.open(file, formats=[kind])
-        except Image.DecompressionBombError as error:
-            pixels = re.search(r"\d+", str(error))
-            raise _too_large(f"{pixels[0] if pixels else 'too many'} pixels", max_pixels) from None
-    _hold(*image.size, max_pixels)
-    if image.mode not in _MODES and not image.mode.startswith("I;16"):
-        raise InputRejected("decode", "Unsupported", f"{kind} in colour mode {image.mode}")
-    if kind == "PNG" and image.tile and "16B" in str(image.tile[0][3]):
-        image.info.pop("transparency", None)
-    for name in ("xmp", "XML:com.adobe.xmp"):
-        image.info.pop(name, None)  # where a TIFF has no orientation, Pillow would turn it by this one
-    return image
-
-
-def _hold(width: int, height: int, max_pixels: int) -> None:
-    if width * height > max_pixels:
-        raise _too_large(f"{width}×{height} pixels", max_pixels)
-
-
-@contextlib.contextmanager
-def _pillow_limited_to(max_pixels: int) -> Iterator[None]:
-    with _pillow_limit:
-        before = Image.MAX_IMAGE_PIXELS
-        Image.MAX_IMAGE_PIXELS = max_pixels / 2  # type: ignore[assignment]  # only compared
-        try:
-            yield
-        finally:
-            Image.MAX_IMAGE_PIXELS = before
-
-
-def _too_large(size: str, max_pixels: int) -> InputRejected:
-    return InputRejected("decode", "TooLarge", f"{size}, over the limit of {max_pixels} (input.max_pixels)")
+def sniff(data: bytes) -> str:
+    """Which of FORMATS the first bytes are; raises InputRejected for any other."""
+    for name, (magic, _) in FORMATS.items():
+        if magic.match(data):
+            return name
+    if _OTHER_MAGIC.match(data):
+        raise unsupported(f"expected one of {', '.join(FORMATS)}")
+    raise InputRejected("decode", "NotAnImage", "the bytes are no known image format")
 
 
 def _upright_rgb(image: Image.Image, orientation: int) -> npt.NDArray[np.uint8]:
@@ -247,9 +206,9 @@ def _eight_bits(image: Image.Image) -> Image.Image:
 def _rejection(error: Exception) -> InputRejected:
     """Which class Pillow's failure is; messages repeat from run to run."""
     if isinstance(error, UnidentifiedImageError):
-        return InputRejected("decode", "Corrupt", "the header is damaged")
+        return corrupt("the header is damaged")
     message = re.sub(r" at 0x[0-9a-f]+", "", str(error)) or type(error).__name__
     if re.search(r"decompressed data too large|memory used in text", message, re.IGNORECASE):
-        return InputRejected("decode", "TooLarge", "a text or colour profile unpacks to more than a megabyte")
+        return too_large("a text or colour profile unpacks to more than a megabyte")
     cut = re.search(r"truncated|expected to read|not enough", message, re.IGNORECASE)
-    return InputRejected("decode", "Truncated" if cut else "Corrupt", message)
+    return truncated(message) if cut else corrupt(message)

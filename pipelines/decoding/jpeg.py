@@ -16,13 +16,13 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import BinaryIO
 
 from PIL import Image
 
-from ..errors import InputRejected
+from .pillow import LoadedImage, load_with_pillow, open_with_pillow
+from .rejections import check_size, corrupt, too_large, truncated, unsupported
+from .tiff_directory import orientation
 
 MAX_SCANS = 32
 """Encoders write 1 to 20. A scan of a few bytes costs a pass over the whole picture."""
@@ -67,26 +67,33 @@ class Jpeg:
         return b"".join(part + _FILLER * (at in self.scan_parts) for at, part in enumerate(self.parts))
 
 
+def load(data: bytes, max_pixels: int) -> LoadedImage:
+    """The first picture of the file; raises InputRejected, and what Pillow raises."""
+    jpeg = read_jpeg(data)
+    check_size(jpeg.width, jpeg.height, max_pixels)
+    return LoadedImage(load_whole(jpeg, max_pixels), orientation(jpeg.exif))
+
+
 def read_jpeg(data: bytes) -> Jpeg:
     """Walk through the segments; raises InputRejected where one is cut, out of order or not understood."""
     at, parts, scan_parts, exif = 2, [b"\xff\xd8"], set(), b""
     size, missing_bits, progressive = (0, 0), dict[int, list[int]](), False
     while (marker := _next(data, at)) is None or marker[0] != _END:
         if marker is None:
-            raise _truncated("there is no end marker")
+            raise truncated("there is no end marker")
         kind, at = marker
         if kind in _BARE:
             continue
         if kind == _START:
-            raise _corrupt("a second picture begins inside the first")
+            raise corrupt("a second picture begins inside the first")
         length = int.from_bytes(data[at : at + 2], "big")
         if at + max(length, 2) > len(data):
-            raise _truncated("cut in a segment")
+            raise truncated("cut in a segment")
         if length < 2:
-            raise _corrupt("a segment has no length")
+            raise corrupt("a segment has no length")
         body, at = data[at + 2 : at + length], at + length
         if kind in _OTHER_FRAMES:
-            raise InputRejected("decode", "Unsupported", "JPEG that is lossless or arithmetically coded")
+            raise unsupported("JPEG that is lossless or arithmetically coded")
         if kind == 0xE1 and body.startswith(_EXIF) and not exif:
             exif = body[len(_EXIF) :]
         if kind not in _SHAPES_PIXELS:
@@ -94,37 +101,38 @@ def read_jpeg(data: bytes) -> Jpeg:
         parts.append(bytes([0xFF, kind]) + length.to_bytes(2, "big") + body)
         if kind in _FRAMES:
             if missing_bits:
-                raise _corrupt("two frame headers")
+                raise corrupt("two frame headers")
             size, missing_bits, progressive = *_frame(body), kind == _PROGRESSIVE
         if kind == _SCAN:
             _sent(body, missing_bits, progressive)
             end = _SCAN_END.search(data, at)
             if end is None:
-                raise _truncated("cut in the picture's data: there is no end marker")
+                raise truncated("cut in the picture's data: there is no end marker")
             scan_parts.add(len(parts))
             parts.append(data[at : end.start()].rstrip(b"\xff"))  # of which any number may lead a marker
             at = end.start()
             _check_restarts(parts[-1])
             if len(scan_parts) > MAX_SCANS:
-                raise InputRejected("decode", "TooLarge", f"more than {MAX_SCANS} scans in a JPEG")
+                raise too_large(f"more than {MAX_SCANS} scans in a JPEG")
     if not missing_bits:
-        raise _corrupt("no frame header")
+        raise corrupt("no frame header")
     if any(any(bits) for bits in missing_bits.values()):
-        raise _truncated("scans are missing")
+        raise truncated("scans are missing")
     return Jpeg(*size, (*parts, b"\xff\xd9"), frozenset(scan_parts), exif)
 
 
-def load_whole(jpeg: Jpeg, open_image: Callable[[BinaryIO], Image.Image]) -> Image.Image:
-    """The decoded picture; raises InputRejected or OSError where the decoder would have to make up a part."""
+def load_whole(jpeg: Jpeg, max_pixels: int) -> Image.Image:
+    """The decoded image; raises InputRejected or OSError where the decoder would have to make up a part."""
     if len(jpeg.scan_parts) == 1:
-        image = open_image(io.BytesIO(b"".join(jpeg.parts[:-1]) + _NO_CODE))
-        image.load()
-        return image
-    image, again = open_image(io.BytesIO(b"".join(jpeg.parts))), open_image(io.BytesIO(jpeg.padded()))
+        return load_with_pillow("JPEG", b"".join(jpeg.parts[:-1]) + _NO_CODE, max_pixels)
+    image, again = (
+        open_with_pillow("JPEG", io.BytesIO(whole), max_pixels)
+        for whole in (b"".join(jpeg.parts), jpeg.padded())
+    )
     image.load()
     again.load()
     if not all(_same(image, again, top) for top in range(0, image.height, _BAND_ROWS)):
-        raise _truncated("cut in the data of a scan")
+        raise truncated("cut in the data of a scan")
     return image
 
 
@@ -141,12 +149,12 @@ def _next(data: bytes, at: int) -> tuple[int, int] | None:
 def _frame(body: bytes) -> tuple[tuple[int, int], dict[int, list[int]]]:
     """Width and height, and for each component the bits that each of 64 coefficients still wants."""
     if len(body) < 9 or len(body) < 6 + 3 * body[5] or not body[5]:
-        raise _corrupt("the frame header is damaged")
+        raise corrupt("the frame header is damaged")
     if body[0] != 8:
-        raise InputRejected("decode", "Unsupported", f"JPEG of {body[0]} bits a sample")
+        raise unsupported(f"JPEG of {body[0]} bits a sample")
     height, width = int.from_bytes(body[1:3], "big"), int.from_bytes(body[3:5], "big")
     if not width or not height:
-        raise _corrupt(f"{width}×{height} pixels")
+        raise corrupt(f"{width}×{height} pixels")
     return (width, height), {body[6 + 3 * index]: [16] * 64 for index in range(body[5])}
 
 
@@ -154,11 +162,11 @@ def _sent(body: bytes, missing_bits: dict[int, list[int]], progressive: bool) ->
     """Take away what this scan's header promises: all there is, whatever it says, unless progressive."""
     components = body[0] if body else 0
     if len(body) < 4 + 2 * components or not components:
-        raise _corrupt("a scan header is damaged")
+        raise corrupt("a scan header is damaged")
     first, last, bits = body[1 + 2 * components : 4 + 2 * components] if progressive else (0, 63, 0)
     for index in range(components):
         if body[1 + 2 * index] not in missing_bits:
-            raise _corrupt("a scan of a component that is not there")
+            raise corrupt("a scan of a component that is not there")
         for place in range(first, min(last, 63) + 1):
             missing_bits[body[1 + 2 * index]][place] = bits & 15
 
@@ -167,12 +175,4 @@ def _check_restarts(scan: bytes) -> None:
     """Restart markers count to eight, over and over: one that is out of turn means a lost stretch."""
     for turn, found in enumerate(_RESTART.finditer(scan)):
         if found[1][0] != 0xD0 + turn % 8:
-            raise _corrupt("a stretch between two restart markers is missing")
-
-
-def _truncated(message: str) -> InputRejected:
-    return InputRejected("decode", "Truncated", message)
-
-
-def _corrupt(message: str) -> InputRejected:
-    return InputRejected("decode", "Corrupt", message)
+            raise corrupt("a stretch between two restart markers is missing")

@@ -11,8 +11,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from ..corpus.reader import Corpus
-from ..decoding.containers import sniff
-from ..decoding.image import decode_image
+from ..decoding.image import decode_image, sniff
 from ..errors import CorpusError, InputRejected
 
 JPEG_QUALITY = 95

@@ -28,7 +28,7 @@ import pyarrow as pa
 from ...engine.records import MaskRecord, Rle
 from ..config.run import digest_of
 from ..decoding.jpeg import read_jpeg
-from ..decoding.tiff import orientation
+from ..decoding.tiff_directory import orientation
 from ..errors import IncompleteRun, InputRejected
 from ..format import run_record
 from ..format.layout import CORPUS

@@ -9,8 +9,7 @@ import pytest
 from PIL import Image
 
 from maskmill.pipelines.decoding import jpeg
-from maskmill.pipelines.decoding.containers import FORMATS
-from maskmill.pipelines.decoding.image import decode_image
+from maskmill.pipelines.decoding.image import FORMATS, decode_image
 from maskmill.pipelines.errors import InputRejected
 from tests.support.image_files import encoded, smooth
 

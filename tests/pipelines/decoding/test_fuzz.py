@@ -14,8 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from maskmill.pipelines.decoding.containers import FORMATS
-from maskmill.pipelines.decoding.image import decode_image
+from maskmill.pipelines.decoding.image import FORMATS, decode_image
 from maskmill.pipelines.errors import InputRejected
 from tests.support.image_files import PNG_SIGNATURE, encoded, gif, interlaced_rows, png, smooth, tiff
 

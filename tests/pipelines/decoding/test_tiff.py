@@ -7,7 +7,7 @@ import pytest
 import tifffile
 
 from maskmill.pipelines.decoding.image import decode_image
-from maskmill.pipelines.decoding.tiff import orientation
+from maskmill.pipelines.decoding.tiff_directory import orientation
 from maskmill.pipelines.errors import InputRejected
 from tests.support.image_files import smooth, tiff
 
