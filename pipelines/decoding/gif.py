@@ -36,7 +36,7 @@ def _canvas(data: bytes) -> tuple[int, int]:
         elif kind:  # some writers put zeros between blocks
             raise corrupt(f"a GIF has no block of kind {kind}")
     if not frames or not width or not height:
-        raise corrupt("no picture in the GIF file")
+        raise corrupt("no image in the GIF file")
     return width, height
 
 

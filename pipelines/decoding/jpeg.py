@@ -7,7 +7,7 @@ A JPEG has no checksum. What can be told is whether every scan ran to its end, a
   where at an end marker it would have filled in. This costs nothing.
 - several scans (progressive): nothing is drawn before the end marker, so the file is decoded a second time
   with bytes added at the end of each scan. A scan that is whole never looks at them; one that was cut goes on
-  with them, to another picture. The scan headers say whether all bits of all coefficients were sent.
+  with them, to another image. The scan headers say whether all bits of all coefficients were sent.
 
 Only what shapes the pixels is handed on: no EXIF, no profile, no thumbnail, nothing behind the end marker.
 """
@@ -25,7 +25,7 @@ from .rejections import check_size, corrupt, too_large, truncated, unsupported
 from .tiff_directory import orientation
 
 MAX_SCANS = 32
-"""Encoders write 1 to 20. A scan of a few bytes costs a pass over the whole picture."""
+"""Encoders write 1 to 20. A scan of a few bytes costs a pass over the whole image."""
 
 _MARKER = re.compile(rb"\xff([^\x00\xff])")
 _SCAN_END = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")
@@ -45,7 +45,7 @@ _BAND_ROWS = 256
 
 @dataclass(frozen=True, slots=True)
 class Jpeg:
-    """The first picture of a file.
+    """The first image of a file.
 
     Attributes:
         width: in pixels.
@@ -63,12 +63,12 @@ class Jpeg:
     exif: bytes
 
     def padded(self) -> bytes:
-        """The same picture with bytes that nobody needs at the end of each scan."""
+        """The same image with bytes that nobody needs at the end of each scan."""
         return b"".join(part + _FILLER * (at in self.scan_parts) for at, part in enumerate(self.parts))
 
 
 def load(data: bytes, max_pixels: int) -> LoadedImage:
-    """The first picture of the file; raises InputRejected, and what Pillow raises."""
+    """The first image of the file; raises InputRejected, and what Pillow raises."""
     jpeg = read_jpeg(data)
     check_size(jpeg.width, jpeg.height, max_pixels)
     return LoadedImage(load_whole(jpeg, max_pixels), orientation(jpeg.exif))
@@ -85,7 +85,7 @@ def read_jpeg(data: bytes) -> Jpeg:
         if kind in _BARE:
             continue
         if kind == _START:
-            raise corrupt("a second picture begins inside the first")
+            raise corrupt("a second image begins inside the first")
         length = int.from_bytes(data[at : at + 2], "big")
         if at + max(length, 2) > len(data):
             raise truncated("cut in a segment")
@@ -107,7 +107,7 @@ def read_jpeg(data: bytes) -> Jpeg:
             _sent(body, missing_bits, progressive)
             end = _SCAN_END.search(data, at)
             if end is None:
-                raise truncated("cut in the picture's data: there is no end marker")
+                raise truncated("cut in the image's data: there is no end marker")
             scan_parts.add(len(parts))
             parts.append(data[at : end.start()].rstrip(b"\xff"))  # of which any number may lead a marker
             at = end.start()

@@ -1,6 +1,6 @@
 """PNG, walked before Pillow sees it: a file has to hold together to its end.
 
-Pillow skips the checksums of a PNG's picture, fills the rows that are not there with black, and does not mind
+Pillow skips the checksums of a PNG's image, fills the rows that are not there with black, and does not mind
 that a file stops in the middle of what it does not need.
 """
 
@@ -31,7 +31,7 @@ class _Png:
         width: in pixels.
         height: in pixels.
         exif: a TIFF file in itself; empty where there is none.
-        unpacked: the bytes that the picture's zlib stream has to hold.
+        unpacked: the bytes that the image's zlib stream has to hold.
 
     """
 
@@ -47,7 +47,7 @@ def load(data: bytes, max_pixels: int) -> LoadedImage:
     check_size(png.width, png.height, max_pixels)
     # Walked again, since a list of the chunks may outgrow the file; not summed again.
     idat = (body for name, body in _chunks(data, summed=True) if name == b"IDAT")
-    check_inflate(idat, png.unpacked, png.unpacked, "the picture's data")
+    check_inflate(idat, png.unpacked, png.unpacked, "the image's data")
     image = open_with_pillow("PNG", io.BytesIO(data), max_pixels)
     if image.tile and "16B" in str(image.tile[0][3]):
         image.info.pop("transparency", None)  # Pillow confuses this colour of 16 bits with others

@@ -31,7 +31,7 @@ def _walked(data: bytes) -> tuple[tuple[int, int], bytes]:
             exif = data[at + 8 : at + 8 + length].removeprefix(b"Exif\0\0")
         at += 8 + length + length % 2
     if 0 in size:
-        raise corrupt("no picture in the WebP file")
+        raise corrupt("no image in the WebP file")
     return size, exif
 
 

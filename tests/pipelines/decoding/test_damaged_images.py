@@ -1,4 +1,4 @@
-"""Damage that decoders pass over in silence, format by format: each is made here, and each is refused."""
+"""Damage that decoders pass over in silence, format by format: each is made here, and each is rejected."""
 
 import io
 import re
@@ -36,7 +36,7 @@ def pixels(data: bytes) -> np.ndarray:
     return decode_image(data, LIMIT).pixels_HW3
 
 
-def refused_as(data: bytes) -> str:
+def rejected_as(data: bytes) -> str:
     with pytest.raises(InputRejected) as caught:
         decode_image(data, LIMIT)
     assert caught.value.stage == "decode"
@@ -44,7 +44,7 @@ def refused_as(data: bytes) -> str:
 
 
 def pillow_takes(data: bytes) -> bool:
-    """Whether Pillow alone gives a picture; so the refusal is ours."""
+    """Whether Pillow alone gives a picture; so the rejection is ours."""
     Image.open(io.BytesIO(data)).load()
     return True
 
@@ -83,7 +83,7 @@ def test_png(name):
     expected = "Truncated" if name.split()[-1] in ("missing", "off", "chunk", "picture", "end") else "Corrupt"
     if name in ("crc of the picture", "crc of the end"):
         expected = "Corrupt"
-    assert refused_as(PNG_DAMAGE[name]) == expected
+    assert rejected_as(PNG_DAMAGE[name]) == expected
 
 
 def test_a_png_is_summed_once(monkeypatch):
@@ -112,7 +112,7 @@ def test_palettes_and_transparency_of_any_length(colours):
             transparent = b"" if length is None else png_chunk(b"tRNS", bytes(length))
             data = b"".join([PNG_SIGNATURE, header, palette, transparent, picture, end])
             if colours == 3 and (not 0 < entries <= 256 or (length or 0) > 256):
-                assert refused_as(data) == "Corrupt"
+                assert rejected_as(data) == "Corrupt"
                 continue
             try:
                 assert pixels(data).shape == (1, 1, 3)
@@ -120,7 +120,7 @@ def test_palettes_and_transparency_of_any_length(colours):
                 assert error.error_class in ("Corrupt", "Truncated")  # noqa: PT017
     if colours == 3:  # behind the picture, where Pillow does not look for it in time
         late = PNG_SIGNATURE, header, picture, png_chunk(b"PLTE", bytes(3)), end
-        assert refused_as(b"".join(late)) == "Corrupt"
+        assert rejected_as(b"".join(late)) == "Corrupt"
 
 
 @pytest.mark.parametrize("size", [(1, 1), (2, 3), (5, 5), (8, 8), (9, 17), (83, 61)])
@@ -130,7 +130,7 @@ def test_interlaced_png_of_every_shape(size):
     picture = smooth(height, width)
     rows = interlaced_rows(picture)
     assert np.array_equal(pixels(png(width, height, zlib.compress(rows), interlaced=1)), picture)
-    assert refused_as(png(width, height, zlib.compress(rows[:-1]), interlaced=1)) == "Truncated"
+    assert rejected_as(png(width, height, zlib.compress(rows[:-1]), interlaced=1)) == "Truncated"
 
 
 # JPEG
@@ -202,14 +202,14 @@ JPEG_DAMAGE = {
 @pytest.mark.parametrize("name", JPEG_DAMAGE)
 def test_jpeg(name):
     data, expected = JPEG_DAMAGE[name]
-    assert refused_as(data) == expected
+    assert rejected_as(data) == expected
 
 
 @pytest.mark.parametrize("marker", [0xC3, 0xC9, 0xCA, 0xF7])
 def test_jpegs_of_other_kinds_are_named(marker):
     data = bytearray(PLAIN)
     data[data.index(b"\xff\xc0") + 1] = marker
-    assert refused_as(bytes(data)) == "Unsupported"
+    assert rejected_as(bytes(data)) == "Unsupported"
 
 
 def test_what_stands_behind_a_jpeg_does_not_matter():
@@ -242,15 +242,15 @@ def test_a_webp_cut_and_relabelled(lossless, share):
     data = encoded(smooth(200, 300), "WEBP", lossless=lossless)
     name, body = data[12:16], data[20:]
     assert np.array_equal(pixels(webp((name, body))), pixels(data))
-    assert refused_as(webp((name, body[: int(len(body) * share)]))) in ("Corrupt", "Truncated")
+    assert rejected_as(webp((name, body[: int(len(body) * share)]))) in ("Corrupt", "Truncated")
 
 
 def test_webp():
     data = encoded(PICTURE, "WEBP")
-    assert refused_as(data[:-1]) == "Truncated"
-    assert refused_as(webp()) == "Corrupt"
-    assert refused_as(webp(webp_canvas(83, 61))) == "Corrupt"
-    assert refused_as(data[:16] + b"\xff\xff\xff\x7f" + data[20:]) == "Truncated"
+    assert rejected_as(data[:-1]) == "Truncated"
+    assert rejected_as(webp()) == "Corrupt"
+    assert rejected_as(webp(webp_canvas(83, 61))) == "Corrupt"
+    assert rejected_as(data[:16] + b"\xff\xff\xff\x7f" + data[20:]) == "Truncated"
 
 
 # GIF
@@ -258,10 +258,10 @@ def test_webp():
 
 def test_gif():
     assert pixels(gif((30, 20), (30, 20), 600)).tolist() == np.full((20, 30, 3), 7).tolist()
-    assert refused_as(gif((30, 20), (30, 20), 599)) == "Truncated"
-    assert refused_as(gif((30, 20), (30, 20), 600)[:-1]) == "Truncated"
-    assert refused_as(b"GIF89a" + struct.pack("<HHBBB", 30, 20, 0x80, 0, 0) + bytes(6) + b";") == "Corrupt"
-    assert refused_as(b"GIF89a" + struct.pack("<HHBBB", 30, 20, 0x80, 0, 0) + bytes(6) + b"?;") == "Corrupt"
+    assert rejected_as(gif((30, 20), (30, 20), 599)) == "Truncated"
+    assert rejected_as(gif((30, 20), (30, 20), 600)[:-1]) == "Truncated"
+    assert rejected_as(b"GIF89a" + struct.pack("<HHBBB", 30, 20, 0x80, 0, 0) + bytes(6) + b";") == "Corrupt"
+    assert rejected_as(b"GIF89a" + struct.pack("<HHBBB", 30, 20, 0x80, 0, 0) + bytes(6) + b"?;") == "Corrupt"
 
 
 def test_what_a_gif_frame_leaves_of_its_canvas_is_no_damage():
@@ -273,17 +273,17 @@ def test_what_a_gif_frame_leaves_of_its_canvas_is_no_damage():
 
 def test_bmp():
     data = encoded(PICTURE, "BMP")
-    assert refused_as(data[:-4]) == "Truncated"  # three bytes fill up the last row
-    assert refused_as(data[:30]) == "Truncated"
+    assert rejected_as(data[:-4]) == "Truncated"  # three bytes fill up the last row
+    assert rejected_as(data[:30]) == "Truncated"
     run_lengths = data[:30] + struct.pack("<I", 1) + data[34:]
-    assert refused_as(run_lengths) == "Unsupported"
+    assert rejected_as(run_lengths) == "Unsupported"
 
 
 def test_ppm():
     data = encoded(PICTURE, "PPM")
-    assert refused_as(data[:-1]) == "Truncated"
-    assert refused_as(b"P6 83") == "Corrupt"
-    assert refused_as(b"P3 2 1 255 1 2 3 4 5") == "Truncated"
+    assert rejected_as(data[:-1]) == "Truncated"
+    assert rejected_as(b"P6 83") == "Corrupt"
+    assert rejected_as(b"P3 2 1 255 1 2 3 4 5") == "Truncated"
 
 
 # TIFF
@@ -322,14 +322,14 @@ TIFF_DAMAGE = {
 @pytest.mark.parametrize("name", TIFF_DAMAGE)
 def test_tiff(name):
     data, expected = TIFF_DAMAGE[name]
-    assert refused_as(data) == expected
+    assert rejected_as(data) == expected
 
 
 def test_a_tag_that_stands_there_twice():
     """Pillow and libtiff would each take another one."""
     data = grey(t255=(4, 1, 1))
     assert np.array_equal(pixels(data), pixels(grey()))
-    assert refused_as(data.replace(struct.pack("<HH", 255, 4), struct.pack("<HH", 256, 4))) == "Corrupt"
+    assert rejected_as(data.replace(struct.pack("<HH", 255, 4), struct.pack("<HH", 256, 4))) == "Corrupt"
 
 
 @pytest.mark.parametrize("compression", ["tiff_lzw", "tiff_adobe_deflate", "packbits", "jpeg"])
@@ -341,11 +341,11 @@ def test_compressed_strips(compression):
     for start, length in zip(tags[273], tags[279], strict=True):
         half = start + length // 2
         wiped = data[:half] + bytes(start + length - half) + data[start + length :]
-        assert refused_as(wiped) in ("Corrupt", "Truncated")
+        assert rejected_as(wiped) in ("Corrupt", "Truncated")
     if compression == "jpeg":  # the strip closed with an end marker: grey rows
         closed = data[: half - 2] + b"\xff\xd9" + bytes(start + length - half) + data[start + length :]
         assert pillow_takes(closed)
-        assert refused_as(closed) == "Truncated"
+        assert rejected_as(closed) == "Truncated"
     if compression == "tiff_adobe_deflate":
         checksum = tags[273][0] + tags[279][0] - 1
-        assert refused_as(flipped(data, checksum)) == "Corrupt"
+        assert rejected_as(flipped(data, checksum)) == "Corrupt"

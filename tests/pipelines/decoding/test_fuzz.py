@@ -72,16 +72,16 @@ def check(data: bytes) -> None:
     try:
         decoded = decode_image(data, LIMIT)
     except InputRejected as error:
-        refusal = error
+        rejection = error
     else:
         assert decoded.pixels_HW3.dtype == np.uint8
         assert decoded.pixels_HW3.shape == (decoded.height, decoded.width, 3)
         assert 0 < decoded.height * decoded.width <= LIMIT
-        refusal = None
-    if refusal:
-        assert refusal.error_class in CLASSES
-        assert refusal.message
-        assert refusal.message.isprintable()
+        rejection = None
+    if rejection:
+        assert rejection.error_class in CLASSES
+        assert rejection.message
+        assert rejection.message.isprintable()
     assert time.process_time() - started < SECONDS
 
 

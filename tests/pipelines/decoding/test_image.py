@@ -1,4 +1,4 @@
-"""Bytes to upright RGB: what is refused and why first, then every colour mode and orientation by hand."""
+"""Bytes to upright RGB: what is rejected and why first, then every colour mode and orientation by hand."""
 
 import errno
 import hashlib
@@ -112,21 +112,21 @@ def test_formats_that_are_not_taken(data):
 
 @pytest.mark.parametrize("name", SAMPLES)
 def test_cut_short(name):
-    """A file cut anywhere is refused, or, where only its tail is gone, gives the very same pixels."""
+    """A file cut anywhere is rejected, or, where only its tail is gone, gives the very same pixels."""
     data = SAMPLES[name]
     whole = pixels(data)
     ends = {*range(1, len(data), max(1, len(data) // 60)), *range(len(data) - 12, len(data))}
-    refused = {}
+    rejected = {}
     for end in sorted(ends):
         try:
             left = pixels(data[:end])
         except InputRejected as error:
-            refused[end] = error.error_class
+            rejected[end] = error.error_class
         else:
             assert end > len(data) - 40
             assert np.array_equal(left, whole)
-    assert all(error_class in ("Truncated", "Corrupt") or end < 12 for end, error_class in refused.items())
-    assert list(refused.values()).count("Truncated") > len(ends) / 2
+    assert all(error_class in ("Truncated", "Corrupt") or end < 12 for end, error_class in rejected.items())
+    assert list(rejected.values()).count("Truncated") > len(ends) / 2
 
 
 @pytest.mark.parametrize("name", ["jpeg", "png", "webp", "gif", "bmp", "tiff"])
@@ -412,7 +412,7 @@ def test_orientation(tag, kind):
 
 
 @pytest.mark.parametrize("tag", STORED)
-def test_orientation_of_photographs_in_bands(tag, monkeypatch):
+def test_orientation_of_images_in_bands(tag, monkeypatch):
     """A JPEG of blocks, decoded in bands of five rows."""
     monkeypatch.setattr("maskmill.pipelines.decoding.image._BAND_PIXELS", 5 * 48)
     exif = Image.Exif()
@@ -434,7 +434,7 @@ def test_orientations_that_mean_nothing_are_recorded_and_not_applied(tag):
 
 
 @pytest.mark.parametrize("exif", [b"Exif\0\0garbage", b"Exif\0\0II*\0\xff\xff\xff\xff", b"Exif\0\0"])
-def test_damaged_exif_does_not_spoil_a_photograph(exif):
+def test_damaged_exif_does_not_spoil_an_image(exif):
     decoded = decode_image(encoded(smooth(), "JPEG", exif=exif), LIMIT)
     assert (decoded.orientation, decoded.width) == (1, 83)
 

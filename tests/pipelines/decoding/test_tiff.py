@@ -78,7 +78,7 @@ NAMED = {
 
 
 @pytest.mark.parametrize("name", NAMED)
-def test_refused_by_name(name):
+def test_rejected_by_name(name):
     array, options = NAMED[name]
     with pytest.raises(InputRejected) as caught:
         decode_image(written(array, **options), LIMIT)
