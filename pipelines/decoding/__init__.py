@@ -1,1 +1,1 @@
-"""From a file's bytes to upright RGB pixels; damage is rejected. The policy is docs/inputs.md."""
+"""Turns a file's bytes into upright RGB pixels, and rejects damage. The policy is docs/inputs.md."""

@@ -1,4 +1,4 @@
-"""BMP of plain pixels. Pillow finds missing rows by itself; the header says the size and the rest."""
+"""Loads a BMP of plain pixels. Pillow finds missing rows by itself; all else is in the header."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ _PLAIN = {0, 3, 6}  # uncompressed, and with masks for the colours
 
 
 def load(data: bytes, max_pixels: int) -> LoadedImage:
-    """The image; raises InputRejected, and what Pillow raises."""
+    """Load the image; raises InputRejected, and what Pillow raises."""
     check_size(*_size(data), max_pixels)
     return LoadedImage(load_with_pillow("BMP", data, max_pixels))
 
 
 def _size(data: bytes) -> tuple[int, int]:
-    """Width and height; a BMP whose pixels are not plain is rejected."""
+    """Return width and height; raises InputRejected where the pixels are not plain."""
     if len(data) < 34:
         raise truncated("cut in the header")
     if int.from_bytes(data[14:18], "little") == 12:

@@ -1,4 +1,4 @@
-"""Deflate streams unpacked for their checksum alone, in pieces that are dropped at once."""
+"""Unpacks Deflate streams for their checksum alone, in pieces that are dropped at once."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _STEP = 1 << 18
 
 
 def check_inflate(parts: Iterable[bytes | memoryview], least: int, most: int, what: str) -> None:
-    """That a zlib stream ends, with its checksum, after `least` to `most` bytes; raises InputRejected.
+    """Raise InputRejected unless a zlib stream ends, with its checksum, after `least` to `most` bytes.
 
     Beside the parts themselves it takes less than a megabyte, whatever they hold and would unpack to; the
     work grows with both, and ends at `most`.
@@ -29,7 +29,7 @@ def check_inflate(parts: Iterable[bytes | memoryview], least: int, most: int, wh
 
 
 def _unpacked(stream: zlib._Decompress, parts: Iterable[bytes | memoryview]) -> Iterator[int]:
-    """How long each piece is that comes out. zlib copies what it has not read yet, so it is given little."""
+    """Yield the length of each piece that comes out. zlib copies what it has not read, so it gets little."""
     for part in parts:
         for at in range(0, len(part), _STEP):
             left = part[at : at + _STEP]

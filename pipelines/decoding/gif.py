@@ -1,4 +1,4 @@
-"""GIF, walked before Pillow sees it, which does not mind that a file stops behind its first frame."""
+"""Loads a GIF. Every block is read first, since Pillow takes a file that stops behind its first frame."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ _EXTENSION, _FRAME, _END = 0x21, 0x2C, 0x3B
 
 
 def load(data: bytes, max_pixels: int) -> LoadedImage:
-    """The first frame on its canvas; raises InputRejected, and what Pillow raises."""
+    """Load the first frame on its canvas; raises InputRejected, and what Pillow raises."""
     check_size(*_canvas(data), max_pixels)
     return LoadedImage(load_with_pillow("GIF", data, max_pixels))
 
 
 def _canvas(data: bytes) -> tuple[int, int]:
-    """Width and height of a canvas with room for the first frame; every block up to the trailer is there."""
+    """Read every block; return the size of a canvas with room for the first frame. Raises InputRejected."""
     width, height = int.from_bytes(data[6:8], "little"), int.from_bytes(data[8:10], "little")
     frames, at = 0, 13 + _palette_bytes(data, 10)
     while True:
@@ -46,7 +46,7 @@ def _palette_bytes(data: bytes, flags_at: int) -> int:
 
 
 def _end_of_blocks(data: bytes, at: int) -> int:
-    """Where a chain of blocks, each led by its length, ends."""
+    """Return where a chain of blocks, each led by its length, ends."""
     while length := _byte(data, at):
         at += 1 + length
     return at + 1

@@ -1,4 +1,4 @@
-"""From a file's bytes to upright RGB pixels, or to the reason why not; `docs/inputs.md` is the policy.
+"""Turns a file's bytes into upright RGB pixels, or says why it cannot; `docs/inputs.md` is the policy.
 
 What a file is, its first bytes say, never its name. Each format of the table has a module with a
 `load(data, max_pixels)`, which walks through the file first: its size is held against the limit before
@@ -47,7 +47,7 @@ from .rejections import corrupt, too_large, truncated, unsupported
 
 
 class Format(NamedTuple):
-    """How a format's first bytes look, and what loads it.
+    """A format that is taken: how its first bytes look, and what loads it.
 
     `load` takes a file's bytes and the most pixels that it may have. It raises InputRejected, and on damaged
     bytes whatever Pillow raises.
@@ -149,7 +149,7 @@ def decode_image(data: bytes, max_pixels: int) -> DecodedImage:
 
 
 def sniff(data: bytes) -> str:
-    """Which of FORMATS the first bytes are; raises InputRejected for any other."""
+    """Return the name in FORMATS that the first bytes belong to; raises InputRejected where there is none."""
     for name, (magic, _) in FORMATS.items():
         if magic.match(data):
             return name
@@ -159,7 +159,7 @@ def sniff(data: bytes) -> str:
 
 
 def _upright_rgb(image: Image.Image, orientation: int) -> npt.NDArray[np.uint8]:
-    """H×W×3, in bands of rows: a large image is never held in more than two forms at once."""
+    """Convert and turn the image in bands of rows, so that it is never held in more than two forms."""
     image = _eight_bits(image) if image.mode in ("I", "F") else image
     see_through = image.has_transparency_data
     width, height = image.size
@@ -188,7 +188,7 @@ def _rgb(image: Image.Image, see_through: bool) -> Image.Image:
 
 
 def _eight_bits(image: Image.Image) -> Image.Image:
-    """Grey of 8 bits from 32-bit integers or floats. Pillow may open 16-bit PNG and PPM as integers."""
+    """Make 8-bit grey of 32-bit integers or floats. Pillow may open 16-bit PNG and PPM as integers."""
     values_HW = np.asarray(image)
     if image.mode == "I" and image.format in ("PNG", "PPM"):
         return Image.fromarray((np.clip(values_HW, 0, 0xFFFF) >> 8).astype(np.uint8))
@@ -204,7 +204,7 @@ def _eight_bits(image: Image.Image) -> Image.Image:
 
 
 def _rejection(error: Exception) -> InputRejected:
-    """Which class Pillow's failure is; messages repeat from run to run."""
+    """Find the class of Pillow's failure; the message is the same in every run."""
     if isinstance(error, UnidentifiedImageError):
         return corrupt("the header is damaged")
     message = re.sub(r" at 0x[0-9a-f]+", "", str(error)) or type(error).__name__

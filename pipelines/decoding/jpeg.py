@@ -1,4 +1,4 @@
-"""Whether a JPEG is all there: libjpeg fills what is missing with grey, and Pillow says nothing of it.
+"""Loads a JPEG, if it is all there: libjpeg fills what is missing with grey, and Pillow says nothing of it.
 
 A JPEG has no checksum. What can be told is whether every scan ran to its end, and it is told by the decoder:
 
@@ -63,12 +63,12 @@ class Jpeg:
     exif: bytes
 
     def padded(self) -> bytes:
-        """The same image with bytes that nobody needs at the end of each scan."""
+        """Return the same image with bytes that nobody needs at the end of each scan."""
         return b"".join(part + _FILLER * (at in self.scan_parts) for at, part in enumerate(self.parts))
 
 
 def load(data: bytes, max_pixels: int) -> LoadedImage:
-    """The first image of the file; raises InputRejected, and what Pillow raises."""
+    """Load the first image of the file; raises InputRejected, and what Pillow raises."""
     jpeg = read_jpeg(data)
     check_size(jpeg.width, jpeg.height, max_pixels)
     return LoadedImage(load_whole(jpeg, max_pixels), orientation(jpeg.exif))
@@ -122,7 +122,7 @@ def read_jpeg(data: bytes) -> Jpeg:
 
 
 def load_whole(jpeg: Jpeg, max_pixels: int) -> Image.Image:
-    """The decoded image; raises InputRejected or OSError where the decoder would have to make up a part."""
+    """Decode the image; raises InputRejected or OSError where the decoder would have to make up a part."""
     if len(jpeg.scan_parts) == 1:
         return load_with_pillow("JPEG", b"".join(jpeg.parts[:-1]) + _NO_CODE, max_pixels)
     image, again = (
@@ -147,7 +147,7 @@ def _next(data: bytes, at: int) -> tuple[int, int] | None:
 
 
 def _frame(body: bytes) -> tuple[tuple[int, int], dict[int, list[int]]]:
-    """Width and height, and for each component the bits that each of 64 coefficients still wants."""
+    """Return width and height, and for each component the bits that each of 64 coefficients still wants."""
     if len(body) < 9 or len(body) < 6 + 3 * body[5] or not body[5]:
         raise corrupt("the frame header is damaged")
     if body[0] != 8:
@@ -172,7 +172,7 @@ def _sent(body: bytes, missing_bits: dict[int, list[int]], progressive: bool) ->
 
 
 def _check_restarts(scan: bytes) -> None:
-    """Restart markers count to eight, over and over: one that is out of turn means a lost stretch."""
+    """Raise InputRejected where a restart marker is out of turn: they count to eight, over and over."""
     for turn, found in enumerate(_RESTART.finditer(scan)):
         if found[1][0] != 0xD0 + turn % 8:
             raise corrupt("a stretch between two restart markers is missing")

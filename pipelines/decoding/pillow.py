@@ -1,4 +1,4 @@
-"""Pillow, which decodes what a format's own module has found whole, kept to our limit and to known modes."""
+"""Lets Pillow decode what a format's own module has found whole, within our limit and in known modes."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ warnings.filterwarnings("ignore", module=r"PIL\.")  # what Pillow has to say bec
 
 @dataclass(frozen=True, slots=True)
 class LoadedImage:
-    """An image as Pillow decodes it, all of its pixels in memory.
+    """An image as Pillow decoded it, with all of its pixels in memory.
 
     Attributes:
-        image: in a mode of Pillow's.
+        image: in one of Pillow's modes; its pixels may still lie turned.
         orientation: the EXIF tag as read, 1 where there is none.
         turned: whether Pillow has applied the orientation already, as it does while it loads a TIFF.
 
@@ -38,14 +38,14 @@ class LoadedImage:
 
 
 def load_with_pillow(kind: str, data: bytes, max_pixels: int) -> ImageFile.ImageFile:
-    """The decoded image. Raises InputRejected, and on damaged bytes whatever Pillow raises."""
+    """Decode the whole image. Raises InputRejected, and on damaged bytes whatever Pillow raises."""
     image = open_with_pillow(kind, io.BytesIO(data), max_pixels)
     image.load()
     return image
 
 
 def open_with_pillow(kind: str, file: BinaryIO, max_pixels: int) -> ImageFile.ImageFile:
-    """Let Pillow read the header, and hold its size against the limit once more.
+    """Let Pillow read the header, and check the size that it finds against the limit once more.
 
     Pillow's own limit is set to ours for that moment, because some of its plugins allocate while they open.
     It raises above twice its number.

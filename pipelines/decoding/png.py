@@ -1,7 +1,7 @@
-"""PNG, walked before Pillow sees it: a file has to hold together to its end.
+"""Loads a PNG, once every chunk and the data of the image are known to be whole.
 
-Pillow skips the checksums of a PNG's image, fills the rows that are not there with black, and does not mind
-that a file stops in the middle of what it does not need.
+Pillow skips the checksums of the image's data, fills the rows that are not there with black, and does not
+mind that a file stops in the middle of what it does not need.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _PASSES = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4),
 
 @dataclass(frozen=True, slots=True)
 class _Png:
-    """What the header says, and what lies beside the pixels.
+    """What a PNG says beside its pixels.
 
     Attributes:
         width: in pixels.
@@ -42,7 +42,7 @@ class _Png:
 
 
 def load(data: bytes, max_pixels: int) -> LoadedImage:
-    """The image, or the first of an animation; raises InputRejected, and what Pillow raises."""
+    """Load the image, or the first one of an animation; raises InputRejected, and what Pillow raises."""
     png = _read(data)
     check_size(png.width, png.height, max_pixels)
     # Walked again, since a list of the chunks may outgrow the file; not summed again.
@@ -56,7 +56,7 @@ def load(data: bytes, max_pixels: int) -> LoadedImage:
 
 
 def _read(data: bytes) -> _Png:
-    """Every chunk up to the last, each with its CRC; raises InputRejected."""
+    """Read every chunk up to the last and check its CRC; raises InputRejected."""
     header, exif, palette = b"", b"", False
     for name, body in _chunks(data):
         if not header and name != b"IHDR":
@@ -79,7 +79,7 @@ def _read(data: bytes) -> _Png:
 
 
 def _unpacked_bytes(width: int, height: int, bits: int, interlaced: int) -> int:
-    """What the rows of all passes take, each with the byte that names its filter."""
+    """Return what the rows of all passes take, each with the byte that names its filter."""
     unpacked = 0
     for left, top, right, down in _PASSES if interlaced else ((0, 0, 1, 1),):
         columns, rows = -((left - width) // right), -((top - height) // down)
@@ -89,7 +89,7 @@ def _unpacked_bytes(width: int, height: int, bits: int, interlaced: int) -> int:
 
 
 def _chunks(data: bytes, summed: bool = False) -> Iterator[tuple[bytes, memoryview]]:
-    """Name and content of each chunk; its CRC is held unless that was done before."""
+    """Yield name and content of each chunk, its CRC checked unless it was `summed` before."""
     view, at, name = memoryview(data), _SIGNATURE, b""
     while name != b"IEND":
         length, name = int.from_bytes(view[at : at + 4], "big"), bytes(view[at + 4 : at + 8])

@@ -1,8 +1,8 @@
-"""TIFF, held against the file before Pillow and libtiff read it.
+"""Loads a TIFF, once its strips or tiles are known to be whole.
 
-They trust much of it: strips that are not listed stay black; a damaged checksum of a Deflate strip is passed
-over; JPEG inside fills with grey. So each strip or tile is held against what its rows need, and JPEG inside
-is loaded by the rules of JPEG first.
+Pillow and libtiff trust much of a file: strips that are not listed stay black; a damaged checksum of a
+Deflate strip is passed over; JPEG inside fills with grey. So each strip or tile is checked against what its
+rows need, and JPEG inside is first decoded by the rules of JPEG.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class _Tiff:
 
 
 def load(data: bytes, max_pixels: int) -> LoadedImage:
-    """The first page, which Pillow turns upright itself; raises InputRejected, and what Pillow raises."""
+    """Load the first page, which Pillow turns upright; raises InputRejected, and what Pillow raises."""
     tiff = _read(data)
     check_size(tiff.width, tiff.height, max_pixels)
     check_size(*tiff.piece_size, max_pixels)
@@ -113,7 +113,7 @@ def _layout(directory: Directory) -> _Tiff:
 
 
 def _pixel_bits(directory: Directory, samples: int) -> int:
-    """Bits of a pixel in all its samples; raises InputRejected for those that Pillow would show wrongly."""
+    """Return the bits of a pixel in all samples; raises InputRejected for what Pillow would show wrongly."""
     each = directory.numbers(_BITS, samples) if _BITS in directory else np.ones(1, np.int64)
     bits = int(each[0])
     kind = int(directory.numbers(_SAMPLE_FORMAT, samples)[0]) if _SAMPLE_FORMAT in directory else 1
@@ -154,7 +154,7 @@ def _check_pieces(data: bytes, tiff: _Tiff) -> None:
 
 
 def _jpeg_pieces(data: bytes, tiff: _Tiff) -> Iterator[bytes]:
-    """Each strip or tile as a JPEG file of its own, one at a time; none where the compression is another."""
+    """Yield each strip or tile as a JPEG file of its own; none where the compression is another."""
     if tiff.compression != _JPEG:
         return
     tables = tiff.jpeg_tables[:-2] if tiff.jpeg_tables else b"\xff\xd8"

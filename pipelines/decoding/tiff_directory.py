@@ -1,7 +1,7 @@
-"""The first directory of a TIFF file, read with distrust; an EXIF block is such a file in itself.
+"""Reads the first directory of a TIFF file; an EXIF block is such a file in itself.
 
 Pillow and libtiff trust much of it: older Pillows let a thousand tags each take the whole file for their
-value. So the values are held against the file's length first.
+value. So where the values lie, and how long they are together, is checked against the file here.
 """
 
 from __future__ import annotations
@@ -40,21 +40,21 @@ class Directory:
     entries: dict[int, _Entry]
 
     def __contains__(self, tag: int) -> bool:
-        """Whether the tag is there."""
+        """Say whether the tag is there."""
         return tag in self.entries
 
     def content(self, tag: int) -> bytes:
-        """The tag's bytes as they are; none where it is missing."""
+        """Return the tag's bytes as they are; none where it is missing."""
         return self.entries[tag].value if tag in self.entries else b""
 
     def number(self, tag: int, default: int | None = None) -> int:
-        """The tag's one value. Raises Damaged where it is something else, or missing without a default."""
+        """Return the tag's one value, or the default where the tag is missing; else raises Damaged."""
         if tag not in self.entries and default is not None:
             return default
         return int(self.numbers(tag, 1)[0])
 
     def numbers(self, tag: int, at_most: int) -> npt.NDArray[np.int64]:
-        """The tag's values, at least one; raises Damaged where they are more, no integers, or missing."""
+        """Return the tag's values; raises Damaged where they are none, too many, or no integers."""
         if tag not in self.entries:
             raise Damaged(f"tag {tag} is missing")
         entry = self.entries[tag]
@@ -67,7 +67,7 @@ class Directory:
 
 
 def orientation(exif: bytes) -> int:
-    """The tag of an EXIF block; 1 where there is none. Damaged EXIF does not spoil an image."""
+    """Return the orientation that EXIF says; 1 where it says none. Damaged EXIF does not spoil an image."""
     try:
         value = read_directory(exif, wanted={ORIENTATION}).number(ORIENTATION, 1)
         return value if value <= 0xFFFF else 1
@@ -76,9 +76,10 @@ def orientation(exif: bytes) -> int:
 
 
 def read_directory(data: bytes, wanted: set[int] | None = None) -> Directory:
-    """The first directory, or those of its tags that are wanted: no tag twice, and no byte in two values.
+    """Read the first directory, or those of its tags that are wanted.
 
-    Raises Damaged, struct.error, and InputRejected where it points behind the file's end.
+    Raises Damaged or struct.error where it makes no sense, among others where a tag stands there twice or
+    values overlap; and InputRejected where it points behind the file's end.
     """
     order = {b"II": "<", b"MM": ">"}.get(data[:2])
     if order is None or len(data) < 8:
@@ -118,5 +119,5 @@ def read_directory(data: bytes, wanted: set[int] | None = None) -> Directory:
 
 
 def past_the_end() -> InputRejected:
-    """What is wrong with a directory that points to bytes which are not there."""
+    """The file is cut short: its directory points to bytes that are not there."""
     return truncated("the TIFF directory points behind the file's end")

@@ -1,4 +1,4 @@
-"""WebP, walked before Pillow sees it, which allocates the canvas before anyone could ask for its size."""
+"""Loads a WebP. Its chunks are read first, since Pillow allocates the canvas before it tells its size."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from .tiff_directory import orientation
 
 
 def load(data: bytes, max_pixels: int) -> LoadedImage:
-    """The image, or the first frame of an animation; raises InputRejected, and what Pillow raises."""
-    (width, height), exif = _walked(data)
+    """Load the image, or the first frame of an animation; raises InputRejected, and what Pillow raises."""
+    (width, height), exif = _read(data)
     check_size(width, height, max_pixels)
     return LoadedImage(load_with_pillow("WEBP", data, max_pixels), orientation(exif))
 
 
-def _walked(data: bytes) -> tuple[tuple[int, int], bytes]:
-    """The canvas and the EXIF block, empty where there is none; every chunk has to be there whole."""
+def _read(data: bytes) -> tuple[tuple[int, int], bytes]:
+    """Read every chunk; return the canvas's size, and EXIF where there is any. Raises InputRejected."""
     end = 8 + int.from_bytes(data[4:8], "little")
     if end > len(data):
         raise truncated(f"{len(data)} bytes of {end}")
@@ -36,7 +36,7 @@ def _walked(data: bytes) -> tuple[tuple[int, int], bytes]:
 
 
 def _size(name: bytes, head: bytes) -> tuple[int, int]:
-    """Width and height, from the first ten bytes of the chunk that knows; (0, 0) from others."""
+    """Return width and height from the first ten bytes of a chunk that has them; (0, 0) from others."""
     if name == b"VP8X":
         return 1 + int.from_bytes(head[4:7], "little"), 1 + int.from_bytes(head[7:10], "little")
     if name == b"VP8 ":

@@ -1,4 +1,4 @@
-"""A worker's generator, shared by the shards that it has in hand."""
+"""Shares a worker's generator among the shards that it has in hand."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from .tasks import Job
 
 
 class _Busy:
-    """How long anything was at work: what goes on side by side counts once."""
+    """Counts how long any batch was at work; batches side by side count once."""
 
     def __init__(self, tell: Instrument) -> None:
         self._tell = tell
@@ -45,15 +45,15 @@ class _Busy:
 
 
 class GeneratorQueue:
-    """A generator behind a queue: shards overlap in decoding and committing, the network serves one batch at
-    a time, on a GPU two.
+    """A generator behind a queue: shards overlap in decoding and committing, and the network serves one batch
+    at a time, on a GPU two.
 
-    Threads of its own rather than a lock: first come, first served, and on a CPU all of torch's work, the
-    loading of the weights too, in one thread. Each thread that calls torch gets a team of CPU threads, and
-    with more threads than CPUs the teams sleep between steps where they would spin: nearly twice the time an
-    image.
+    It has threads of its own rather than a lock. They serve who comes first, and on a CPU all of torch's work
+    is in one thread, the loading of the weights too: each thread that calls torch gets a team of CPU threads,
+    and with more threads than CPUs the teams sleep between steps where they would spin, which takes nearly
+    twice the time for an image.
 
-    `tell_busy` is told how long the network was at work, in seconds, as it ends.
+    `tell_busy` is called with the seconds that the network was at work, whenever it stops.
     """
 
     def __init__(self, job: Job, tell_busy: Instrument) -> None:
@@ -62,11 +62,11 @@ class GeneratorQueue:
         self._busy = _Busy(tell_busy)
 
     def prepare(self, image_HW3: np.ndarray) -> PreparedImage:
-        """As `MaskGenerator` has it, at once: without torch, and so in the thread that asks."""
+        """Do as `MaskGenerator.prepare`, in the thread that calls: it does not need torch."""
         return self._generator.prepare(image_HW3)
 
     def generate_batch(self, images: Sequence[PreparedImage]) -> list[GeneratedMasks]:
-        """As `MaskGenerator` has it, when it is these images' turn."""
+        """Do as `MaskGenerator.generate_batch`, when it is these images' turn."""
         return self._threads.submit(self._generate, images).result()
 
     def _generate(self, images: Sequence[PreparedImage]) -> list[GeneratedMasks]:

@@ -1,4 +1,4 @@
-"""What a worker needs before its first shard: a machine that sees the corpus, threads, memory, weights."""
+"""Sets a worker up before its first shard: the corpus in sight, threads, memory, weights."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def check_same_version(job: Job) -> None:
 def check_sees_corpus(job: Job) -> None:
     """Raise UsageError where this machine does not see the run's corpus: its shards would stay here.
 
-    CorpusUnavailable where its storage fails: that says nothing about the machine.
+    Raises CorpusUnavailable where its storage fails: that says nothing about the machine.
     """
     try:
         same = retrying(lambda: read_run(job.out)).digest == job.run_digest
@@ -106,7 +106,7 @@ def check_sees_corpus(job: Job) -> None:
 
 
 def with_thresholds(config: RunConfig) -> RunConfig:
-    """The configuration with the thresholds that are recommended for its weights, where it leaves them open.
+    """Return the configuration with the thresholds recommended for its weights, where it leaves them open.
 
     Raises CheckpointError where there are no such weights.
     """
@@ -114,7 +114,7 @@ def with_thresholds(config: RunConfig) -> RunConfig:
 
 
 def weights_sha256(model: ModelConfig) -> str:
-    """The SHA-256, in hex, of the file that this process would load; CheckpointError where there is none."""
+    """Return the SHA-256, in hex, of the file that this process would load; raises CheckpointError."""
     path = find_checkpoint(model.name, model.checkpoint)
     changed = path.stat().st_mtime_ns if path.is_file() else 0
     return _sha256_of(path, changed)
@@ -126,7 +126,7 @@ def _sha256_of(path: Path, _changed: int) -> str:
 
 
 def resolve_device(device: str) -> str:
-    """`auto` is a GPU where torch finds one; ConfigError where a GPU is asked for and there is none."""
+    """Return `cuda` or `cpu`; `auto` takes a GPU that torch finds. Raises ConfigError where there is none."""
     import torch
 
     if device == "cuda" and not torch.cuda.is_available():
@@ -137,8 +137,8 @@ def resolve_device(device: str) -> str:
 
 
 def batches_at_once(model: ModelConfig) -> int:
-    """How many batches the generator works on side by side: on a GPU two, so that it has one to do while the
-    host filters and writes down the other. On a CPU there is nothing to hide.
+    """Return how many batches the generator works on side by side: on a GPU two, so that it has one to do
+    while the host filters and writes down the other. On a CPU there is nothing to hide.
     """
     return BATCHES_AT_ONCE if resolve_device(model.device) == "cuda" else 1
 
@@ -148,7 +148,7 @@ def limit_threads(threads: int) -> None:
 
     Ray sets OpenMP's number by the CPUs that an actor reserves; of what does not follow it, these do work of
     their own. (Arrow's threads for files wait, and Numba's start only for loops that are compiled to be
-    parallel, which none is here.) To be called before torch works: it takes its second number once.
+    parallel, which none is here.) Call it before torch works, which takes its second number only once.
     """
     import pyarrow as pa
     import torch

@@ -1,5 +1,5 @@
-"""One shard, from its list of images to its committed file: ordinary Python, the same under Ray and without
-it.
+"""Makes one shard, from its list of images to its committed file, in ordinary Python: the same under Ray and
+without it.
 
     planned images → read → decode → prepare → generate → rows → one table → commit
 
@@ -50,13 +50,13 @@ log = logging.getLogger(__name__)
 
 
 class Generates(Protocol):
-    """What `engine.MaskGenerator` offers a shard."""
+    """What a shard needs of `engine.MaskGenerator`."""
 
     def prepare(self, image_HW3: np.ndarray) -> PreparedImage:
-        """An RGB uint8 image as `generate_batch` takes it, made ready in the calling thread."""
+        """Make an RGB uint8 image ready for `generate_batch`, in the calling thread."""
 
     def generate_batch(self, images: Sequence[PreparedImage]) -> list[GeneratedMasks]:
-        """Results for images, in order."""
+        """Return the masks of each image, in order."""
 
 
 def run_shard(
@@ -88,7 +88,7 @@ def run_shard(
 
 
 def is_infrastructure(error: BaseException) -> bool:
-    """Whether storage failed or memory ran out, in Python or in torch: no bug, and no image's fault."""
+    """Say whether storage failed or memory ran out, in Python or in torch: no bug, and no image's fault."""
     from ...model.failures import is_out_of_memory  # loads torch
 
     return isinstance(error, OSError) or is_out_of_memory(error)
@@ -147,8 +147,8 @@ Outcome = Decoded | Rejected | StorageFailed
 def _decoded_ahead(
     task: ShardTask, job: Job, generator: Generates, tally: Tally
 ) -> Iterator[Decoded | Rejected]:
-    """The shard's images in plan order, decoded by threads, no more than `images_ahead` beyond the one in
-    use. Raises OSError where the storage fails.
+    """Yield the shard's images in plan order, decoded by threads, no more than `images_ahead` beyond the one
+    in use. Raises OSError where the storage fails.
     """
     ahead = job.config.cluster.images_ahead
     pool = ThreadPoolExecutor(ahead, thread_name_prefix="decode")
@@ -165,7 +165,7 @@ def _decoded_ahead(
 
 
 def _waited(future: Future[tuple[Outcome, Tally]], tally: Tally) -> Outcome:
-    """The outcome, once it is there; what it took and the wait for it are added to the shard's tally."""
+    """Return the outcome, once it is there; what it took and the wait are added to the shard's tally."""
     started = time.perf_counter()
     outcome, spent = future.result()
     tally.add_seconds({"wait": time.perf_counter() - started})
@@ -176,7 +176,7 @@ def _waited(future: Future[tuple[Outcome, Tally]], tally: Tally) -> Outcome:
 def _load(
     planned: PlannedImage, deadly: Collection[int], job: Job, generator: Generates
 ) -> tuple[Outcome, Tally]:
-    """Read, decode and prepare one image; beside the outcome the seconds and retries that it took."""
+    """Read, decode and prepare one image; returns the outcome, and the seconds and retries that it took."""
     spent = Tally()
     began = decoding = time.perf_counter()
     uri = job.moved.apply(planned.uri)
@@ -204,7 +204,7 @@ def _batched(images: Iterator[Decoded | Rejected], size: int) -> Iterator[list[D
 def _generated(
     batches: Iterator[list[Decoded | Rejected]], generator: Generates, at_once: int
 ) -> Iterator[tuple[list[Decoded | Rejected], list[GeneratedMasks]]]:
-    """Batches in order with what was found in them; those that decoded go through the network together."""
+    """Yield batches in order with what was found in them; a batch goes through the network together."""
 
     def generate(batch: list[Decoded | Rejected]) -> tuple[list[Decoded | Rejected], list[GeneratedMasks]]:
         ready = [image.ready for image in batch if isinstance(image, Decoded)]
@@ -221,7 +221,7 @@ def _generated(
 def _rows_of(
     batch: list[Decoded | Rejected], results: list[GeneratedMasks], config: RunConfig, tally: Tally
 ) -> Iterator[ImageRow]:
-    """The rows of a batch, in order."""
+    """Yield the rows of a batch, in order."""
     found = iter(results)
     for image in batch:
         match image:

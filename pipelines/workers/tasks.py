@@ -1,6 +1,7 @@
 """What travels between the driver and its workers, beside shards' tasks: the job, receipts, failures.
 
-No pixels. Small, frozen and picklable, since each goes through Ray, and the same without it.
+All of it is small, frozen and picklable, since it goes through Ray, and holds no pixels. Without Ray it is
+the same.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from ..inputs.moved import Moved
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """What every shard of a run shares; small, since it travels to each worker."""
+    """What all shards of a run have in common. It is small, since it travels to each worker."""
 
     out: Path
     config: RunConfig
@@ -36,11 +37,11 @@ class Job:
 
 @dataclass(frozen=True, slots=True)
 class ShardReceipt:
-    """A shard is committed: by this worker, or, where `committed` is False, by another one before it.
+    """A shard that is committed: by this worker, or, where `committed` is False, by another one before it.
 
     Attributes:
-        worker: who did it, as `WorkerPlace.name` has it.
-        seconds: from when it was taken up; a worker does several side by side.
+        worker: the name of the worker, as `WorkerPlace.name` has it.
+        seconds: since the worker began it; a worker has several shards in hand.
 
     """
 
@@ -56,9 +57,9 @@ class ShardFailure:
     """A shard that could not be finished for now, and why, in one line.
 
     Attributes:
-        output: the corpus's own storage failed: it did not give the plan, or not take what was done.
-        worker: in whose hands it failed; empty where it was in nobody's.
-        retries: as `Tally` has them.
+        output: whether the corpus's own storage failed to give the plan or to take the rows.
+        worker: the name of the worker where it failed; empty where it was with none.
+        retries: of reads and writes, as in `Tally`.
 
     """
 
@@ -79,7 +80,7 @@ class WorkerPlace(NamedTuple):
 
     @property
     def name(self) -> str:
-        """What logs call it: `host:pid`."""
+        """The worker's name in logs: `host:pid`."""
         return f"{self.host}:{self.pid}"
 
 
@@ -88,5 +89,5 @@ OnProgress = Callable[[Sequence[Tally], int], bool]
 
 
 def this_place(node: str = "", gpus: Sequence[str] = ()) -> WorkerPlace:
-    """Where this process is."""
+    """Say where this process is."""
     return WorkerPlace(node, socket.gethostname(), os.getpid(), tuple(gpus))
