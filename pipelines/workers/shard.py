@@ -67,19 +67,19 @@ def run_shard(
     `on_progress` gets a copy of the counts after each batch of images. Returns a ShardFailure where storage
     or memory kept failing. Raises GpuFailed; whatever else is raised is a bug.
     """
-    began, me, again = time.perf_counter(), this_place().name, Counter[str]()
+    began, me, retried = time.perf_counter(), this_place().name, Counter[str]()
     for pause in (retries.FIRST_PAUSE_SECONDS, 0):
         try:
-            outcome = _attempt(task, generator, job, on_progress, again)
+            outcome = _attempt(task, generator, job, on_progress, retried)
             if isinstance(outcome, ShardFailure):
-                return replace(outcome, worker=me, retries=again)
+                return replace(outcome, worker=me, retries=retried)
             return replace(outcome, worker=me, seconds=time.perf_counter() - began)
         except (OSError, MemoryError, RuntimeError) as error:
             if fault := gpu_failed(error):
                 raise fault from error
             if not is_infrastructure(error):
                 raise
-            failure = ShardFailure(task.shard, one_line(error), worker=me, retries=again)
+            failure = ShardFailure(task.shard, one_line(error), worker=me, retries=retried)
             if isinstance(error, OSError):  # tried again already, where it happened
                 return failure
         log.info("shard %d: memory ran out: %s", task.shard, failure.reason)
@@ -99,10 +99,10 @@ def _attempt(
     generator: Generates,
     job: Job,
     on_progress: Callable[[Tally], None],
-    again: Counter[str],
+    retried: Counter[str],
 ) -> ShardReceipt | ShardFailure:
     rows: list[ImageRow] = []
-    tally = Tally(retries=again)  # which outlive an attempt that fails
+    tally = Tally(retries=retried)  # what was retried outlives an attempt that fails
     images = _decoded_ahead(task, job, generator, tally)
     batches = _batched(images, job.config.generator.encode_batch)
     for batch, results in _generated(batches, generator, batches_at_once(job.config.model)):
