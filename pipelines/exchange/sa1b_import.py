@@ -41,15 +41,15 @@ from ..inputs.reader import read_input
 from ..prefetch import in_order
 from ..storage import atomic
 from ..storage.json_files import sha256_hex
-from ..storage.lease import Lease, held
-from ..storage.retries import COMMIT_ATTEMPTS, opening, retrying
+from ..storage.retries import COMMIT_ATTEMPTS, retrying
 from ..text import redacted
 from ..verification.masks import doubtful_rows
 from ..verification.rows import mask_problems
 from ..writing import close
 from ..writing.go_on import GoOn
-from ..writing.open import Mode, Run, open_run, refuse_foreign
-from ..writing.progress import Display, LiveLine, first_rejects, next_commands, summary_table
+from ..writing.open import Mode, Run, open_run
+from ..writing.progress import Display, LiveLine, named, next_commands, print_summary
+from ..writing.session import Session
 from .sa1b import MAX_JSON_BYTES, Entry, bad_annotations, numbers, read_entry
 from .sa1b_pairs import paired, refuse_left_over
 
@@ -76,35 +76,23 @@ def import_sa1b(
     """
     go_on, display = go_on or GoOn(), display or Display()
     console = display.console(stderr=True)
-    out = out.absolute()
-    pairs = paired(inputs, console.print)
-    record = _record(embed, shard_size)
-    is_there = opening(lambda: refuse_foreign(out), out, is_there=True)
-    with held(out, console.print, is_there=is_there) as lease:
-        if mode == "extend" and is_there:
-            opening(lambda: refuse_left_over(out, pairs["key"]), out, is_there=True)
-        run = opening(
-            partial(
-                open_run, out, pairs.select(["key", "uri"]), record, shard_size, mode, go_on.without_overwrite
-            ),
-            out,
-            is_there=is_there,
-        )
-        todo = run.todo()
-        go_on.has_shards = len(todo) < len(run.plan.shards)
+    with Session(out, go_on, console.print) as session:
+        out = session.out
+        pairs = paired(inputs, console.print)
+        record = _record(embed, shard_size)
+        session.look()
+        run = session.open(partial(_open, out, pairs, record, shard_size, mode, go_on))
+        todo = session.left(run)
         if not todo and (out / CORPUS).exists():
-            console.print(f"{out}: complete, nothing to do")
+            console.print(f"{named(out)}: complete, nothing to do")
             return Tally()
         started = time.monotonic()
-        done = _Import(run, pairs, embed, lease, go_on)
+        done = _Import(session, run, pairs, embed)
         with display.live_line(run.plan.size(todo)) as line:
             done.do(todo, line)
-        with atomic.failing_as(IncompleteRun, out):
-            totals = retrying(lambda: close.finish_corpus(out, run.plan.shards))["totals"]
+        totals = session.finish(run)
         seconds = time.monotonic() - started
-        console.print(summary_table(done.tally, seconds, totals, verbose=display.verbose))
-        for rejected in first_rejects(done.tally, out):
-            console.print(rejected)
+        print_summary(console, out, done.tally, seconds, totals, verbose=display.verbose)
         if done.rounded:
             console.print(
                 f"{done.rounded} numbers are no 32-bit floats, as SA-1B's are, and were rounded to the next"
@@ -112,6 +100,16 @@ def import_sa1b(
         close.check_usable(out, totals["images"], totals["rejected"])
         console.print(next_commands(out))
         return done.tally
+
+
+def _open(
+    out: Path, pairs: pa.Table, record: run_record.RunRecord, shard_size: int, mode: Mode, go_on: GoOn
+) -> Run:
+    """The corpus of these pairs, planned or found."""
+    if mode == "extend":
+        refuse_left_over(out, pairs["key"])
+    inputs = pairs.select(["key", "uri"])
+    return open_run(out, inputs, record, shard_size, mode, go_on.without_overwrite)
 
 
 def _record(embed: bool, shard_size: int) -> run_record.RunRecord:
@@ -134,12 +132,11 @@ class _Import:
 
     """
 
-    def __init__(self, run: Run, pairs: pa.Table, embed: bool, lease: Lease, go_on: GoOn) -> None:
+    def __init__(self, session: Session, run: Run, pairs: pa.Table, embed: bool) -> None:
+        self._session = session
         self._run = run
         self._keys, self._json_uris = pairs["key"], pairs["json"]
         self._embed = embed
-        self._lease = lease
-        self._go_on = go_on
         self.tally = Tally()
         self.rounded = 0
 
@@ -151,7 +148,7 @@ class _Import:
                 started = time.monotonic()
                 rows = self._checked(list(self._read(pool, plan.images(shard))))
                 seconds = {"read": time.monotonic() - started}
-                self._lease.check()
+                self._session.check()
                 commit = partial(
                     commit_table,
                     out,
@@ -161,7 +158,7 @@ class _Import:
                 )
                 with atomic.failing_as(IncompleteRun, out):
                     retrying(commit, COMMIT_ATTEMPTS)
-                self._go_on.has_shards = True
+                self._session.committed()
                 for row in rows:
                     self.tally.add_row(row)
                 line.show(self.tally, 1)

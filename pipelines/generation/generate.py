@@ -4,6 +4,8 @@
     resume:   take the lease → open the run that `run.json` and the plan describe      ┴→ the shards that are
     not there yet → workers → corpus.json → summary
 
+`writing.session` holds the corpus meanwhile.
+
 The same command does whatever is left to do: all of it, the rest after a kill, or nothing.
 """
 
@@ -11,12 +13,11 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Collection, Generator, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager, suppress
+from collections.abc import Collection, Generator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 from rich.console import Console
@@ -25,13 +26,10 @@ from ...engine.config import GeneratorConfig
 from ..config.run import AUTO, RunConfig, digest
 from ..errors import BreakerTripped, CorpusError, IncompleteRun, UsageError
 from ..format import run_record
-from ..format.layout import CORPUS, PLAN, RUN, SHARDS
+from ..format.layout import CORPUS, RUN
 from ..format.tally import Tally
 from ..inputs.listing import list_inputs
 from ..inputs.moved import Moved
-from ..storage import atomic
-from ..storage.lease import Lease, held
-from ..storage.retries import opening, retrying
 from ..text import counted, redacted, visible
 from ..workers.events import Watcher
 from ..workers.loading import make_generator, resolve_device, weights_sha256, with_thresholds
@@ -40,8 +38,9 @@ from ..workers.shard import run_shard
 from ..workers.tasks import Job, OnProgress, ShardFailure, ShardReceipt, this_place
 from ..writing import close
 from ..writing.go_on import GoOn
-from ..writing.open import Mode, Run, open_planned, open_run, refuse_foreign
-from ..writing.progress import Display, first_rejects, named, next_commands, summary_table
+from ..writing.open import Mode, Run, open_planned, open_run
+from ..writing.progress import Display, named, next_commands, print_summary
+from ..writing.session import Session
 from .circuit_breaker import check_unwritten, too_many_refused
 from .event_log import EventLog
 from .recorded import recorded_config
@@ -88,22 +87,16 @@ def generate(
     trips, else after all that could be done; NothingUsable where all is done and every image is rejected.
     """
     call = call or Call()
-    with call.events.of_a_run():
-        out = out.absolute()
-        is_there = opening(lambda: refuse_foreign(out), out, is_there=True)  # or that cannot be told
-        call.go_on.has_shards = None if is_there else False
+    with call.events.of_a_run(), Session(out, call.go_on, call.warn) as session:
+        session.look()
         if config.model.device == "cuda" and not _joins(config, call):
             resolve_device("cuda")  # before a corpus is begun that this machine cannot go on with
         config = with_thresholds(_with_absolute_checkpoint(config))
-        listed = list_inputs(inputs, config.input.extensions, config.input.image_column, call.console.print)
-        weights = weights_sha256(config.model)
-        with _at_work(out, call, is_there=is_there) as lease:
-            run = opening(partial(_open, out, listed, config, weights, mode, call), out, is_there=is_there)
-            del listed  # the run reads its plan from the disk
-            for old, new in run.moved.pairs:
-                line = visible(redacted(f"planned at {old or '/'}, read at {new or '/'} now"))
-                call.console.print(f"{named(out)}: {line}")
-            return _do_what_is_left(run, inputs, config, lease, call)
+        run = _planned(session, inputs, config, mode, call)
+        for old, new in run.moved.pairs:
+            line = visible(redacted(f"planned at {old or '/'}, read at {new or '/'} now"))
+            call.console.print(f"{named(session.out)}: {line}")
+        return _do_what_is_left(session, run, inputs, config, call)
 
 
 def resume(
@@ -119,29 +112,22 @@ def resume(
     they were planned. Returns and raises as `generate` does.
     """
     call = call or Call()
-    with call.events.of_a_run():
-        out = out.absolute()
-        if not opening(lambda: (out / RUN).is_file(), out, is_there=True):
+    with call.events.of_a_run(), Session(out, call.go_on, call.warn) as session:
+        out = session.out
+        if not session.read((out / RUN).is_file):
             raise CorpusError(f"{out}: not a corpus: it has no {RUN}; maskmill generate makes one")
-        with _at_work(out, call, is_there=True) as lease:
-            run = opening(lambda: open_planned(out, Moved.of(moved or {})), out, is_there=True)
-            config = _with_absolute_checkpoint(recorded_config(run, changes))
-            if call.ray is not None and config.workers == 0:
-                raise UsageError(f"{out}: it was begun without Ray; give --workers N beside --ray")
-            return _do_what_is_left(run, (), config, lease, call)
+        run = session.open(partial(open_planned, out, Moved.of(moved or {})))
+        config = _with_absolute_checkpoint(recorded_config(run, changes))
+        if call.ray is not None and config.workers == 0:
+            raise UsageError(f"{out}: it was begun without Ray; give --workers N beside --ray")
+        return _do_what_is_left(session, run, (), config, call)
 
 
-@contextmanager
-def _at_work(out: Path, call: Call, *, is_there: bool) -> Iterator[Lease]:
-    """Hold the corpus's lease, and leave no temporary file behind: an ended worker may have been at one."""
-    with held(out, call.warn, is_there=is_there) as lease:
-        try:
-            yield lease
-        finally:
-            with suppress(OSError):  # what cannot be removed now, the next run removes
-                # Once the lease is lost, they may be the other run's.
-                for folder in () if lease.is_lost else (out, out / PLAN, out / SHARDS):
-                    atomic.sweep(folder)
+def _planned(session: Session, inputs: Sequence[str], config: RunConfig, mode: Mode, call: Call) -> Run:
+    """The run of these inputs; their table is not kept, the run reads its plan from the disk."""
+    listed = list_inputs(inputs, config.input.extensions, config.input.image_column, call.console.print)
+    weights = weights_sha256(config.model)
+    return session.open(partial(_open, session.out, listed, config, weights, mode, call))
 
 
 def _open(out: Path, listed: pa.Table, config: RunConfig, weights: str, mode: Mode, call: Call) -> Run:
@@ -168,33 +154,33 @@ def _joins(config: RunConfig, call: Call) -> bool:
     return config.workers != 0 and bool(call.ray or os.environ.get("RAY_ADDRESS"))
 
 
-def _do_what_is_left(run: Run, inputs: Sequence[str], config: RunConfig, lease: Lease, call: Call) -> Tally:
+def _do_what_is_left(
+    session: Session, run: Run, inputs: Sequence[str], config: RunConfig, call: Call
+) -> Tally:
     call.events.identify(run.record.digest)
     call.go_on.planned(run.record.changes(config.model_dump(mode="json")), run.moved.pairs)
-    work = opening(lambda: work_of(run, call.retry, call.console), run.out, is_there=True)
-    call.go_on.has_shards = len(work.todo) < len(run.plan.shards)
+    todo = session.left(run)
+    work = session.read(partial(work_of, run, todo, call.retry, call.console))
     call.events.started(inputs, **work.facts())
     if work.shards:
-        return _do(work, config, lease, call)
+        return _do(session, work, config, call)
     if work.is_closed:
         call.console.print(f"{named(run.out)}: complete, nothing to do")
     else:
-        _finish(run)
+        session.finish(run)
         call.console.print(next_commands(run.out))
-    statuses, _ = opening(lambda: recorded_counts(run.out / CORPUS), run.out, is_there=True)
+    statuses, _ = session.read(partial(recorded_counts, run.out / CORPUS))
     close.check_usable(run.out, statuses.total(), statuses["rejected"])
     return Tally()
 
 
-def _do(work: Work, config: RunConfig, lease: Lease, call: Call) -> Tally:
+def _do(session: Session, work: Work, config: RunConfig, call: Call) -> Tally:
     started, out = time.monotonic(), work.run.out
-    done, failures = _run_shards(work, config, lease, call)
-    lease.check()
-    totals = None if failures else _finish(work.run)["totals"]
+    done, failures = _run_shards(session, work, config, call)
+    session.check()
+    totals = None if failures else session.finish(work.run)
     seconds = time.monotonic() - started
-    call.console.print(summary_table(done, seconds, totals, verbose=call.display.verbose))
-    for line in first_rejects(done, out):
-        call.console.print(line)
+    print_summary(call.console, out, done, seconds, totals, verbose=call.display.verbose)
     if advice := _advice(done, config.generator):
         call.warn(advice)
     if failures:
@@ -221,7 +207,9 @@ def _advice(done: Tally, generator: GeneratorConfig) -> str | None:
     )
 
 
-def _run_shards(work: Work, config: RunConfig, lease: Lease, call: Call) -> tuple[Tally, list[ShardFailure]]:
+def _run_shards(
+    session: Session, work: Work, config: RunConfig, call: Call
+) -> tuple[Tally, list[ShardFailure]]:
     """Run the shards, showing progress; what was done, and what failed."""
     record = work.run.record
     job = Job(
@@ -245,8 +233,8 @@ def _run_shards(work: Work, config: RunConfig, lease: Lease, call: Call) -> tupl
         for tally in (done, *in_hand):
             now.add(tally)
         line.show(now, workers)
-        lease.images_in_hand = now.images - done.images
-        lease.check()
+        session.lease.images_in_hand = now.images - done.images
+        session.check()
         stopped = stopped or too_many_refused(done, config.breaker)
         return stopped is None
 
@@ -257,7 +245,7 @@ def _run_shards(work: Work, config: RunConfig, lease: Lease, call: Call) -> tupl
         for outcome in outcomes:
             call.events.ended(outcome)
             if isinstance(outcome, ShardReceipt):
-                call.go_on.has_shards = True
+                session.committed()
                 done.add(outcome.tally)
                 committed += 1
                 in_a_row.clear()
@@ -295,11 +283,6 @@ def _outcomes(
     from ..workers.ray_actors import run_on_ray  # only now: a run without Ray never loads it
 
     yield from run_on_ray(job, work.shards, work.task, ray, show, watcher)
-
-
-def _finish(run: Run) -> dict[str, Any]:
-    with atomic.failing_as(IncompleteRun, run.out):
-        return retrying(lambda: close.finish_corpus(run.out, run.plan.shards))
 
 
 def _with_absolute_checkpoint(config: RunConfig) -> RunConfig:

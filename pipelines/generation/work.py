@@ -70,12 +70,12 @@ class Work:
         return ShardTask(shard, tuple(images))
 
 
-def work_of(run: Run, retry: Collection[str], console: Console) -> Work:
-    """What is left to do. Where refused images are run again, `corpus.json` goes before any shard changes.
+def work_of(run: Run, todo: Sequence[int], retry: Collection[str], console: Console) -> Work:
+    """What is left to do; `todo` are the shards that are not there. Where rejected images are run again,
+    `corpus.json` goes before any shard changes.
 
     Tells of it when all is known, since storage that fails has it asked again.
     """
-    todo = run.todo()
     there = sorted(set(run.plan.shards) - set(todo))
     again, classes = refused_images(run.out, there, retry) if retry else ({}, Counter())
     if again:

@@ -17,7 +17,7 @@ import pyarrow as pa
 
 from ...engine.records import DROP_REASONS
 from ..errors import CorpusError, NothingUsable
-from ..format.layout import BEFORE, CORPUS, PLAN, RUN, SHARDS, shard_name, shard_path
+from ..format.layout import BEFORE, CORPUS, PLAN, RUN, shard_name, shard_path
 from ..format.manifest import recorded, refuse_changed
 from ..format.parquet_files import open_parquet, reading
 from ..format.plan import part_names
@@ -29,6 +29,7 @@ from ..storage import atomic
 from ..storage.json_files import fingerprint, sealed, write_json
 from ..storage.paths import shown
 from ..text import counted
+from .open import sweep_corpus
 
 FILES_AT_ONCE = 16
 """Read side by side where a corpus is closed: a store's answers take tens of milliseconds each."""
@@ -46,8 +47,7 @@ def finish_corpus(out: Path, shards: range) -> dict[str, Any]:
         raise CorpusError(
             f"{out}: missing {len(missing)} of {counted(len(shards), 'shard')}, the first is {missing[0]}"
         )
-    for folder in (out, out / PLAN, out / SHARDS):
-        atomic.sweep(folder)
+    sweep_corpus(out)
     with ThreadPoolExecutor(FILES_AT_ONCE) as pool:
         totals = {**_totals(out, shards, read_run(out).digest, pool), "shards": len(shards)}
         names = _closed_files(out, shards)

@@ -65,7 +65,7 @@ def open_run(
     where keys collide.
     """
     refuse_foreign(out)
-    _sweep(out)
+    sweep_corpus(out)
     wanted = make_plan(inputs, shard_size, imported=record.is_imported)
     if mode == "overwrite":
         _clear_corpus(out)
@@ -100,7 +100,7 @@ def open_planned(out: Path, moved: Moved) -> Run:
         )
     if not part_names(out):
         raise CorpusError(f"{out}: there is no plan yet; to go on, type its maskmill generate command again")
-    _sweep(out)
+    sweep_corpus(out)
     manifest.refuse_changed_plan(out)
     plan = read_plan(out)
     if moved.pairs:
@@ -109,7 +109,8 @@ def open_planned(out: Path, moved: Moved) -> Run:
     return _ready(Run(out, plan, record, moved))
 
 
-def _sweep(out: Path) -> None:
+def sweep_corpus(out: Path) -> None:
+    """Remove the temporary files that killed processes left in the corpus's folders."""
     for folder in (out, out / PLAN, out / SHARDS):
         atomic.sweep(folder)
 

@@ -168,6 +168,21 @@ def _counts(what: str, group: str, columns: list[Mapping[str, Any]]) -> Iterator
             yield [f"  {what}: {reason}", *map(str, counts)]
 
 
+def print_summary(
+    console: Console,
+    out: Path,
+    done: Tally,
+    seconds: float,
+    totals: Mapping[str, Any] | None,
+    *,
+    verbose: bool,
+) -> None:
+    """Show what this run did to the corpus `out`, as `summary_table` has it, and its first rejects."""
+    console.print(summary_table(done, seconds, totals, verbose=verbose))
+    for line in first_rejects(done, out):
+        console.print(line)
+
+
 def first_rejects(done: Tally, out: Path) -> list[str]:
     """The first images that this run rejected, a line each, and how to see the others."""
     lines = [visible(redacted(f"rejected: {key}: {name}: {why}")) for key, name, why in done.first_rejects]

@@ -12,12 +12,12 @@ from maskmill.pipelines.format.plan import read_plan
 
 WITHOUT_LEASE = """
 import contextlib, sys
-from maskmill.pipelines.generation import generate
 from maskmill.pipelines.cli import main
+from maskmill.pipelines.writing import session
 class Unheld:
     is_lost = False
     def check(self): pass
-generate.held = lambda out, say, is_there: contextlib.nullcontext(Unheld())
+session.held = lambda out, say, is_there: contextlib.nullcontext(Unheld())
 sys.exit(main(sys.argv[1:]))
 """
 
