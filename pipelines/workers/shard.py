@@ -20,7 +20,7 @@ import itertools
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Protocol
@@ -62,15 +62,29 @@ class Generates(Protocol):
 def run_shard(
     task: ShardTask, generator: Generates, job: Job, on_progress: Callable[[Tally], None] = lambda _: None
 ) -> ShardReceipt | ShardFailure:
+    """Take all of `shard_steps`; `on_progress` is told what it yields. Returns and raises as it does."""
+    steps = shard_steps(task, generator, job)
+    while True:
+        try:
+            tally = next(steps)
+        except StopIteration as end:
+            outcome: ShardReceipt | ShardFailure = end.value
+            return outcome
+        on_progress(tally)
+
+
+def shard_steps(
+    task: ShardTask, generator: Generates, job: Job
+) -> Generator[Tally, None, ShardReceipt | ShardFailure]:
     """Make every row of the shard and commit them as one file.
 
-    `on_progress` gets a copy of the counts after each batch of images. Returns a ShardFailure where storage
-    or memory kept failing. Raises GpuFailed; whatever else is raised is a bug.
+    Yields a copy of the counts after each batch of images. Returns a ShardFailure where storage or memory
+    kept failing. Raises GpuFailed; whatever else is raised is a bug.
     """
     began, me, retried = time.perf_counter(), this_place().name, Counter[str]()
     for pause in (retries.FIRST_PAUSE_SECONDS, 0):
         try:
-            outcome = _attempt(task, generator, job, on_progress, retried)
+            outcome = yield from _attempt(task, generator, job, retried)
             if isinstance(outcome, ShardFailure):
                 return replace(outcome, worker=me, retries=retried)
             return replace(outcome, worker=me, seconds=time.perf_counter() - began)
@@ -98,9 +112,8 @@ def _attempt(
     task: ShardTask,
     generator: Generates,
     job: Job,
-    on_progress: Callable[[Tally], None],
     retried: Counter[str],
-) -> ShardReceipt | ShardFailure:
+) -> Generator[Tally, None, ShardReceipt | ShardFailure]:
     rows: list[ImageRow] = []
     tally = Tally(retries=retried)  # what was retried outlives an attempt that fails
     images = _decoded_ahead(task, job, generator, tally)
@@ -109,7 +122,7 @@ def _attempt(
         for row in _rows_of(batch, results, job.config, tally):
             rows.append(row)
             tally.add_row(row)
-        on_progress(copy.deepcopy(tally))
+        yield copy.deepcopy(tally)
     try:
         committed = task.probe or _commit(task, rows, job, tally)
     except OSError as error:
