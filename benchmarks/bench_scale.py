@@ -57,11 +57,12 @@ from maskmill.pipelines.generation.circuit_breaker import too_many_refused
 from maskmill.pipelines.machine import hardware
 from maskmill.pipelines.workers.cluster.connect import connect
 from maskmill.pipelines.workers.cluster.own_ray import OBJECT_STORE_BYTES
-from maskmill.pipelines.workers.crew import Crew, WorkerLost
+from maskmill.pipelines.workers.crew import Actors, WorkerLost
 from maskmill.pipelines.workers.dispatcher import Dispatcher
+from maskmill.pipelines.workers.events import Progress
 from maskmill.pipelines.workers.loading import check_sees_corpus
 from maskmill.pipelines.workers.placement import Placement
-from maskmill.pipelines.workers.ray_actors import RayCrew, ShardWorker, ray
+from maskmill.pipelines.workers.ray_actors import RayActors, ShardWorker, ray
 from maskmill.pipelines.workers.tasks import Job, ShardFailure, ShardReceipt, WorkerPlace, this_place
 from maskmill.pipelines.writing.close import finish_corpus
 from maskmill.pipelines.writing.open import Run, open_run
@@ -177,7 +178,7 @@ def empty_row(image: PlannedImage) -> ImageRow:
     return ImageRow(**common, status="empty", **size)
 
 
-class PackedCrew(RayCrew):
+class PackedCrew(RayActors):
     """Workers on Ray, `seats` of which share a process: a worker is an actor, and its number in there."""
 
     def __init__(self, job: StandInJob, placement: Placement, seats: int) -> None:
@@ -225,7 +226,7 @@ class InThreads(StandIn):
 
 
 class ThreadCrew:
-    """Workers as threads: the `Crew` (which says what each method does) with nothing between."""
+    """Workers as threads: the `Actors` (which says what each method does) with nothing between."""
 
     def __init__(self, job: StandInJob) -> None:
         self._job = job
@@ -286,12 +287,10 @@ class Watched:
 
         return noted
 
-    def show(self, in_hand: Sequence[Tally], working: int) -> bool:
-        """Add up and show what `maskmill generate` adds up and shows."""
-        now = Tally()
-        for tally in (self.done, *in_hand):
-            now.add(tally)
-        self._line.show(now, working)
+    def show(self, progress: Progress) -> bool:
+        """Add up and show what `maskmill generate` adds up and shows; whether to go on."""
+        working = progress.workers
+        self._line.show(progress.on_top_of(self.done), working)
         self.until_now(working)
         if self.all_ready is None and working == self._config.workers:
             self.all_ready = self._at[0] - self.asked
@@ -388,10 +387,15 @@ def measure(workers: int, seconds: float, given: argparse.Namespace, folder: Pat
         started, cpu = time.monotonic(), clock()
         task_of = watched.handing_out(lambda shard: ShardTask(shard, tuple(run.plan.images(shard))))
         receipts = []
-        for outcome in Dispatcher(job, run.todo(), task_of, crew, workers).run(watched.show):
-            assert isinstance(outcome, ShardReceipt), outcome
-            receipts.append(outcome)
-            watched.done.add(outcome.tally)
+        dispatcher = Dispatcher(job, run.todo(), task_of, crew, workers)
+        for event in dispatcher.run():
+            if isinstance(event, Progress):
+                if not watched.show(event):
+                    dispatcher.stop()
+                continue
+            assert isinstance(event, ShardReceipt), event
+            receipts.append(event)
+            watched.done.add(event.tally)
         watched.until_now(0)
         wall, cpu = time.monotonic() - started, clock() - cpu
         peak = peak_since() if knows_peak else None
@@ -465,7 +469,7 @@ def memory_bytes(name: str) -> int:
 
 
 @contextmanager
-def crew_of(kind: str, job: StandInJob, workers: int, processes: int) -> Iterator[Crew]:
+def crew_of(kind: str, job: StandInJob, workers: int, processes: int) -> Iterator[Actors]:
     """The workers: threads, or Ray's actors on logical GPUs; gone after the block."""
     if kind == "threads":
         yield ThreadCrew(job)

@@ -2,7 +2,7 @@
 
     generate: list the inputs → take the lease → open the run (plan, or find the plan) ┐
     resume:   take the lease → open the run that `run.json` and the plan describe      ┴→ the shards that are
-    not there yet → workers → corpus.json → summary
+    not there yet → a crew, whose events `_run_shards` acts on → corpus.json → summary
 
 `writing.session` holds the corpus meanwhile.
 
@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Collection, Generator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from functools import cached_property, partial
@@ -31,11 +31,12 @@ from ..format.tally import Tally
 from ..inputs.listing import list_inputs
 from ..inputs.moved import Moved
 from ..text import counted, redacted, visible
-from ..workers.events import Watcher
-from ..workers.loading import make_generator, resolve_device, weights_sha256, with_thresholds
+from ..workers.crew import Crew
+from ..workers.events import Progress
+from ..workers.loading import resolve_device, weights_sha256, with_thresholds
+from ..workers.local_crew import LocalCrew
 from ..workers.placement import fitting_shard_size, this_machine
-from ..workers.shard import run_shard
-from ..workers.tasks import Job, OnProgress, ShardFailure, ShardReceipt, this_place
+from ..workers.tasks import Job, ShardFailure, ShardReceipt
 from ..writing import close
 from ..writing.go_on import GoOn
 from ..writing.open import Mode, Run, open_planned, open_run
@@ -210,7 +211,43 @@ def _advice(done: Tally, generator: GeneratorConfig) -> str | None:
 def _run_shards(
     session: Session, work: Work, config: RunConfig, call: Call
 ) -> tuple[Tally, list[ShardFailure]]:
-    """Run the shards, showing progress; what was done, and what failed."""
+    """Have a crew make the shards, and act on what it tells; what was done, and what failed.
+
+    Raises BreakerTripped where the run gets nowhere, when what was in hand has ended and shards are left;
+    IncompleteRun at once where another run has taken the corpus over.
+    """
+    crew, workers = _crew(work, config, call), 1
+    done, committed = Tally(), 0
+    failures: list[ShardFailure] = []
+    in_a_row: list[ShardFailure] = []
+    tripped: BreakerTripped | None = None
+    with call.display.live_line(work.images) as line, closing(crew.run()) as events:
+        for event in events:
+            if isinstance(event, Progress):
+                workers, now = event.workers, event.on_top_of(done)
+                line.show(now, workers)
+                session.progressed(now.images - done.images)
+                tripped = tripped or too_many_refused(done, config.breaker)
+                if tripped:
+                    crew.stop()
+                continue
+            call.events.ended(event)
+            if isinstance(event, ShardReceipt):
+                session.committed()
+                done.add(event.tally)
+                committed += 1
+                in_a_row.clear()
+            else:
+                failures.append(event)
+                in_a_row.append(event)
+                check_unwritten(in_a_row, workers, config.breaker)
+    if tripped and committed + len(failures) < len(work.shards):
+        raise tripped
+    return done, failures
+
+
+def _crew(work: Work, config: RunConfig, call: Call) -> Crew:
+    """Who makes the shards: this process, or workers on Ray."""
     record = work.run.record
     job = Job(
         work.run.out,
@@ -220,69 +257,11 @@ def _run_shards(
         weights_sha256=record.weights_sha256,
         moved=work.run.moved,
     )
-    done = Tally()
-    failures: list[ShardFailure] = []
-    in_a_row: list[ShardFailure] = []
-    at_work, committed = 1, 0
-    stopped: BreakerTripped | None = None
+    if config.workers == 0:
+        return LocalCrew(job, work.shards, work.task, call.events)
+    from ..workers.ray_actors import RayCrew  # only now: a run without Ray never loads it
 
-    def show(in_hand: Sequence[Tally], workers: int) -> bool:
-        nonlocal at_work, stopped
-        at_work = workers
-        now = Tally()
-        for tally in (done, *in_hand):
-            now.add(tally)
-        line.show(now, workers)
-        session.lease.images_in_hand = now.images - done.images
-        session.check()
-        stopped = stopped or too_many_refused(done, config.breaker)
-        return stopped is None
-
-    with (
-        call.display.live_line(work.images) as line,
-        closing(_outcomes(job, work, call.ray, show, call.events)) as outcomes,
-    ):
-        for outcome in outcomes:
-            call.events.ended(outcome)
-            if isinstance(outcome, ShardReceipt):
-                session.committed()
-                done.add(outcome.tally)
-                committed += 1
-                in_a_row.clear()
-            else:
-                failures.append(outcome)
-                in_a_row.append(outcome)
-                check_unwritten(in_a_row, at_work, config.breaker)
-    if stopped and committed + len(failures) < len(work.shards):
-        raise stopped
-    return done, failures
-
-
-def _outcomes(
-    job: Job, work: Work, ray: str | None, show: OnProgress, watcher: Watcher
-) -> Generator[ShardReceipt | ShardFailure, None, None]:
-    if job.config.workers == 0:
-        try:
-            generator = make_generator(job)
-        except MemoryError as error:
-            raise IncompleteRun(f"no shard was begun: {error}") from None
-        watcher.worker_ready(this_place())
-
-        def note(tally: Tally) -> None:
-            show([tally], 1)
-
-        for shard in work.shards:
-            task = work.task(shard)
-            if isinstance(task, ShardFailure):
-                yield task
-                continue
-            yield run_shard(task, generator, job, note)
-            if not show([], 1):
-                return
-        return
-    from ..workers.ray_actors import run_on_ray  # only now: a run without Ray never loads it
-
-    yield from run_on_ray(job, work.shards, work.task, ray, show, watcher)
+    return RayCrew(job, work.shards, work.task, call.ray, call.events)
 
 
 def _with_absolute_checkpoint(config: RunConfig) -> RunConfig:

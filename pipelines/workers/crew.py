@@ -1,9 +1,28 @@
-"""Workers in processes of their own, as the dispatcher sees them."""
+"""Who makes a run's shards, as the run sees it and as the dispatcher does.
+
+A run has a `Crew`: this process alone (`local_crew`), or workers on Ray (`ray_actors`). It yields events, and
+the run decides what they mean. Workers in processes of their own are led by a `dispatcher.Dispatcher`, which
+is a crew and asks of Ray what `Actors` lists.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from typing import Any, Protocol
+
+from .events import Event
+
+
+class Crew(Protocol):
+    """Whoever makes the shards of a run."""
+
+    def run(self) -> Generator[Event, None, None]:
+        """Make the shards; yield how far they are, and each one's outcome as it ends. However this ends, no
+        worker is left behind; whoever does not take all events closes it.
+        """
+
+    def stop(self) -> None:
+        """Begin no other shard. What is in hand may finish, and `run` yields it and ends."""
 
 
 class WorkerLost(Exception):  # noqa: N818
@@ -21,8 +40,10 @@ class WorkerLost(Exception):  # noqa: N818
         self.gpu_failed = gpu_failed
 
 
-class Crew(Protocol):
-    """Workers in processes of their own: what the driver asks of Ray. A call's answer comes under its ref."""
+class Actors(Protocol):
+    """Workers in processes of their own: what the dispatcher asks of Ray. A call's answer comes under its
+    ref.
+    """
 
     def start(self) -> Any:
         """A new worker; it may take its time to be placed."""

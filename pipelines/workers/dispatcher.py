@@ -29,9 +29,9 @@ from ..format.tally import Tally
 from ..signals import Interrupts, held_back
 from .blame.gpu_faults import GpuFaults
 from .blame.quarantine import Suspect
-from .crew import Crew, WorkerLost
-from .events import Loss, Watcher
-from .tasks import Job, OnProgress, ShardFailure, ShardReceipt, WorkerPlace
+from .crew import Actors, WorkerLost
+from .events import Event, Loss, Progress, Watcher
+from .tasks import Job, ShardFailure, ShardReceipt, WorkerPlace
 
 log = logging.getLogger(__name__)
 
@@ -92,14 +92,16 @@ class Slot:
 
 
 class Dispatcher:
-    """Feeds shards to `workers` slots until each is committed, refused or given up."""
+    """The `Crew` of workers in processes of their own: feeds shards to `workers` slots until each is
+    committed, rejected or given up.
+    """
 
     def __init__(
         self,
         job: Job,
         shards: Sequence[int],
         task_of: Callable[[int], ShardTask | ShardFailure],
-        crew: Crew,
+        actors: Actors,
         workers: int,
         watcher: Watcher | None = None,
     ) -> None:
@@ -108,7 +110,7 @@ class Dispatcher:
         self._deaths_allowed = job.config.breaker.worker_deaths * workers
         self._queue = deque(shards)
         self._task_of = task_of  # a shard's images are looked up when it is handed out, not before
-        self._crew = crew
+        self._actors = actors
         self._workers = workers
         self._least = self._limits.min_workers
         self._begun = False
@@ -123,47 +125,55 @@ class Dispatcher:
         self._held_at = 0.0  # when a worker was last placed on such a GPU
         self._give_up_at: float | None = None  # after an interruption
 
-    def run(self, on_progress: OnProgress) -> Generator[Outcome, None, None]:
-        """Yield each shard's outcome as it ends; about once a second, tell what is in hand and how many work.
+    def run(self) -> Generator[Event, None, None]:
+        """Yield each shard's outcome as it ends, and about once a second what is in hand.
 
-        Where the answer to that is no, or a signal has come, nothing more is handed out, and what is in hand
-        may finish within the grace. Raises KeyboardInterrupt then, if it was a signal; what a worker raised,
-        with the worker's traceback, if it was a bug; BreakerTripped where workers cannot be started, or die
-        again and again. However it ends, no worker is left behind.
+        After `stop`, or when a signal has come, nothing more is handed out, and what is in hand may finish
+        within the grace. Raises KeyboardInterrupt then, if it was a signal; what a worker raised, with the
+        worker's traceback, if it was a bug; BreakerTripped where workers cannot be started, or die again and
+        again. However it ends, no worker is left behind.
         """
         try:
             with held_back() as signals:
                 while self._queue or self._suspects or any(slot.work for slot in self._slots):
-                    self._check_left()
-                    self._refill()
-                    yield from self._feed()
-                    yield from self._listen()
-                    yield from self._end_stalled()
-                    self._ask()
-                    working = sum(slot.ready for slot in self._slots)
-                    in_hand = [tally for slot in self._slots for tally in slot.tallies.values()]
-                    given = sum(len(slot.work) for slot in self._slots)
-                    self._watcher.load(len(self._queue) + len(self._suspects), given, working)
-                    go_on = on_progress(in_hand, working)
+                    yield from self._turn()
                     self._heed(signals)
-                    if not go_on:
-                        self._wind_down()
                     if self._give_up_at is not None and time.monotonic() >= self._give_up_at:
                         break
                 if signals.received:
                     raise KeyboardInterrupt
         finally:
             workers = [*self._holders, *(slot.worker for slot in self._slots)]
-            self._crew.end(workers, [ref for slot in self._slots for ref in slot.work])
+            self._actors.end(workers, [ref for slot in self._slots for ref in slot.work])
             self._slots.clear()
             self._watcher.load(0, 0, 0)
+
+    def stop(self) -> None:
+        """Hand out nothing new, and give what is in hand the grace to finish."""
+        if self._give_up_at is None:
+            self._give_up_at = time.monotonic() + self._limits.grace_seconds
+        self._queue.clear()
+        self._suspects.clear()
+
+    def _turn(self) -> Iterator[Event]:
+        """Hand out what there is, take in what has come, and tell how far it is."""
+        self._check_left()
+        self._refill()
+        yield from self._feed()
+        yield from self._listen()
+        yield from self._end_stalled()
+        self._ask()
+        working = sum(slot.ready for slot in self._slots)
+        given = sum(len(slot.work) for slot in self._slots)
+        self._watcher.load(len(self._queue) + len(self._suspects), given, working)
+        yield Progress([tally for slot in self._slots for tally in slot.tallies.values()], working)
 
     def _refill(self) -> None:
         """Start workers for the free slots, no more than there are shards to hold."""
         open_shards = len(self._queue) + len(self._suspects) + sum(len(slot.work) for slot in self._slots)
         while len(self._slots) < min(self._workers, open_shards):
-            worker = self._crew.start()
-            hello, loading = (self._crew.call(worker, method) for method in ("hello", "load"))
+            worker = self._actors.start()
+            hello, loading = (self._actors.call(worker, method) for method in ("hello", "load"))
             self._slots.append(Slot(worker, hello, loading))
 
     def _feed(self) -> Iterator[ShardFailure]:
@@ -206,13 +216,13 @@ class Dispatcher:
         return bool(trusted) and 0 < self._deaths == self._deaths_allowed - 1
 
     def _give(self, slot: Slot, task: ShardTask) -> None:
-        slot.work[self._crew.call(slot.worker, "run", task)] = task
+        slot.work[self._actors.call(slot.worker, "run", task)] = task
         slot.moved[task.shard] = time.monotonic()
 
     def _listen(self) -> Iterator[Outcome]:
         """Take in all answers that are there; wait for one, up to a second, where there is none."""
         refs = {ref: slot for slot in self._slots for ref in slot.refs()}
-        for ref in self._crew.answered(list(refs), POLL_SECONDS):
+        for ref in self._actors.answered(list(refs), POLL_SECONDS):
             if refs[ref] in self._slots:  # it may have been buried by an answer before this one
                 yield from self._settle(refs[ref], ref)
 
@@ -225,12 +235,12 @@ class Dispatcher:
         due = now - max(POLL_SECONDS, interval)
         for slot in self._slots:
             if slot.ready and slot.work and slot.asking is None and slot.asked <= due:
-                slot.asking, slot.asked = self._crew.call(slot.worker, "stats"), now
+                slot.asking, slot.asked = self._actors.call(slot.worker, "stats"), now
 
     def _settle(self, slot: Slot, ref: Any) -> Iterator[Outcome]:
         """Take in one answer of a worker, or its death."""
         try:
-            answer = self._crew.answer(ref)
+            answer = self._actors.answer(ref)
         except WorkerLost as lost:
             yield from self._bury(slot, lost)
             return
@@ -306,7 +316,7 @@ class Dispatcher:
 
     def _bury(self, slot: Slot, lost: WorkerLost) -> Iterator[ShardFailure]:
         """Fence a dead or lost worker, free its slot, and put what it held under suspicion."""
-        self._crew.end([slot.worker], [])
+        self._actors.end([slot.worker], [])
         self._slots.remove(slot)
         log.info("a worker died: %s", lost)
         held = tuple(task.shard for task in slot.work.values())
@@ -316,7 +326,7 @@ class Dispatcher:
             self._failed_starts += 1
             self._trip(self._failed_starts, FAILED_STARTS * self._workers, "died while starting", lost)
             return
-        proof = self._crew.node_lives(slot.node) and not lost.preempted and not gpu_is_blamed
+        proof = self._actors.node_lives(slot.node) and not lost.preempted and not gpu_is_blamed
         counts = slot.suspect is None or not (slot.suspect.is_tried_again or self._doubts())
         if slot.suspect is None:
             self._suspects.extend(Suspect(task) for task in slot.work.values() if not task.probe)
@@ -353,11 +363,4 @@ class Dispatcher:
                 "a second signal ends at once",
                 self._limits.grace_seconds,
             )
-        self._wind_down()
-
-    def _wind_down(self) -> None:
-        """Hand out nothing new, and give what is in hand the grace to finish."""
-        if self._give_up_at is None:
-            self._give_up_at = time.monotonic() + self._limits.grace_seconds
-        self._queue.clear()
-        self._suspects.clear()
+        self.stop()

@@ -1,15 +1,45 @@
-"""What a run tells while it works, to whoever listens: its log of events, its metrics.
+"""What a crew tells while it works: events that the run acts on, and a watcher that listens beside it.
 
-Told in the driver's process only. A shard's outcome reaches the driver once, whichever worker made it and
-however many died over it, and so it is counted once. A worker that counted what it commits would take what
-was not exported yet with it when it dies.
+An event is a shard's outcome, or how far the shards in hand are. A watcher is the log of events or the
+metrics: it is told more, and decides nothing.
+
+All is told in the driver's process only. A shard's outcome reaches the driver once, whichever worker made it
+and however many died over it, and so it is counted once. A worker that counted what it commits would take
+what was not exported yet with it when it dies.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
+from ..format.tally import Tally
 from .tasks import ShardFailure, ShardReceipt, WorkerPlace
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far a run is beside its shards that have ended.
+
+    Attributes:
+        in_hand: what each shard in hand has done so far.
+        workers: how many workers are ready.
+
+    """
+
+    in_hand: Sequence[Tally]
+    workers: int
+
+    def on_top_of(self, done: Tally) -> Tally:
+        """All that is done: the shards that have ended, `done`, and those in hand."""
+        total = Tally()
+        for tally in (done, *self.in_hand):
+            total.add(tally)
+        return total
+
+
+Event = Progress | ShardReceipt | ShardFailure
 
 
 class Loss(NamedTuple):

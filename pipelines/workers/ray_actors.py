@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
 from dataclasses import replace
 from typing import Any
@@ -25,13 +25,13 @@ from ..text import without_escapes
 from .cluster.connect import connect
 from .crew import WorkerLost
 from .dispatcher import Dispatcher
-from .events import Watcher, Watchers
+from .events import Event, Progress, Watcher, Watchers
 from .generator_queue import GeneratorQueue
 from .loading import check_same_version, check_sees_corpus, limit_threads
 from .metrics import BUSY, RUN_CHARACTERS, Instrument, Metric, Metrics
 from .placement import Placement, check_sees_its_gpus
 from .shard import is_infrastructure, run_shard
-from .tasks import Job, OnProgress, ShardFailure, ShardReceipt, WorkerPlace, this_place
+from .tasks import Job, ShardFailure, ShardReceipt, WorkerPlace, this_place
 
 END_SECONDS = 10.0  # for killed actors to be dead
 
@@ -122,8 +122,8 @@ class ShardWorker:
             self._running.pop(task.shard, None)
 
 
-class RayCrew:
-    """Workers as Ray actors: the `Crew` that `pipelines.workers.dispatcher` feeds.
+class RayActors:
+    """Workers as Ray actors: the `Actors` that `pipelines.workers.dispatcher` feeds.
 
     An actor is never restarted by Ray: calls to a restarting one bounce and strike innocent shards.
     """
@@ -156,7 +156,7 @@ class RayCrew:
         return list(done)
 
     def answer(self, ref: Any) -> Any:
-        """The ref's value; see `Crew`. What ran out of memory where no shard was in hand is a lost worker."""
+        """The ref's value; see `Actors`. A worker that ran out of memory with no shard in hand is lost."""
         try:
             return ray.get(ref)
         except RayTaskError as error:
@@ -186,25 +186,46 @@ class RayCrew:
         return any(entry["NodeID"] == node and entry["Alive"] for entry in nodes)
 
 
-def run_on_ray(
-    job: Job,
-    shards: Sequence[int],
-    task_of: Callable[[int], ShardTask | ShardFailure],
-    address: str | None,
-    on_progress: OnProgress,
-    watcher: Watcher,
-) -> Iterator[ShardReceipt | ShardFailure]:
-    """Run the shards on the cluster at `address`, or on a Ray of our own; yield each one's outcome as it
-    ends. The watcher is told of the workers, of the outcomes by whoever takes them.
+class RayCrew:
+    """The `Crew` of a run with Ray: workers on the cluster at `address`, or on a Ray of the run's own.
+
+    The watcher is told of the workers, of the outcomes by whoever takes them.
     """
-    with connect(job.config, address) as placement:
-        share = placement.gpus or 1.0
-        job = replace(job, threads=placement.threads, neighbours=placement.neighbours, gpu_share=share)
-        crew = RayCrew(job, placement)
-        metrics = Metrics(lambda metric: instrument(metric, job.run_digest))
-        told = Watchers(watcher, metrics)
-        dispatcher = Dispatcher(job, shards, task_of, crew, placement.workers, told)
-        with closing(dispatcher.run(on_progress)) as outcomes:
-            for outcome in outcomes:
-                metrics.ended(outcome)
-                yield outcome
+
+    def __init__(
+        self,
+        job: Job,
+        shards: Sequence[int],
+        task_of: Callable[[int], ShardTask | ShardFailure],
+        address: str | None,
+        watcher: Watcher,
+    ) -> None:
+        self._job = job
+        self._shards = shards
+        self._task_of = task_of
+        self._address = address
+        self._watcher = watcher
+        self._dispatcher: Dispatcher | None = None
+
+    def run(self) -> Generator[Event, None, None]:
+        """See `Crew`. Raises as `connect` and `Dispatcher.run` do."""
+        with connect(self._job.config, self._address) as placement:
+            job = replace(
+                self._job,
+                threads=placement.threads,
+                neighbours=placement.neighbours,
+                gpu_share=placement.gpus or 1.0,
+            )
+            metrics = Metrics(lambda metric: instrument(metric, job.run_digest))
+            actors, told = RayActors(job, placement), Watchers(self._watcher, metrics)
+            self._dispatcher = Dispatcher(job, self._shards, self._task_of, actors, placement.workers, told)
+            with closing(self._dispatcher.run()) as events:
+                for event in events:
+                    if not isinstance(event, Progress):
+                        metrics.ended(event)
+                    yield event
+
+    def stop(self) -> None:
+        """See `Crew`."""
+        if self._dispatcher is not None:
+            self._dispatcher.stop()

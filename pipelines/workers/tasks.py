@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import socket
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -82,10 +82,6 @@ class WorkerPlace(NamedTuple):
     def name(self) -> str:
         """The worker's name in logs: `host:pid`."""
         return f"{self.host}:{self.pid}"
-
-
-OnProgress = Callable[[Sequence[Tally], int], bool]
-"""Told what the shards in hand have done so far, and how many workers are at work; whether to go on."""
 
 
 def this_place(node: str = "", gpus: Sequence[str] = ()) -> WorkerPlace:

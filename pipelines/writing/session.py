@@ -84,15 +84,16 @@ class Session:
         self._go_on.has_shards = len(todo) < len(run.plan.shards)
         return todo
 
-    @property
-    def lease(self) -> Lease:
-        """The lease, once the corpus is open."""
-        assert self._lease is not None, "open() takes the lease"
-        return self._lease
-
     def check(self) -> None:
         """Raise IncompleteRun where another run has taken the lease: nothing there is ours to change."""
-        self.lease.check()
+        self._lease_held.check()
+
+    def progressed(self, images_in_hand: int) -> None:
+        """Have the lease say, when it is renewed, how many images are done of shards that are not committed.
+        Raises as `check` does.
+        """
+        self._lease_held.images_in_hand = images_in_hand
+        self.check()
 
     def committed(self) -> None:
         """Note that a shard was committed."""
@@ -106,3 +107,8 @@ class Session:
                 "totals"
             ]
         return totals
+
+    @property
+    def _lease_held(self) -> Lease:
+        assert self._lease is not None, "open() takes the lease"
+        return self._lease

@@ -22,6 +22,7 @@ from maskmill.pipelines.format.shards import committed_shards
 from maskmill.pipelines.generation import generate
 from maskmill.pipelines.storage import atomic, retries
 from maskmill.pipelines.storage.lease import held
+from maskmill.pipelines.workers import local_crew
 from maskmill.pipelines.writing import open as opening
 from tests.support.commands import start, wait_for_a_shard, words
 
@@ -141,13 +142,13 @@ def test_an_interruption_before_overwriting_has_begun_says_overwrite_again(
     typed = words(photos / "coffee", out, tiny_settings, "--workers", "0", "--overwrite")
     assert main(typed) == 0
     before = state_of(out)
-    for owner, name in ((generate, "list_inputs"), (opening, "_clear_corpus"), (generate, "run_shard")):
+    for owner, name in ((generate, "list_inputs"), (opening, "_clear_corpus"), (local_crew, "shard_steps")):
         capsys.readouterr()
         with monkeypatch.context() as broken:
             broken.setattr(owner, name, interrupt)
             assert main(typed) == 130
         said = capsys.readouterr().err
-        begun = name == "run_shard"
+        begun = name == "shard_steps"
         again = ["resume", str(out)] if begun else typed
         stays = "nothing was committed yet" if begun else "the old corpus was not removed yet"
         assert said == f"maskmill: interrupted; {stays}, go on with: {shlex.join(['maskmill', *again])}\n"

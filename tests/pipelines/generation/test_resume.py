@@ -13,6 +13,7 @@ from maskmill.pipelines.format import run_record
 from maskmill.pipelines.format.layout import part_path, shard_path
 from maskmill.pipelines.format.shards import committed_shards
 from maskmill.pipelines.generation import generate
+from maskmill.pipelines.workers import local_crew
 from maskmill.pipelines.workers import shard as worker
 from tests.support.commands import words
 from tests.support.releases import release
@@ -155,16 +156,16 @@ def test_with_workers_it_takes_their_options_and_goes_by_ray(stopped, local_ray,
 
 def interrupted(typed, monkeypatch, capsys, at):
     """The last line of a command that is interrupted where it begins its shard number `at`."""
-    begun, run_shard = [], worker.run_shard
+    begun, shard_steps = [], local_crew.shard_steps
 
     def interrupt(task, *rest):
         begun.append(task)
         if len(begun) > at:
             raise KeyboardInterrupt
-        return run_shard(task, *rest)
+        return shard_steps(task, *rest)
 
     with monkeypatch.context() as broken:
-        broken.setattr(generate, "run_shard", interrupt)
+        broken.setattr(local_crew, "shard_steps", interrupt)
         assert main(typed) == 130
     return capsys.readouterr().err.splitlines()[-1].removeprefix("maskmill: interrupted; ")
 

@@ -12,9 +12,9 @@ import pytest
 from maskmill.pipelines.cli import main
 from maskmill.pipelines.errors import CorpusError
 from maskmill.pipelines.format.layout import CORPUS, PLAN, shard_path
-from maskmill.pipelines.generation import generate
 from maskmill.pipelines.generation.status import status_of
 from maskmill.pipelines.storage import lease
+from maskmill.pipelines.workers import local_crew
 from tests.support.commands import words
 from tests.support.corpora import fill_shard, make_corpus, make_photos, open_corpus
 
@@ -92,19 +92,22 @@ def test_a_run_that_lives(half_done):
 def test_a_run_tells_how_many_images_of_its_shards_in_hand_are_done(
     photos, tiny_settings, tmp_path, monkeypatch
 ):
-    seen, run_shard, out = [], generate.run_shard, tmp_path / "corpus"
+    seen, shard_steps, out = [], local_crew.shard_steps, tmp_path / "corpus"
 
-    def watched(task, generator, job, note):
-        def tell(tally):
-            note(tally)
+    def watched(*arguments):
+        steps = shard_steps(*arguments)
+        while True:
+            try:
+                tally = next(steps)
+            except StopIteration as done:
+                return done.value
+            yield tally
             end = time.monotonic() + 5
             while status_of(out).images_in_hand != tally.images and time.monotonic() < end:
                 time.sleep(0.01)
             seen.append(status_of(out).images_in_hand)
 
-        return run_shard(task, generator, job, tell)
-
-    monkeypatch.setattr(generate, "run_shard", watched)
+    monkeypatch.setattr(local_crew, "shard_steps", watched)
     monkeypatch.setattr(lease, "RENEWALS", 6000)
     assert main(words(photos / "coffee", out, tiny_settings, "--workers", "0")) == 0
     assert seen == [1, 2, 1], "of a shard of two images and one of one"

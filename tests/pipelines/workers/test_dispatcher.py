@@ -12,11 +12,12 @@ from maskmill.pipelines.format.tally import Tally
 from maskmill.pipelines.workers import dispatcher as dispatch_module
 from maskmill.pipelines.workers.crew import WorkerLost
 from maskmill.pipelines.workers.dispatcher import Dispatcher
-from maskmill.pipelines.workers.events import Loss, Watcher
+from maskmill.pipelines.workers.events import Loss, Progress, Watcher
 from maskmill.pipelines.workers.tasks import Job, ShardFailure, ShardReceipt, WorkerPlace
+from tests.support.crews import outcomes_of
 
 
-class Crew:
+class Actors:
     """Workers that die over each image of `deadly`, and write down what they are given."""
 
     def __init__(self, deadly=()):
@@ -82,41 +83,35 @@ def ids(task, rows):
 
 
 def dispatch(
-    crew,
-    tasks,
-    tmp_path,
-    on_progress=lambda _in_hand, _working: True,
-    workers=1,
-    watcher=None,
-    settings=(),
+    actors, tasks, tmp_path, goes_on=lambda _progress: True, workers=1, watcher=None, settings=()
 ):
     job = Job(tmp_path, load_config(None, settings), "")
-    dispatcher = Dispatcher(job, range(len(tasks)), tasks.__getitem__, crew, workers, watcher)
-    return list(dispatcher.run(on_progress))
+    dispatcher = Dispatcher(job, range(len(tasks)), tasks.__getitem__, actors, workers, watcher)
+    return outcomes_of(dispatcher, goes_on)
 
 
 def test_workers_that_die_over_whatever_they_get_end_the_run(tmp_path):
     tasks = tasks_of(2, 64)
-    crew = Crew(image.image_id for task in tasks for image in task.images)
+    actors = Actors(image.image_id for task in tasks for image in task.images)
     with pytest.raises(IncompleteRun, match="10 workers in a row died over their images, and none came"):
-        dispatch(crew, tasks, tmp_path)
+        dispatch(actors, tasks, tmp_path)
 
 
 def test_small_shards_all_of_whose_images_were_refused_unread_are_no_progress(tmp_path):
     tasks = tasks_of(9, 2)
-    crew = Crew(image.image_id for task in tasks for image in task.images)
+    actors = Actors(image.image_id for task in tasks for image in task.images)
     with pytest.raises(IncompleteRun, match="10 workers in a row died over their images"):
-        dispatch(crew, tasks, tmp_path)
+        dispatch(actors, tasks, tmp_path)
 
 
 @pytest.mark.parametrize("bad", [4, 20])
 def test_neighbours_that_each_end_three_workers_are_refused_and_end_no_run(tmp_path, bad):
     tasks = tasks_of(2, 64)
-    crew = Crew(ids(tasks[0], range(8, 8 + bad)))
-    outcomes = dispatch(crew, tasks, tmp_path)
+    actors = Actors(ids(tasks[0], range(8, 8 + bad)))
+    outcomes = dispatch(actors, tasks, tmp_path)
     assert {outcome.shard: outcome.tally.statuses["rejected"] for outcome in outcomes} == {0: bad, 1: 0}
-    alone = Counter(task.images[0].image_id for task in crew.given if task.probe)
-    assert {image for image, tries in alone.items() if tries == 3} == crew.deadly
+    alone = Counter(task.images[0].image_id for task in actors.given if task.probe)
+    assert {image for image, tries in alone.items() if tries == 3} == actors.deadly
 
 
 @pytest.mark.parametrize("bad", [0, 3, 8])
@@ -124,8 +119,8 @@ def test_neighbours_that_each_end_three_workers_are_refused_and_end_no_run(tmp_p
 def test_a_shard_of_nothing_but_deadly_images_is_refused_whole_and_ends_no_run(tmp_path, bad, workers):
     """The others show, each time it looks like workers that die over whatever they get, that they do not."""
     tasks = tasks_of(9, 32)
-    crew = Crew(ids(tasks[bad], range(288)))
-    outcomes = dispatch(crew, tasks, tmp_path, workers=workers)
+    actors = Actors(ids(tasks[bad], range(288)))
+    outcomes = dispatch(actors, tasks, tmp_path, workers=workers)
     rejected = {outcome.shard: outcome.tally.statuses["rejected"] for outcome in outcomes}
     assert rejected == {shard: 32 * (shard == bad) for shard in range(9)}
 
@@ -134,21 +129,21 @@ def test_a_shard_of_nothing_but_deadly_images_is_refused_whole_and_ends_no_run(t
 def test_workers_that_die_over_whatever_they_get_from_some_moment_on_end_the_run(tmp_path, when):
     """An image that came through before tells."""
     tasks = tasks_of(9, 32)
-    crew = Crew()
+    actors = Actors()
 
-    def break_down(_in_hand, _working):
-        if len(crew.given) > when:
-            crew.deadly = frozenset(image.image_id for task in tasks for image in task.images)
+    def break_down(_progress):
+        if len(actors.given) > when:
+            actors.deadly = frozenset(image.image_id for task in tasks for image in task.images)
         return True
 
     with pytest.raises(IncompleteRun, match="10 workers in a row died over their images"):
-        dispatch(crew, tasks, tmp_path, break_down)
-    alone = Counter(task.images[0].image_id for task in crew.given if task.probe)
+        dispatch(actors, tasks, tmp_path, break_down)
+    alone = Counter(task.images[0].image_id for task in actors.given if task.probe)
     assert sum(tries == 3 for tries in alone.values()) < 10, "hardly any image pays for it"
 
 
 def test_a_control_that_its_storage_does_not_give_ends_no_run_and_is_no_shard_undone(tmp_path):
-    class Flaky(Crew):
+    class Flaky(Actors):
         def run(self, task):
             if task.probe and task.shard != 0:
                 self.given.append(task)
@@ -164,15 +159,30 @@ def test_a_control_that_its_storage_does_not_give_ends_no_run_and_is_no_shard_un
 def test_a_task_that_cannot_be_made_is_a_shard_undone_and_the_others_are_done(tmp_path):
     tasks = tasks_of(4, 2)
     tasks[1] = ShardFailure(1, "the plan cannot be read", output=True)
-    outcomes = dispatch(Crew(), tasks, tmp_path)
+    outcomes = dispatch(Actors(), tasks, tmp_path)
     assert sorted(outcome.shard for outcome in outcomes if isinstance(outcome, ShardReceipt)) == [0, 2, 3]
     assert tasks[1] in outcomes
 
 
 def test_a_run_that_is_told_to_stop_finishes_what_is_in_hand(tmp_path):
-    crew = Crew()
-    seen = dispatch(crew, tasks_of(9, 2), tmp_path, lambda _in_hand, _working: not crew.given)
+    actors = Actors()
+    seen = dispatch(actors, tasks_of(9, 2), tmp_path, lambda _progress: not actors.given)
     assert sorted(outcome.shard for outcome in seen) == [0, 1]
+
+
+def test_whoever_takes_no_more_events_leaves_no_worker_behind(tmp_path):
+    class Ending(Actors):
+        ended = ()
+
+        def end(self, workers, refs):
+            self.ended = (len(workers), len(refs))
+
+    actors = Ending()
+    tasks, job = tasks_of(9, 2), Job(tmp_path, load_config(None, []), "")
+    events = Dispatcher(job, range(9), tasks.__getitem__, actors, 1).run()
+    assert next(events) == Progress([], 1)
+    events.close()
+    assert actors.ended == (1, 0)
 
 
 @pytest.mark.parametrize(
@@ -190,7 +200,7 @@ def test_workers_are_asked_how_far_they_are_once_a_second_or_64_of_them(
     clock = [1000.0]
     monkeypatch.setattr(dispatch_module.time, "monotonic", lambda: clock[0])
 
-    class Slow(Crew):
+    class Slow(Actors):
         """Its shards take 17 seconds; a turn of the driver a quarter of one."""
 
         begun, asked = None, 0
@@ -207,14 +217,14 @@ def test_workers_are_asked_how_far_they_are_once_a_second_or_64_of_them(
             self.asked += 1
             return {shard: Tally(statuses=Counter(ok=self.asked)) for shard in range(workers)}
 
-    crew = Slow()
+    actors = Slow()
     limits = ["cluster.shards_in_flight=1", f"cluster.stall_seconds={stall_seconds}"]
     job = Job(tmp_path, load_config(None, limits), "")
     tasks = tasks_of(workers, 1)
-    dispatcher = Dispatcher(job, range(workers), tasks.__getitem__, crew, workers)
-    outcomes = list(dispatcher.run(lambda _in_hand, _working: True))
-    assert len(outcomes) == len(crew.given) == workers, "none was thought to have stalled"
-    assert crew.asked / workers == pytest.approx(17 / each, abs=1.5)
+    dispatcher = Dispatcher(job, range(workers), tasks.__getitem__, actors, workers)
+    outcomes = outcomes_of(dispatcher)
+    assert len(outcomes) == len(actors.given) == workers, "none was thought to have stalled"
+    assert actors.asked / workers == pytest.approx(17 / each, abs=1.5)
 
 
 @pytest.mark.parametrize(("least", "shards"), [(1, 6), (3, 6), (3, 2)])
@@ -222,7 +232,7 @@ def test_nothing_is_handed_out_before_enough_workers_are_ready(tmp_path, least, 
     """One is ready at once, another in each fifth turn; two shards are no work for three workers."""
     ready_at_first_shard = []
 
-    class OneByOne(Crew):
+    class OneByOne(Actors):
         turns = ready = 0
 
         def answered(self, refs, _seconds):
@@ -240,7 +250,7 @@ def test_nothing_is_handed_out_before_enough_workers_are_ready(tmp_path, least, 
 
     job = Job(tmp_path, load_config(None, [f"cluster.min_workers={least}", "workers=4"]), "")
     dispatcher = Dispatcher(job, range(shards), tasks_of(shards, 1).__getitem__, OneByOne(), 4)
-    assert len(list(dispatcher.run(lambda _in_hand, _working: True))) == shards
+    assert len(outcomes_of(dispatcher)) == shards
     assert ready_at_first_shard[0] == min(least, shards)
 
 
@@ -260,7 +270,7 @@ class Told(Watcher):
         self.loads.append((queued, in_hand, workers))
 
 
-class Unhurried(Crew):
+class Unhurried(Actors):
     """Shards take it a while."""
 
     turns = 0
@@ -272,8 +282,8 @@ class Unhurried(Crew):
 
 def test_a_watcher_is_told_of_workers_that_come_and_go_and_of_the_load(tmp_path):
     tasks, told = tasks_of(4, 1), Told()
-    crew = Unhurried(ids(tasks[0], [0]))
-    dispatch(crew, tasks, tmp_path, watcher=told)
+    actors = Unhurried(ids(tasks[0], [0]))
+    dispatch(actors, tasks, tmp_path, watcher=told)
     place = WorkerPlace("node", "host", 1)
     deaths = 5  # with its neighbour, alone, and the image three times
     assert told.lost[0] == Loss(place, "a crash", (0, 1), starting=False)
@@ -285,7 +295,7 @@ def test_a_watcher_is_told_of_workers_that_come_and_go_and_of_the_load(tmp_path)
 
 
 def test_a_watcher_is_told_of_a_worker_that_dies_before_it_is_placed(tmp_path):
-    class Stillborn(Crew):
+    class Stillborn(Actors):
         def hello(self):
             raise WorkerLost("its node is gone")
 

@@ -29,6 +29,7 @@ from maskmill.pipelines.workers.placement import (
 from maskmill.pipelines.workers.tasks import Job, ShardReceipt
 from maskmill.pipelines.writing.rejects import shard_sha256
 from tests.support.corpora import make_record
+from tests.support.crews import outcomes_of
 
 
 @pytest.mark.parametrize(
@@ -182,11 +183,10 @@ def tasks_of(photos, shards):
 
 def dispatch(job, tasks, worker=None, workers=2):
     from maskmill.pipelines.workers.dispatcher import Dispatcher
-    from maskmill.pipelines.workers.ray_actors import RayCrew, ShardWorker
+    from maskmill.pipelines.workers.ray_actors import RayActors, ShardWorker
 
-    crew = RayCrew(job, Placement(workers, 1, 0.0), worker or ShardWorker)
-    dispatcher = Dispatcher(job, range(len(tasks)), tasks.__getitem__, crew, workers)
-    return list(dispatcher.run(lambda _tallies, _working: True))
+    actors = RayActors(job, Placement(workers, 1, 0.0), worker or ShardWorker)
+    return outcomes_of(Dispatcher(job, range(len(tasks)), tasks.__getitem__, actors, workers))
 
 
 def quick_worker():
@@ -249,7 +249,7 @@ def test_workers_are_pinned_to_logical_gpus(share, expected):
     """In a process of its own: Ray tells them apart, and each sees its own alone."""
     script = f"""
 import json, ray
-from maskmill.pipelines.workers.ray_actors import RayCrew
+from maskmill.pipelines.workers.ray_actors import RayActors
 from maskmill.pipelines.config.run import load_config
 from maskmill.pipelines.workers.placement import Placement, check_sees_its_gpus
 from maskmill.pipelines.workers.tasks import Job
@@ -261,9 +261,9 @@ class Told(ShardWorker):
         place = self._place()
         check_sees_its_gpus(place.host, place.gpus, os.environ.get("CUDA_VISIBLE_DEVICES"))
         return list(place.gpus)
-crew = RayCrew(Job("/nowhere", load_config(None, []), ""), Placement({len(expected)}, 1, {share}), Told)
-workers = [crew.start() for _ in range({len(expected)})]
-print(json.dumps(sorted(sum((crew.answer(crew.call(worker, "stats")) for worker in workers), []))))
+actors = RayActors(Job("/nowhere", load_config(None, []), ""), Placement({len(expected)}, 1, {share}), Told)
+workers = [actors.start() for _ in range({len(expected)})]
+print(json.dumps(sorted(sum((actors.answer(actors.call(worker, "stats")) for worker in workers), []))))
 """
     environment = {**os.environ, "RAY_AUTH_MODE": "disabled", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=environment)
@@ -442,19 +442,19 @@ def test_refused_images_are_run_again_on_ray_too(job, photos, tmp_path):
 def interrupted(job, tasks, worker, begun):
     """Run until an interruption that comes when the file `begun` is there; the seconds from then on."""
     from maskmill.pipelines.workers.dispatcher import Dispatcher
-    from maskmill.pipelines.workers.ray_actors import RayCrew
+    from maskmill.pipelines.workers.ray_actors import RayActors
 
-    crew = RayCrew(job, Placement(1, 1, 0.0), worker)
+    actors = RayActors(job, Placement(1, 1, 0.0), worker)
     sent = []
 
-    def interrupt(_tallies, _working):
+    def interrupt(_progress):
         if begun.exists() and not sent:
             sent.append(time.monotonic())
             signal.raise_signal(signal.SIGTERM)
         return True
 
     with pytest.raises(KeyboardInterrupt), orderly():
-        list(Dispatcher(job, range(len(tasks)), tasks.__getitem__, crew, 1).run(interrupt))
+        outcomes_of(Dispatcher(job, range(len(tasks)), tasks.__getitem__, actors, 1), interrupt)
     return time.monotonic() - sent[0]
 
 

@@ -11,8 +11,8 @@ from maskmill.pipelines.cli import main
 from maskmill.pipelines.corpus.reader import Corpus
 from maskmill.pipelines.errors import CorpusError
 from maskmill.pipelines.format.layout import shard_path
-from maskmill.pipelines.generation import generate
 from maskmill.pipelines.inputs.listing import list_inputs
+from maskmill.pipelines.workers import local_crew
 from maskmill.pipelines.writing.moves import moves
 from maskmill.pipelines.writing.open import open_run
 from tests.support.commands import words
@@ -141,7 +141,7 @@ def test_what_is_said_to_have_moved_is_held_to_the_plan_and_suggested_again(proj
 
     typed = ["resume", str(out), "--moved", f"{was}/photos={project}/away"]
     with monkeypatch.context() as broken:
-        broken.setattr(generate, "run_shard", interrupt)
+        broken.setattr(local_crew, "shard_steps", interrupt)
         assert main(typed) == 130
     said = capsys.readouterr().err.splitlines()[-1]
     assert said.endswith(f"; committed shards stay, go on with: {shlex.join(['maskmill', *typed])}")

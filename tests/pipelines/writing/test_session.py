@@ -73,7 +73,7 @@ def test_once_the_lease_is_lost_nothing_is_swept_and_nothing_finished(out, monke
         with Session(out, GoOn(), print) as session:
             run = session.open(lambda: open_run(out, inputs, make_record(), 2))
             assert session.left(run) == [0, 1]
-            session.lease._lost_to = "another one"
+            session._lease._lost_to = "another one"
             (out / LEFT).write_bytes(b"half")
             session.finish(run)
 

@@ -13,13 +13,13 @@ from maskmill.pipelines.config.run import load_config
 from maskmill.pipelines.errors import BreakerTripped, GpuFailed, UsageError
 from maskmill.pipelines.format.ids import image_id
 from maskmill.pipelines.format.records import PlannedImage, ShardTask
-from maskmill.pipelines.generation import generate
+from maskmill.pipelines.workers import local_crew
 from maskmill.pipelines.workers.blame.gpu_faults import gpu_failed
 from maskmill.pipelines.workers.crew import WorkerLost
 from maskmill.pipelines.workers.loading import make_generator
 from maskmill.pipelines.workers.shard import run_shard
 from maskmill.pipelines.workers.tasks import Job, WorkerPlace
-from tests.pipelines.workers.test_dispatcher import Crew, dispatch, ids, tasks_of
+from tests.pipelines.workers.test_dispatcher import Actors, dispatch, ids, tasks_of
 from tests.support.commands import words
 
 ILLEGAL = "CUDA error: an illegal memory access was encountered\nCompile with `TORCH_USE_CUDA_DSA`"
@@ -79,7 +79,7 @@ def test_other_errors_are_no_gpus(error):
     assert gpu_failed(error) is None
 
 
-class OnGpus(Crew):
+class OnGpus(Actors):
     """Each worker takes the first free GPU; whatever is computed on one of `broken` fails there."""
 
     def __init__(self, gpus=2, broken=(), deadly=(), loads=True):
@@ -123,51 +123,51 @@ def rejected(outcomes):
 
 @pytest.mark.parametrize("broken", ["0", "1"])
 def test_a_gpu_on_which_work_keeps_failing_is_left_out_and_costs_no_image(tmp_path, broken, caplog):
-    crew = OnGpus(2, {broken})
-    outcomes = dispatch(crew, tasks_of(40, 4), tmp_path, workers=2)
+    actors = OnGpus(2, {broken})
+    outcomes = dispatch(actors, tasks_of(40, 4), tmp_path, workers=2)
     assert rejected(outcomes) == dict.fromkeys(range(40), 0)
     assert f"host, GPU {broken} is left out" in caplog.text
-    assert sum(gpu == broken for gpu, _ in crew.tried) <= 8  # two shards in hand, up to four workers
+    assert sum(gpu == broken for gpu, _ in actors.tried) <= 8  # two shards in hand, up to four workers
 
 
 def test_a_gpu_on_which_no_worker_loads_is_left_out_too(tmp_path, caplog):
-    crew = OnGpus(2, {"1"}, loads=False)
-    outcomes = dispatch(crew, tasks_of(10, 4), tmp_path, workers=2)
+    actors = OnGpus(2, {"1"}, loads=False)
+    outcomes = dispatch(actors, tasks_of(10, 4), tmp_path, workers=2)
     assert rejected(outcomes) == dict.fromkeys(range(10), 0)
     assert "host, GPU 1 is left out" in caplog.text
 
 
 @pytest.mark.parametrize("loads", [True, False])
 def test_a_run_whose_only_gpu_is_left_out_stops_and_names_it(tmp_path, loads):
-    crew = OnGpus(1, {"0"}, loads=loads)
+    actors = OnGpus(1, {"0"}, loads=loads)
     with pytest.raises(BreakerTripped, match=r"no GPU is left to the run: host, GPU 0: an ECC error"):
-        dispatch(crew, tasks_of(9, 4), tmp_path)
-    assert not any(task.deadly for _, task in crew.tried)
-    assert crew.free == ["0"]
+        dispatch(actors, tasks_of(9, 4), tmp_path)
+    assert not any(task.deadly for _, task in actors.tried)
+    assert actors.free == ["0"]
 
 
 @pytest.mark.parametrize("row", [0, 1, 6])
 @pytest.mark.parametrize("gpus", [1, 2])
 def test_an_image_that_breaks_its_gpus_context_is_refused_and_no_gpu_left_out(tmp_path, gpus, row, caplog):
     tasks = tasks_of(9, 4)
-    crew = OnGpus(gpus, deadly=ids(tasks[row // 4], [row]))
-    outcomes = dispatch(crew, tasks, tmp_path, workers=gpus)
+    actors = OnGpus(gpus, deadly=ids(tasks[row // 4], [row]))
+    outcomes = dispatch(actors, tasks, tmp_path, workers=gpus)
     assert rejected(outcomes) == {shard: int(shard == row // 4) for shard in range(9)}
     assert "left out" not in caplog.text
 
 
 def test_workers_that_share_a_gpu_fail_once_together(tmp_path, caplog):
     """A GPU that falls off the bus takes all of its workers along: that is one failure."""
-    crew = OnGpus(1)
-    crew.free = ["0"] * 4
-    crew.broken = frozenset("0")
+    actors = OnGpus(1)
+    actors.free = ["0"] * 4
+    actors.broken = frozenset("0")
 
-    def mend(_in_hand, _working):
-        if crew.tried:
-            crew.broken = frozenset()
+    def mend(_progress):
+        if actors.tried:
+            actors.broken = frozenset()
         return True
 
-    outcomes = dispatch(crew, tasks_of(20, 4), tmp_path, mend, workers=4)
+    outcomes = dispatch(actors, tasks_of(20, 4), tmp_path, mend, workers=4)
     assert rejected(outcomes) == dict.fromkeys(range(20), 0)
     assert "left out" not in caplog.text
 
@@ -263,7 +263,7 @@ def test_a_run_without_ray_ends_with_one_line_and_goes_on_later(
 ):
     arguments = words(photos, tmp_path / "corpus", tiny_settings, "--workers", "0")
     with monkeypatch.context() as patched:
-        patched.setattr(generate, "make_generator", lambda _job: Broken())
+        patched.setattr(local_crew, "make_generator", lambda _job: Broken())
         assert main(arguments) == 4
     (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("maskmill: ")]
     assert re.search(r"its GPU failed, process \d+ cannot use it any more: CUDA error: an illegal", line)
