@@ -90,14 +90,14 @@ def import_sa1b(
         done = _Import(session, run, pairs, embed)
         with display.live_line(run.plan.size(todo)) as line:
             done.do(todo, line)
-        totals = session.finish(run)
+        corpus = session.finish(run)
         seconds = time.monotonic() - started
-        print_summary(console, out, done.tally, seconds, totals, verbose=display.verbose)
+        print_summary(console, out, done.tally, seconds, corpus, verbose=display.verbose)
         if done.rounded:
             console.print(
                 f"{done.rounded} numbers are no 32-bit floats, as SA-1B's are, and were rounded to the next"
             )
-        close.check_usable(out, totals["images"], totals["rejected"])
+        close.check_usable(out, corpus.statuses)
         console.print(next_commands(out))
         return done.tally
 

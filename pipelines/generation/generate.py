@@ -171,7 +171,7 @@ def _do_what_is_left(
         session.finish(run)
         call.console.print(next_commands(run.out))
     statuses, _ = session.read(partial(recorded_counts, run.out / CORPUS))
-    close.check_usable(run.out, statuses.total(), statuses["rejected"])
+    close.check_usable(run.out, statuses)
     return Tally()
 
 
@@ -179,9 +179,9 @@ def _do(session: Session, work: Work, config: RunConfig, call: Call) -> Tally:
     started, out = time.monotonic(), work.run.out
     done, failures = _run_shards(session, work, config, call)
     session.check()
-    totals = None if failures else session.finish(work.run)
+    corpus = None if failures else session.finish(work.run)
     seconds = time.monotonic() - started
-    print_summary(call.console, out, done, seconds, totals, verbose=call.display.verbose)
+    print_summary(call.console, out, done, seconds, corpus, verbose=call.display.verbose)
     if advice := _advice(done, config.generator):
         call.warn(advice)
     if failures:
@@ -189,8 +189,8 @@ def _do(session: Session, work: Work, config: RunConfig, call: Call) -> Tally:
             f"{len(failures)} of {counted(len(work.shards), 'shard')} left undone, run it again to go on; "
             f"shard {failures[0].shard}: {failures[0].reason}"
         )
-    if totals is not None:
-        close.check_usable(out, totals["images"], totals["rejected"])
+    if corpus is not None:
+        close.check_usable(out, corpus.statuses)
         call.console.print(next_commands(out))
     return done
 

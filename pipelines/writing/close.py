@@ -24,6 +24,7 @@ from ..format.plan import part_names
 from ..format.run_record import read_run
 from ..format.schema import FORMAT_NAME, FORMAT_VERSION, STATUSES
 from ..format.shards import committed_shards
+from ..format.tally import Tally
 from ..prefetch import in_order
 from ..storage import atomic
 from ..storage.json_files import fingerprint, sealed, write_json
@@ -35,9 +36,9 @@ FILES_AT_ONCE = 16
 """Read side by side where a corpus is closed: a store's answers take tens of milliseconds each."""
 
 
-def finish_corpus(out: Path, shards: range) -> dict[str, Any]:
-    """Write `corpus.json` over whatever was there, once every shard of the plan is committed; returns its
-    contents.
+def finish_corpus(out: Path, shards: range) -> Tally:
+    """Write `corpus.json` over whatever was there, once every shard of the plan is committed; returns what
+    the corpus holds.
 
     Reads every file, several at a time. Raises CorpusError where a shard is missing, cannot be read, or is
     not what was recorded of it before (see `reopen`); no `corpus.json` is written then.
@@ -49,7 +50,8 @@ def finish_corpus(out: Path, shards: range) -> dict[str, Any]:
         )
     sweep_corpus(out)
     with ThreadPoolExecutor(FILES_AT_ONCE) as pool:
-        totals = {**_totals(out, shards, read_run(out).digest, pool), "shards": len(shards)}
+        total = _count(out, shards, read_run(out).digest, pool)
+        totals = {**_as_json(total), "shards": len(shards)}
         names = _closed_files(out, shards)
         prints = in_order(pool, lambda name: fingerprint(out / name), names, FILES_AT_ONCE)
         files = [{"path": name, **done.result()} for name, done in zip(names, prints, strict=True)]
@@ -59,12 +61,13 @@ def finish_corpus(out: Path, shards: range) -> dict[str, Any]:
     )
     atomic.replace(out / CORPUS, lambda file: write_json(file, content))
     atomic.remove(out / BEFORE)
-    return content
+    return total
 
 
-def check_usable(out: Path, images: int, rejected: int) -> None:
+def check_usable(out: Path, statuses: Counter[str]) -> None:
     """Raise NothingUsable where all images of a complete corpus are rejected."""
-    if rejected == images:
+    images = statuses.total()
+    if statuses["rejected"] == images:
         raise NothingUsable(
             f"{out}: the corpus is complete, and none of its {counted(images, 'image')} could be used; "
             f"{shlex.join(['maskmill', 'rejects', shown(out)])} lists why"
@@ -75,32 +78,34 @@ def _closed_files(out: Path, shards: range) -> list[str]:
     return [RUN, *(f"{PLAN}/{name}" for name in part_names(out)), *map(shard_name, shards)]
 
 
-def _totals(out: Path, shards: range, digest: str, pool: Executor) -> dict[str, Any]:
+def _count(out: Path, shards: range, digest: str, pool: Executor) -> Tally:
     """Sums over the rows, from the few columns that they need; CorpusError for a shard of another run."""
     planned = _planned_ids(out, shards)
 
     def read(shard: int) -> pa.Table:
         return _counted_columns(shard_path(out, shard), digest, planned[shard])
 
-    statuses: Counter[str] = Counter()
-    drops: Counter[str] = Counter()
-    rejects: Counter[str] = Counter()
-    masks = candidates = 0
+    total = Tally()
     for done in in_order(pool, read, shards, FILES_AT_ONCE):
         table = done.result()
-        statuses.update(table["status"].to_pylist())
-        rejects.update(error["class"] for error in table["error"].to_pylist() if error)
-        candidates += sum(table["candidates"].to_pylist())
-        masks += sum(map(len, table["annotations"].to_pylist()))
+        total.statuses.update(table["status"].to_pylist())
+        total.rejects.update(error["class"] for error in table["error"].to_pylist() if error)
+        total.candidates += sum(table["candidates"].to_pylist())
+        total.masks += sum(map(len, table["annotations"].to_pylist()))
         for row in table["drops"].to_pylist():
-            drops.update(row)
+            total.drops.update(row)
+    total.rejects = Counter(dict(sorted(total.rejects.items())))
+    return total
+
+
+def _as_json(total: Tally) -> dict[str, Any]:
     return {
-        "images": statuses.total(),
-        **{status: statuses[status] for status in STATUSES},
-        "rejects": dict(sorted(rejects.items())),
-        "masks": masks,
-        "candidates": candidates,
-        "drops": {reason: drops[reason] for reason in DROP_REASONS},
+        "images": total.images,
+        **{status: total.statuses[status] for status in STATUSES},
+        "rejects": dict(total.rejects),
+        "masks": total.masks,
+        "candidates": total.candidates,
+        "drops": {reason: total.drops[reason] for reason in DROP_REASONS},
     }
 
 

@@ -134,13 +134,11 @@ def progress_line(tally: Tally, total: int, seconds: float, workers: int, room: 
     return " · ".join(parts.values())
 
 
-def summary_table(
-    done: Tally, seconds: float, totals: Mapping[str, Any] | None, *, verbose: bool = False
-) -> Table:
-    """What this run did; beside it, where `totals` (of `corpus.json`) say more, what the corpus holds."""
+def summary_table(done: Tally, seconds: float, corpus: Tally | None, *, verbose: bool = False) -> Table:
+    """What this run did; beside it what the corpus holds, where that is more."""
     columns: dict[str, Mapping[str, Any]] = {"this run": _from_tally(done)}
-    if totals is not None and totals["images"] != done.images:
-        columns["corpus"] = totals
+    if corpus is not None and corpus.images != done.images:
+        columns["corpus"] = _from_tally(corpus)
     both = list(columns.values())
     table = Table(Column(""), *(Column(name, justify="right") for name in columns), box=SIMPLE_HEAD)
     for name in ("images", "masks"):
@@ -173,12 +171,12 @@ def print_summary(
     out: Path,
     done: Tally,
     seconds: float,
-    totals: Mapping[str, Any] | None,
+    corpus: Tally | None,
     *,
     verbose: bool,
 ) -> None:
     """Show what this run did to the corpus `out`, as `summary_table` has it, and its first rejects."""
-    console.print(summary_table(done, seconds, totals, verbose=verbose))
+    console.print(summary_table(done, seconds, corpus, verbose=verbose))
     for line in first_rejects(done, out):
         console.print(line)
 

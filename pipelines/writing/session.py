@@ -18,9 +18,10 @@ from contextlib import ExitStack, suppress
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Self, TypeVar
 
 from ..errors import IncompleteRun
+from ..format.tally import Tally
 from ..storage.atomic import failing_as
 from ..storage.lease import Lease, held
 from ..storage.retries import opening, retrying
@@ -99,14 +100,11 @@ class Session:
         """Note that a shard was committed."""
         self._go_on.has_shards = True
 
-    def finish(self, run: Run) -> dict[str, Any]:
-        """Write `corpus.json`, once every shard is committed; return its totals."""
+    def finish(self, run: Run) -> Tally:
+        """Write `corpus.json`, once every shard is committed; return what the corpus holds."""
         self.check()
         with failing_as(IncompleteRun, self.out):
-            totals: dict[str, Any] = retrying(partial(close.finish_corpus, self.out, run.plan.shards))[
-                "totals"
-            ]
-        return totals
+            return retrying(partial(close.finish_corpus, self.out, run.plan.shards))
 
     @property
     def _lease_held(self) -> Lease:

@@ -123,6 +123,23 @@ def test_the_summary_begins_with_what_is_wanted_and_leaves_the_rest_for_verbose(
     ]
 
 
+def test_beside_a_run_that_went_on_stands_what_the_corpus_holds():
+    corpus = Tally(Counter(ok=5, rejected=3), masks=40, rejects=Counter(Corrupt=1, Missing=2))
+    done = Tally(Counter(ok=1, rejected=2), masks=8, rejects=Counter(Missing=2))
+    assert _rows(summary_table(done, 3, corpus)) == [
+        ["this", "run", "corpus"],
+        ["images", "3", "8"],
+        ["masks", "8", "40"],
+        ["empty", "0", "0"],
+        ["rejected", "2", "3"],
+        ["rejected:", "Missing", "2", "2"],
+        ["rejected:", "Corrupt", "0", "1"],
+        ["time", "0:03"],
+        ["images/s", "1.00"],
+    ]
+    assert _rows(summary_table(corpus, 3, corpus))[0] == ["this", "run"], "it made all of it"
+
+
 def test_a_finished_run_ends_with_commands_that_can_be_pasted(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     lines = next_commands(tmp_path / "my corpus").splitlines()
