@@ -53,7 +53,7 @@ from maskmill.pipelines.format.rows import table_from_rows
 from maskmill.pipelines.format.run_record import RunRecord
 from maskmill.pipelines.format.shards import commit_table, committed_shards, shard_metadata
 from maskmill.pipelines.format.tally import Tally
-from maskmill.pipelines.generation.circuit_breaker import too_many_refused
+from maskmill.pipelines.generation.circuit_breaker import too_many_rejected
 from maskmill.pipelines.machine import hardware
 from maskmill.pipelines.workers.cluster.connect import connect
 from maskmill.pipelines.workers.cluster.own_ray import OBJECT_STORE_BYTES
@@ -294,7 +294,7 @@ class Watched:
         self.until_now(working)
         if self.all_ready is None and working == self._config.workers:
             self.all_ready = self._at[0] - self.asked
-        return too_many_refused(self.done, self._config.breaker) is None
+        return too_many_rejected(self.done, self._config.breaker) is None
 
     def until_now(self, working: int) -> None:
         """Count the seconds of the workers that were ready until now; `working` are from now on."""

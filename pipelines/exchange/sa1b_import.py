@@ -179,7 +179,7 @@ class _Import:
         except InputRejected as error:
             return rejected_row(planned, error, data), 0
         given = np.fromiter(numbers(entry), np.float64)
-        with np.errstate(over="ignore"):  # what is too large is infinite, and refused with the masks
+        with np.errstate(over="ignore"):  # what is too large is infinite, and rejected with the masks
             rounded = int((given.astype(np.float32) != given).sum())
         masks = _masks(entry)
         row = ImageRow(

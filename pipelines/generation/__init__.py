@@ -1,1 +1,1 @@
-"""The run: photographs in, a closed corpus out; its log, its circuit breaker, how far it is."""
+"""The run: images in, a closed corpus out; its log, its circuit breaker, how far it is."""

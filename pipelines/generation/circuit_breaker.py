@@ -1,8 +1,8 @@
 """The circuit breaker: a run that gets nowhere stops, and says why.
 
-A wrong mount, a missing codec or a list of the wrong files refuses image after image; a full disk takes the
-work of shard after shard. Only what this run itself did is counted, so that the same command, run again,
-looks anew instead of tripping over the rows that are there. Workers that die are counted in
+With a wrong mount, a missing codec or a list of the wrong files image after image is rejected; on a full disk
+the work of shard after shard is lost. Only what this run itself did is counted, so that the same command, run
+again, looks anew instead of tripping over the rows that are there. Workers that die are counted in
 `pipelines.workers.dispatcher`.
 """
 
@@ -19,14 +19,14 @@ from ..workers.tasks import ShardFailure
 CLASSES_TOLD = 4
 
 
-def too_many_refused(tally: Tally, limits: BreakerConfig) -> BreakerTripped | None:
-    """The end of a run, with a diagnosis, that had too many of its images refused; None where it may go on.
+def too_many_rejected(tally: Tally, limits: BreakerConfig) -> BreakerTripped | None:
+    """The end of a run, with a diagnosis, that had too many of its images rejected; None where it may go on.
 
     `tally` is of shards that are committed, so that a run that is stopped, and stopped again when it is run
     again, leaves more behind each time.
     """
-    refused = tally.statuses["rejected"]
-    if tally.images < limits.min_images or refused <= limits.rejected_share * tally.images:
+    rejected = tally.statuses["rejected"]
+    if tally.images < limits.min_images or rejected <= limits.rejected_share * tally.images:
         return None
     classes = [
         f"{count} {name}, such as {tally.examples[name]}"
@@ -36,7 +36,7 @@ def too_many_refused(tally: Tally, limits: BreakerConfig) -> BreakerTripped | No
     more = f"; and {left_out} more classes" if left_out else ""
     first = tally.rejects.most_common(1)[0][0]
     return BreakerTripped(
-        f"stopped: this run rejected {refused} of {counted(tally.images, 'image')}: "
+        f"stopped: this run rejected {rejected} of {counted(tally.images, 'image')}: "
         f"{'; '.join(classes)}{more}. Mend the cause and run the same command with --retry-rejects {first}; "
         "or, where they are rightly rejected, go on with --set breaker.rejected_share=1"
     )

@@ -1,4 +1,4 @@
-"""The run: photographs in, a closed corpus out.
+"""The run: images in, a closed corpus out.
 
     generate: list the inputs → take the lease → open the run (plan, or find the plan) ┐
     resume:   take the lease → open the run that `run.json` and the plan describe      ┴→ the shards that are
@@ -42,7 +42,7 @@ from ..writing.go_on import GoOn
 from ..writing.open import Mode, Run, open_planned, open_run
 from ..writing.progress import Display, named, next_commands, print_summary
 from ..writing.session import Session
-from .circuit_breaker import check_unwritten, too_many_refused
+from .circuit_breaker import check_unwritten, too_many_rejected
 from .event_log import EventLog
 from .recorded import recorded_config
 from .status import recorded_counts
@@ -227,7 +227,7 @@ def _run_shards(
                 workers, now = event.workers, event.on_top_of(done)
                 line.show(now, workers)
                 session.progressed(now.images - done.images)
-                tripped = tripped or too_many_refused(done, config.breaker)
+                tripped = tripped or too_many_rejected(done, config.breaker)
                 if tripped:
                     crew.stop()
                 continue

@@ -1,7 +1,7 @@
 """How far a run is, told from its output alone: at any time, from anywhere, whether or not it lives.
 
 A shard's presence is its commit, so one listing says what is there, and when each shard came. What was
-refused is read from two small columns of each shard, or, once the corpus is closed, from its totals.
+rejected is read from two small columns of each shard, or, once the corpus is closed, from its totals.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class Status:
         images_in_hand: images that the run has done of shards that were not there yet, by its last renewal of
             the lease; 0 unless it is running.
         statuses: images by status.
-        rejects: refused images by class.
+        rejects: rejected images by class.
         last_commit: when the newest shard was committed, UTC, ISO 8601, by the storage's clock.
         images_per_second: committed images over the last hour of the run; None where too few shards tell.
         seconds_left: at that rate; None unless it is running.
@@ -126,7 +126,7 @@ def _planned_at(out: Path) -> float:
 
 
 def recorded_counts(path: Path) -> tuple[Counter[str], Counter[str]]:
-    """Images by status, and refusals by class, as a closed corpus records them."""
+    """Images by status, and rejects by class, as a closed corpus records them."""
     try:
         totals = read_json(path)["totals"]
         return Counter({name: int(totals[name]) for name in STATUSES}), Counter(dict(totals["rejects"]))
@@ -135,7 +135,7 @@ def recorded_counts(path: Path) -> tuple[Counter[str], Counter[str]]:
 
 
 def _counted(out: Path, shards: Sequence[int]) -> tuple[Counter[str], Counter[str]]:
-    """Images by status, and refusals by class, from the rows."""
+    """Images by status, and rejects by class, from the rows."""
     statuses: Counter[str] = Counter()
     rejects: Counter[str] = Counter()
 

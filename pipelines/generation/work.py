@@ -1,4 +1,4 @@
-"""What a run has left to do: shards that are not there, and refused images of shards that are."""
+"""What a run has left to do: shards that are not there, and rejected images of shards that are."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from ..text import counted, one_line
 from ..workers.tasks import ShardFailure
 from ..writing.open import Run
 from ..writing.progress import named
-from ..writing.rejects import refused_images, shard_sha256
+from ..writing.rejects import rejected_images, shard_sha256
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +77,7 @@ def work_of(run: Run, todo: Sequence[int], retry: Collection[str], console: Cons
     Tells of it when all is known, since storage that fails has it asked again.
     """
     there = sorted(set(run.plan.shards) - set(todo))
-    again, classes = refused_images(run.out, there, retry) if retry else ({}, Counter())
+    again, classes = rejected_images(run.out, there, retry) if retry else ({}, Counter())
     if again:
         manifest.reopen(run.out, again)
     is_closed = (run.out / CORPUS).exists()

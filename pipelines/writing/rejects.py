@@ -1,4 +1,4 @@
-"""Refused images run again: which they are, and how their rows take the place of the old ones.
+"""Rejected images run again: which they are, and how their rows take the place of the old ones.
 
 The one thing that changes a shard. Each is replaced whole and in one step, all other rows copied as they are,
 so that a run that is killed in between leaves old shards and new ones, all of them valid. The driver removes
@@ -26,10 +26,10 @@ from ..storage.json_files import fingerprint
 from ..storage.store_errors import as_os_errors
 
 
-def refused_images(
+def rejected_images(
     out: Path, shards: Iterable[int], classes: Collection[str]
 ) -> tuple[dict[int, frozenset[int]], Counter[str]]:
-    """The ids of the images that are refused as one of the classes, shard by shard; and all classes' counts.
+    """The ids of the images that are rejected as one of the classes, shard by shard; and all classes' counts.
 
     Reads two small columns of each shard. Raises CorpusError where one cannot be read.
     """
@@ -40,9 +40,9 @@ def refused_images(
         with open_parquet(path) as file, reading(path):
             table = file.read(["image_id", "error.class"])
         errors = zip(table["image_id"].to_pylist(), table["error"].to_pylist(), strict=True)
-        refused = {image_id: error["class"] for image_id, error in errors if error}
-        counts.update(refused.values())
-        if chosen := frozenset(image_id for image_id, name in refused.items() if name in classes):
+        rejected = {image_id: error["class"] for image_id, error in errors if error}
+        counts.update(rejected.values())
+        if chosen := frozenset(image_id for image_id, name in rejected.items() if name in classes):
             found[shard] = chosen
     return found, counts
 

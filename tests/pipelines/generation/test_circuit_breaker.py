@@ -10,7 +10,7 @@ from maskmill.pipelines.config.run import BreakerConfig
 from maskmill.pipelines.errors import IncompleteRun
 from maskmill.pipelines.format.shards import committed_shards
 from maskmill.pipelines.format.tally import Tally
-from maskmill.pipelines.generation.circuit_breaker import check_unwritten, too_many_refused
+from maskmill.pipelines.generation.circuit_breaker import check_unwritten, too_many_rejected
 from maskmill.pipelines.storage import retries
 from maskmill.pipelines.workers import shard as worker
 from maskmill.pipelines.workers.tasks import ShardFailure
@@ -34,7 +34,7 @@ def tally(ok, **refused):
     ],
 )
 def test_a_run_goes_on(done, limits):
-    assert too_many_refused(done, BreakerConfig(**limits)) is None
+    assert too_many_rejected(done, BreakerConfig(**limits)) is None
 
 
 @pytest.mark.parametrize(
@@ -47,12 +47,12 @@ def test_a_run_goes_on(done, limits):
     ],
 )
 def test_a_run_stops(done, limits):
-    assert str(too_many_refused(done, BreakerConfig(**limits))).startswith("stopped: ")
+    assert str(too_many_rejected(done, BreakerConfig(**limits))).startswith("stopped: ")
 
 
 def test_it_says_which_classes_how_often_one_image_of_each_and_what_to_do():
     done = tally(0, Missing=90, Corrupt=7, EmptyFile=6, TooLarge=5, Truncated=1)
-    told = str(too_many_refused(done, BreakerConfig()))
+    told = str(too_many_rejected(done, BreakerConfig()))
     assert "this run rejected 109 of 109 images: 90 Missing, such as Missing.png (why); 7" in told
     assert "5 TooLarge, such as TooLarge.png (why); and 1 more classes. Mend" in told
     assert "--retry-rejects Missing" in told
