@@ -105,7 +105,7 @@ def import_sa1b(
 def _open(
     out: Path, pairs: pa.Table, record: run_record.RunRecord, shard_size: int, mode: Mode, go_on: GoOn
 ) -> Run:
-    """The corpus of these pairs, planned or found."""
+    """Plan the corpus of these pairs, or find that it is planned."""
     if mode == "extend":
         refuse_left_over(out, pairs["key"])
     inputs = pairs.select(["key", "uri"])
@@ -124,7 +124,7 @@ def _record(embed: bool, shard_size: int) -> run_record.RunRecord:
 
 
 class _Import:
-    """Shards on their way in.
+    """Imports shards, and counts what it has done.
 
     Attributes:
         tally: what was done so far.
@@ -170,7 +170,7 @@ class _Import:
             yield row
 
     def _row(self, planned: PlannedImage) -> tuple[ImageRow, int]:
-        """The row of an image, its masks not looked at yet; and how many of its numbers were rounded."""
+        """Make the row of an image, its masks not checked yet; count its numbers that were rounded."""
         data = None
         try:
             data = _bytes_of(planned.uri)
@@ -204,7 +204,7 @@ class _Import:
         return str(self._json_uris[place])
 
     def _checked(self, rows: Sequence[ImageRow]) -> list[ImageRow]:
-        """The rows, those rejected whose masks are not what is said of them."""
+        """Return the rows; those whose masks are not what is said of them are rejected."""
         annotations = table_from_rows([replace(row, image=None) for row in rows])["annotations"]
         column = annotations.combine_chunks()
         plan_rows_R = np.array([row.row for row in rows], np.int64)
@@ -221,7 +221,7 @@ class _Import:
 
 
 def _bytes_of(uri: str, *limit: int) -> bytes:
-    """A source file's bytes. Raises InputRejected where it is at fault, IncompleteRun where storage is."""
+    """Read a source file. Raises InputRejected where it is at fault, IncompleteRun where storage is."""
     try:
         return retrying(lambda: read_input(uri, *limit))
     except OSError as error:

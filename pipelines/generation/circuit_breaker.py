@@ -20,7 +20,8 @@ CLASSES_TOLD = 4
 
 
 def too_many_rejected(tally: Tally, limits: BreakerConfig) -> BreakerTripped | None:
-    """The end of a run, with a diagnosis, that had too many of its images rejected; None where it may go on.
+    """Return the error that ends a run with too many rejected images, with a diagnosis; None where it may go
+    on.
 
     `tally` is of shards that are committed, so that a run that is stopped, and stopped again when it is run
     again, leaves more behind each time.
@@ -43,8 +44,8 @@ def too_many_rejected(tally: Tally, limits: BreakerConfig) -> BreakerTripped | N
 
 
 def check_unwritten(failures: Sequence[ShardFailure], workers: int, limits: BreakerConfig) -> None:
-    """Raise BreakerTripped where the corpus's storage failed for too many shards; `failures`: since one was
-    written.
+    """Raise BreakerTripped where the corpus's storage failed for too many shards; `failures` are those since
+    one was written.
     """
     unwritten = [failure for failure in failures if failure.output]
     if len(unwritten) >= limits.unwritten_shards * max(1, workers):

@@ -70,11 +70,11 @@ class Call:
 
     @cached_property
     def console(self) -> Console:
-        """Where people are told something."""
+        """The console for what people read."""
         return self.display.console(stderr=self.events.is_standard_output)
 
     def warn(self, line: str) -> None:
-        """Tell people what even a quiet run says."""
+        """Print a line that even a quiet run shows."""
         (Display().console(stderr=True) if self.display.quiet else self.console).print(line)
 
 
@@ -125,14 +125,14 @@ def resume(
 
 
 def _planned(session: Session, inputs: Sequence[str], config: RunConfig, mode: Mode, call: Call) -> Run:
-    """The run of these inputs; their table is not kept, the run reads its plan from the disk."""
+    """List the inputs and open their run. Their table is not kept: the run reads its plan from the disk."""
     listed = list_inputs(inputs, config.input.extensions, config.input.image_column, call.console.print)
     weights = weights_sha256(config.model)
     return session.open(partial(_open, session.out, listed, config, weights, mode, call))
 
 
 def _open(out: Path, listed: pa.Table, config: RunConfig, weights: str, mode: Mode, call: Call) -> Run:
-    """The run of these inputs, planned or found; with a shard size, where that was left open."""
+    """Plan these inputs, or find that they are planned; choose the shard size where it was left open."""
     size = config.shard_size
     if size == AUTO and mode != "overwrite" and (out / RUN).is_file():
         size = run_record.read_run(out).config.get("shard_size", AUTO)
@@ -151,7 +151,7 @@ def _open(out: Path, listed: pa.Table, config: RunConfig, weights: str, mode: Mo
 
 
 def _joins(config: RunConfig, call: Call) -> bool:
-    """Whether the work is done on a cluster that is there, not on this machine alone."""
+    """Tell whether the work is done on a running cluster, not on this machine alone."""
     return config.workers != 0 and bool(call.ray or os.environ.get("RAY_ADDRESS"))
 
 
@@ -196,7 +196,7 @@ def _do(session: Session, work: Work, config: RunConfig, call: Call) -> Tally:
 
 
 def _advice(done: Tally, generator: GeneratorConfig) -> str | None:
-    """What to say of a run in which over half of the images have no mask."""
+    """Return what to say of a run in which over half of the images have no mask."""
     used = done.images - done.statuses["rejected"]
     if 2 * done.statuses["empty"] <= used:
         return None
@@ -211,7 +211,7 @@ def _advice(done: Tally, generator: GeneratorConfig) -> str | None:
 def _run_shards(
     session: Session, work: Work, config: RunConfig, call: Call
 ) -> tuple[Tally, list[ShardFailure]]:
-    """Have a crew make the shards, and act on what it tells; what was done, and what failed.
+    """Have a crew make the shards and act on its events; return what was done, and the failures.
 
     Raises BreakerTripped where the run gets nowhere, when what was in hand has ended and shards are left;
     IncompleteRun at once where another run has taken the corpus over.
@@ -247,7 +247,7 @@ def _run_shards(
 
 
 def _crew(work: Work, config: RunConfig, call: Call) -> Crew:
-    """Who makes the shards: this process, or workers on Ray."""
+    """Choose who makes the shards: this process, or workers on Ray."""
     record = work.run.record
     job = Job(
         work.run.out,
@@ -265,7 +265,7 @@ def _crew(work: Work, config: RunConfig, call: Call) -> Crew:
 
 
 def _with_absolute_checkpoint(config: RunConfig) -> RunConfig:
-    """The configuration for workers that were started in other folders than this process."""
+    """Make the checkpoint's path absolute, for workers that were started in other folders."""
     if config.model.checkpoint is None:
         return config
     path = os.path.abspath(os.path.expanduser(config.model.checkpoint))  # noqa: PTH100, PTH111  (or pathlib raises)

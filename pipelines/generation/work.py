@@ -41,7 +41,7 @@ class Work:
         return self.run.plan.size(self.todo) + sum(map(len, self.again.values()))
 
     def facts(self) -> dict[str, Any]:
-        """What the log of events says of a run that starts."""
+        """What the log of events says when a run starts."""
         record, plan = self.run.record, self.run.plan
         return {
             "out": str(self.run.out),
@@ -56,7 +56,7 @@ class Work:
         }
 
     def task(self, shard: int) -> ShardTask | ShardFailure:
-        """What a worker is told; a failure where the storage keeps failing that has the plan."""
+        """Read what a worker is told of a shard; return a failure where the storage keeps failing."""
         try:
             return retrying(lambda: self._read_task(shard))
         except (OSError, MemoryError) as error:
@@ -71,8 +71,8 @@ class Work:
 
 
 def work_of(run: Run, todo: Sequence[int], retry: Collection[str], console: Console) -> Work:
-    """What is left to do; `todo` are the shards that are not there. Where rejected images are run again,
-    `corpus.json` goes before any shard changes.
+    """Find what is left to do; `todo` are the shards that are not there. Where rejected images are run again,
+    `corpus.json` is removed before any shard changes.
 
     Tells of it when all is known, since storage that fails has it asked again.
     """

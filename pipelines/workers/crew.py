@@ -46,19 +46,19 @@ class Actors(Protocol):
     """
 
     def start(self) -> Any:
-        """A new worker; it may take its time to be placed."""
+        """Start a worker and return it; it may take its time to be placed."""
 
     def call(self, worker: Any, method: str, *arguments: Any) -> Any:
-        """Call a method of `ShardWorker`; the ref of its answer."""
+        """Call a method of `ShardWorker`; return the ref of its answer."""
 
     def answered(self, refs: Sequence[Any], seconds: float) -> list[Any]:
-        """The refs that have an answer, after at most so many seconds where none has."""
+        """Return the refs that have an answer; where none has, wait for one, at most so many seconds."""
 
     def answer(self, ref: Any) -> Any:
-        """The answer. Raises WorkerLost; MaskmillError as the worker raised it; else what was a bug there."""
+        """Return the answer. Raises WorkerLost, a MaskmillError of the worker's, or what was a bug there."""
 
     def end(self, workers: Sequence[Any], refs: Sequence[Any]) -> None:
         """End workers; return when the calls under way, `refs`, can write no more."""
 
     def node_lives(self, node: str | None) -> bool:
-        """Whether the node is in the cluster still."""
+        """Tell whether the node is still in the cluster."""

@@ -44,7 +44,7 @@ Outcome = ShardReceipt | ShardFailure
 
 @dataclass(slots=True, eq=False)
 class Slot:
-    """A place for one worker, and what that has in hand."""
+    """A place for one worker, and what the worker has in hand."""
 
     worker: Any
     hello: Any
@@ -60,7 +60,7 @@ class Slot:
 
     @property
     def ready(self) -> bool:
-        """Whether it may be fed."""
+        """Whether the worker may be given shards."""
         return self.loading is None
 
     @property
@@ -69,11 +69,11 @@ class Slot:
         return self.place and self.place.node
 
     def refs(self) -> list[Any]:
-        """Of all answers it owes."""
+        """Return the refs of all answers that the worker owes."""
         return [ref for ref in (self.hello, self.loading, self.asking, *self.work) if ref is not None]
 
     def note(self, tallies: dict[int, Tally]) -> bool:
-        """Take in an answer of `stats()`; a shard that moved has its clock set back. Whether one has."""
+        """Take in an answer of `stats()` and restart the clock of shards that moved; tell whether any did."""
         mine = {shard: tally for shard, tally in tallies.items() if shard in self.moved}
         ahead = [shard for shard, tally in mine.items() if tally.images != self._images(shard)]
         self.moved.update(dict.fromkeys(ahead, time.monotonic()))
@@ -81,7 +81,7 @@ class Slot:
         return bool(ahead)
 
     def stalled(self, start_seconds: float, stall_seconds: float) -> bool:
-        """Whether it takes too long: to load the weights, or to finish the next image of a shard."""
+        """Tell whether the worker takes too long to load its weights or to finish a shard's next image."""
         now = time.monotonic()
         if not self.ready:
             return self.placed is not None and now - self.placed > start_seconds
@@ -92,8 +92,8 @@ class Slot:
 
 
 class Dispatcher:
-    """The `Crew` of workers in processes of their own: feeds shards to `workers` slots until each is
-    committed, rejected or given up.
+    """The `Crew` of workers in processes of their own. It feeds shards to `workers` slots until each shard is
+    committed or given up.
     """
 
     def __init__(
@@ -211,7 +211,7 @@ class Dispatcher:
                 self._give(slot, self._control)
 
     def _doubts(self) -> bool:
-        """Whether one more death ends the run, and something that is no suspect can be tried before that."""
+        """Tell whether one more death ends the run, and there is something else than suspects to try."""
         trusted = self._control or self._queue or any(slot.work and not slot.suspect for slot in self._slots)
         return bool(trusted) and 0 < self._deaths == self._deaths_allowed - 1
 
@@ -303,7 +303,7 @@ class Dispatcher:
             )
 
     def _blame_gpu(self, slot: Slot, lost: WorkerLost) -> bool:
-        """Whether the GPU is under suspicion by now, so that this failure on it proves nothing else."""
+        """Count a failure of a GPU; tell whether the GPU is in doubt now, and no image accused."""
         place = slot.place
         if not lost.gpu_failed or place is None or slot.placed is None or not place.gpus:
             return False

@@ -20,7 +20,7 @@ from .tasks import ShardFailure, ShardReceipt, WorkerPlace
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """How far a run is beside its shards that have ended.
+    """What is done of the shards that have not ended yet.
 
     Attributes:
         in_hand: what each shard in hand has done so far.
@@ -32,7 +32,7 @@ class Progress:
     workers: int
 
     def on_top_of(self, done: Tally) -> Tally:
-        """All that is done: the shards that have ended, `done`, and those in hand."""
+        """Add up all that is done: `done`, of the shards that have ended, and those in hand."""
         total = Tally()
         for tally in (done, *self.in_hand):
             total.add(tally)
@@ -59,23 +59,23 @@ class Loss(NamedTuple):
 
 
 class Watcher:
-    """Told of what happens, as it happens; this one lets it pass. No call may fail or take long."""
+    """Is told what happens, as it happens; this one ignores it. No call may fail or take long."""
 
     def worker_ready(self, worker: WorkerPlace) -> None:
-        """It has loaded its weights, and will be fed."""
+        """A worker has loaded its weights, and will be given shards."""
 
     def worker_lost(self, loss: Loss) -> None:
-        """A worker will not answer any more."""
+        """A worker is lost: it will not answer any more."""
 
     def ended(self, outcome: ShardReceipt | ShardFailure) -> None:
-        """A shard is there, or is left undone: once for each shard of the run."""
+        """A shard is committed, or is left undone. Called once for each shard of the run."""
 
     def load(self, queued: int, in_hand: int, workers: int) -> None:
-        """Shards that nobody has, shards that workers have, workers that are ready: about once a second."""
+        """So many shards wait, so many are in hand, so many workers are ready. Called about once a second."""
 
 
 class Watchers(Watcher):
-    """Several, told one after the other."""
+    """Tells several watchers, one after the other."""
 
     def __init__(self, *watchers: Watcher) -> None:
         self._watchers = watchers

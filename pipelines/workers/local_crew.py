@@ -1,7 +1,7 @@
 """A crew of one: this process makes the shards itself, one after another, with no Ray at all.
 
-In the main thread, so that Ctrl-C ends a shard where it is. A shard is taken step by step, and between two
-steps whoever takes the events has its turn.
+It does so in the thread that takes the events, so that Ctrl-C ends a shard where it is. A shard is made step
+by step, and each step's progress is an event.
 """
 
 from __future__ import annotations

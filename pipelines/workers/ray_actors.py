@@ -37,7 +37,7 @@ END_SECONDS = 10.0  # for killed actors to be dead
 
 
 def instrument(metric: Metric, run: str) -> Instrument:
-    """Ray's own of a metric, which each node exports; one that does nothing where `ray[default]` is missing.
+    """Make Ray's instrument for a metric, which each node exports; it does nothing without `ray[default]`.
 
     `run` is the run's digest.
     """
@@ -54,7 +54,7 @@ def instrument(metric: Metric, run: str) -> Instrument:
 
 
 def not_loaded(reason: str) -> Exception:
-    """The error for a worker whose process could not load `ShardWorker`, by Ray's text of what was raised.
+    """Return the error for a worker whose process could not load `ShardWorker`; `reason` is Ray's text of it.
 
     What is missing or of another version is wrong use; memory or storage that failed is a lost worker.
     """
@@ -81,7 +81,7 @@ class ShardWorker:
 
     @ray.method(concurrency_group="ctl")
     def hello(self) -> WorkerPlace:
-        """Where this worker was placed."""
+        """Tell where this worker was placed."""
         return self._place()
 
     def _place(self) -> WorkerPlace:
@@ -105,7 +105,7 @@ class ShardWorker:
 
     @ray.method(concurrency_group="ctl")
     def stats(self) -> dict[int, Tally]:
-        """What the shards in hand have done so far."""
+        """Tell what the shards in hand have done so far."""
         return dict(self._running)
 
     @ray.method(concurrency_group="shard")
@@ -144,19 +144,19 @@ class RayActors:
         return self._actor_class.remote(self._job, self._gpus)
 
     def call(self, worker: Any, method: str, *arguments: Any) -> Any:
-        """Call the actor; the object ref of its answer."""
+        """Call the actor; return the object ref of its answer."""
         group = "shard" if method == "run" else "ctl"
         return getattr(worker, method).options(concurrency_group=group).remote(*arguments)
 
     def answered(self, refs: Sequence[Any], seconds: float) -> list[Any]:
-        """All refs that are ready, or the first to be so within the time."""
+        """Return all refs that are ready; where none is, wait for the first."""
         done, _ = ray.wait(list(refs), num_returns=len(refs), timeout=0)
         if not done:
             done, _ = ray.wait(list(refs), num_returns=1, timeout=seconds)
         return list(done)
 
     def answer(self, ref: Any) -> Any:
-        """The ref's value; see `Actors`. A worker that ran out of memory with no shard in hand is lost."""
+        """Return the ref's value; see `Actors`. A worker without memory, and no shard in hand, is lost."""
         try:
             return ray.get(ref)
         except RayTaskError as error:
@@ -181,7 +181,7 @@ class RayActors:
             ray.wait(list(refs), num_returns=len(refs), timeout=END_SECONDS)
 
     def node_lives(self, node: str | None) -> bool:
-        """Whether the cluster still counts the node among the living."""
+        """Tell whether the cluster still counts the node among the living."""
         nodes = ray.nodes()  # type: ignore[no-untyped-call]
         return any(entry["NodeID"] == node and entry["Alive"] for entry in nodes)
 
@@ -189,7 +189,7 @@ class RayActors:
 class RayCrew:
     """The `Crew` of a run with Ray: workers on the cluster at `address`, or on a Ray of the run's own.
 
-    The watcher is told of the workers, of the outcomes by whoever takes them.
+    It tells the watcher of the workers; whoever takes the events tells it of the outcomes.
     """
 
     def __init__(

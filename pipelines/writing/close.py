@@ -79,7 +79,7 @@ def _closed_files(out: Path, shards: range) -> list[str]:
 
 
 def _count(out: Path, shards: range, digest: str, pool: Executor) -> Tally:
-    """Sums over the rows, from the few columns that they need; CorpusError for a shard of another run."""
+    """Count the rows, from the few columns that this needs. Raises CorpusError for a shard of another run."""
     planned = _planned_ids(out, shards)
 
     def read(shard: int) -> pa.Table:

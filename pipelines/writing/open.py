@@ -116,7 +116,7 @@ def sweep_corpus(out: Path) -> None:
 
 
 def _ready(run: Run) -> Run:
-    """The run; a `corpus.json` that is out of date, since shards are missing, is gone."""
+    """Return the run, after removing a `corpus.json` that is out of date, since shards are missing."""
     if run.todo():
         manifest.reopen(run.out)
     return run
@@ -144,7 +144,7 @@ def _refuse_other_run(out: Path, record: RunRecord) -> None:
 
 
 def refuse_foreign(out: Path) -> bool:
-    """Whether a corpus is there; CorpusError where the folder has something in it and is not one."""
+    """Tell whether a corpus is there. Raises CorpusError where the folder holds something else."""
     if out.exists() and not out.is_dir():
         raise CorpusError(f"{out}: expected a folder for the corpus, this is a file; choose another --out")
     if not out.exists() or _is_blank(out):
@@ -162,7 +162,7 @@ def refuse_foreign(out: Path) -> bool:
 
 
 def _is_blank(out: Path) -> bool:
-    """Whether nothing is there but a lease, and what a killed process may have left before its `run.json`."""
+    """Tell whether the folder holds at most a lease, and what a killed process left before its `run.json`."""
     entries = [*out.iterdir(), *(path for name in (PLAN, SHARDS) for path in out.glob(f"{name}/*"))]
     folders = (out / PLAN, out / SHARDS)
     entries = [path for path in entries if path != out / LEASE]

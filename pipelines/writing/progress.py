@@ -62,16 +62,16 @@ class Display:
     verbose: bool = False
 
     def console(self, *, stderr: bool = False) -> Console:
-        """Where notices and the summary go; what they quote is no markup."""
+        """Return the console for notices and the summary; it takes nothing that they quote for markup."""
         return Console(stderr=stderr, quiet=self.quiet, soft_wrap=True, markup=False, highlight=False)
 
     def live_line(self, total: int) -> LiveLine:
-        """The progress of a run over so many images."""
+        """Return the line that shows the progress of a run over so many images."""
         return LiveLine(total, Console(stderr=True, quiet=self.quiet))
 
 
 class LiveLine:
-    """The progress of a run, from what it is told; a context, so that the terminal is left in order."""
+    """Shows the progress of a run; a context manager, so that the terminal is left in order."""
 
     def __init__(self, total: int, console: Console | None = None) -> None:
         self._total = total
@@ -96,7 +96,7 @@ class LiveLine:
             self._progress.stop()
 
     def show(self, tally: Tally, workers: int) -> None:
-        """Tell what has been done so far, and by how many workers."""
+        """Show what has been done so far, and by how many workers."""
         now = time.monotonic()
         seconds = now - self._started
         if self._progress is not None:
@@ -112,8 +112,8 @@ class LiveLine:
 
 
 def progress_line(tally: Tally, total: int, seconds: float, workers: int, room: int | None = None) -> str:
-    """`12/40 images · 3.1 images/s · 240 masks/s · 1 rejected · 0:09 left`; where these have no room, less of
-    them.
+    """Format `12/40 images · 3.1 images/s · 240 masks/s · 1 rejected · 0:09 left`, with fewer parts where the
+    line has no room for all of them.
     """
     images = f"{tally.images}/{total} images"
     if not workers:
@@ -135,7 +135,7 @@ def progress_line(tally: Tally, total: int, seconds: float, workers: int, room: 
 
 
 def summary_table(done: Tally, seconds: float, corpus: Tally | None, *, verbose: bool = False) -> Table:
-    """What this run did; beside it what the corpus holds, where that is more."""
+    """Make a table of what this run did; beside it stands what the corpus holds, where that is more."""
     columns: dict[str, Mapping[str, Any]] = {"this run": _from_tally(done)}
     if corpus is not None and corpus.images != done.images:
         columns["corpus"] = _from_tally(corpus)
@@ -159,7 +159,7 @@ def summary_table(done: Tally, seconds: float, corpus: Tally | None, *, verbose:
 
 
 def _counts(what: str, group: str, columns: list[Mapping[str, Any]]) -> Iterator[list[str]]:
-    """Name and counts of each reason in the group that counts anything."""
+    """Yield the name and the counts of each reason in the group that any column counts."""
     for reason in dict.fromkeys(name for column in columns for name in column[group]):
         counts = [column[group].get(reason, 0) for column in columns]
         if any(counts):
@@ -182,7 +182,7 @@ def print_summary(
 
 
 def first_rejects(done: Tally, out: Path) -> list[str]:
-    """The first images that this run rejected, a line each, and how to see the others."""
+    """Describe the first images that this run rejected, a line each, and say how to see the others."""
     lines = [visible(redacted(f"rejected: {key}: {name}: {why}")) for key, name, why in done.first_rejects]
     if more := done.statuses["rejected"] - len(lines):
         lines.append(f"and {more} more: {shlex.join(['maskmill', 'rejects', shown(out)])} lists them all")
@@ -190,12 +190,12 @@ def first_rejects(done: Tally, out: Path) -> list[str]:
 
 
 def named(out: Path) -> str:
-    """The corpus as a line names it."""
+    """Return the corpus's path as messages print it."""
     return visible(redacted(shown(out)))
 
 
 def next_commands(out: Path) -> str:
-    """What to type after a run: where the corpus is, and two commands for it."""
+    """Say where the corpus is, and which two commands to type next."""
     word = shlex.quote(shown(out))
     return (
         f"{named(out)} is complete. To look at its masks, and to check all that it says:\n"
@@ -205,7 +205,7 @@ def next_commands(out: Path) -> str:
 
 
 def _from_tally(tally: Tally) -> dict[str, Any]:
-    """The tally under the names that `corpus.json` gives its totals."""
+    """Return the counts under the names that `corpus.json` gives its totals."""
     statuses = {status: tally.statuses[status] for status in ("ok", "empty", "rejected")}
     return {
         "images": tally.images,

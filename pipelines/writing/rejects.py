@@ -29,7 +29,7 @@ from ..storage.store_errors import as_os_errors
 def rejected_images(
     out: Path, shards: Iterable[int], classes: Collection[str]
 ) -> tuple[dict[int, frozenset[int]], Counter[str]]:
-    """The ids of the images that are rejected as one of the classes, shard by shard; and all classes' counts.
+    """Find the ids of the images that are rejected as one of the classes, shard by shard; count all classes.
 
     Reads two small columns of each shard. Raises CorpusError where one cannot be read.
     """
@@ -52,7 +52,7 @@ class _Changed(Exception):  # noqa: N818
 
 
 def shard_sha256(out: Path, shard: int) -> str:
-    """Which file a shard is, for `ShardTask.replaces`. Raises OSError where it cannot be read."""
+    """Return the SHA-256 of a shard, for `ShardTask.replaces`. Raises OSError where it cannot be read."""
     with as_os_errors():
         return str(fingerprint(shard_path(out, shard))["sha256"])
 
@@ -92,7 +92,7 @@ def replace_rows(
 
 
 def _in_place(table: pa.Table, fresh: pa.Table) -> Iterator[pa.Table]:
-    """The table in slices, nothing copied, each row of `fresh` where the row with its id was."""
+    """Yield the table in slices, without a copy, with each row of `fresh` in place of the row with its id."""
     places = {image_id: place for place, image_id in enumerate(fresh["image_id"].to_pylist())}
     begin = 0
     for row, image_id in enumerate(table["image_id"].to_pylist()):

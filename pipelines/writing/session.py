@@ -76,17 +76,17 @@ class Session:
         return opening(begin, self.out, is_there=self._is_there)
 
     def read(self, call: Callable[[], T]) -> T:
-        """The answer of a call that reads the corpus."""
+        """Return the answer of a call that reads the corpus."""
         return opening(call, self.out, is_there=True)
 
     def left(self, run: Run) -> list[int]:
-        """The shards that are not committed yet, in order."""
+        """List the shards that are not committed yet, in order."""
         todo = self.read(run.todo)
         self._go_on.has_shards = len(todo) < len(run.plan.shards)
         return todo
 
     def check(self) -> None:
-        """Raise IncompleteRun where another run has taken the lease: nothing there is ours to change."""
+        """Raise IncompleteRun where another run has taken the lease, and with it the corpus."""
         self._lease_held.check()
 
     def progressed(self, images_in_hand: int) -> None:
