@@ -17,7 +17,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections import defaultdict
 from pathlib import Path
 
 from PIL import Image
@@ -35,18 +34,8 @@ def main() -> None:
     parser = OneLineParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeat", type=at_least(1), default=7)
     repeat = parser.parse_args().repeat
-    seconds: dict[str, list[float]] = defaultdict(list)
-    others: list[float] = []
     with tempfile.TemporaryDirectory(prefix="maskmill-start-") as folder:
-        photos = write_photo(Path(folder) / "photos")
-        for number in range(repeat + 1):
-            for way, workers in WAYS.items():
-                with Watch() as watch:
-                    taken = run(photos, Path(folder) / "corpus", workers)
-                if number:  # the first one compiles and warms the disk's cache
-                    seconds[way].append(taken)
-                    if way == "without Ray":  # Ray's processes would seem to be others'
-                        others.append(watch.others or 0.0)
+        seconds, others = measure(Path(folder), repeat)
     medians = {way: statistics.median(seconds[way]) for way in WAYS}
     more = medians["with Ray"] - medians["without Ray"]
     quiet = statistics.median(others) < QUIET_SHARE
@@ -56,7 +45,26 @@ def main() -> None:
     for way, median in (*medians.items(), ("more with Ray", more)):
         table.add_row(way, f"{median:.2f}")
     Console().print(table)
-    print(json.dumps({"seconds": medians, "more_with_ray": more, "quiet": quiet, "runs": dict(seconds)}))
+    print(json.dumps({"seconds": medians, "more_with_ray": more, "quiet": quiet, "runs": seconds}))
+
+
+def measure(folder: Path, repeat: int) -> tuple[dict[str, list[float]], list[float]]:
+    """Each way's seconds; and the shares of the machine that others took, of the runs without Ray.
+
+    With it Ray's processes would seem to be others'.
+    """
+    photos = write_photo(folder / "photos")
+    seconds: dict[str, list[float]] = {way: [] for way in WAYS}
+    others: list[float] = []
+    run(photos, folder / "corpus", WAYS["without Ray"])  # compiles, and warms the disk's cache
+    run(photos, folder / "corpus", WAYS["with Ray"])
+    for _ in range(repeat):
+        for way, workers in WAYS.items():
+            with Watch() as watch:
+                seconds[way].append(run(photos, folder / "corpus", workers))
+            if way == "without Ray":
+                others.append(watch.others or 0.0)
+    return seconds, others
 
 
 def write_photo(folder: Path) -> Path:

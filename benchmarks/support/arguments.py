@@ -24,3 +24,25 @@ def at_least(smallest: int) -> Callable[[str], int]:
         return int(text)
 
     return whole
+
+
+def positive(text: str) -> float:
+    """The type of an argument that is a number of seconds, above 0 and finite."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"expected a number of seconds above 0, got {text!r}")
+    return value
+
+
+def share(text: str) -> float:
+    """The type of an argument that is a share, from 0 to 1."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"expected a share from 0 to 1, got {text!r}")
+    return value

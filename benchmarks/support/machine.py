@@ -97,3 +97,10 @@ def peak_since() -> int:
     found = re.search(r"^VmHWM:\s+(\d+) kB$", status, re.MULTILINE)
     assert found, "Linux counts it"
     return int(found[1]) * 1024
+
+
+def memory_bytes(name: str) -> int:
+    """A line of /proc/meminfo, such as `MemTotal` or `MemAvailable`, in bytes."""
+    found = re.search(rf"^{name}:\s+(\d+) kB$", Path("/proc/meminfo").read_text(), re.MULTILINE)
+    assert found, "Linux counts it"
+    return int(found[1]) * 1024

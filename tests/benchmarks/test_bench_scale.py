@@ -7,6 +7,7 @@ import sys
 import pytest
 
 from benchmarks import bench_scale
+from benchmarks.support import stand_ins
 
 
 @pytest.mark.parametrize(
@@ -54,8 +55,8 @@ def test_quick_commits_each_shard_once_whoever_dies(tmp_path):
 
 def test_a_seat_tells_idle_from_busy(monkeypatch):
     clock = iter([0.0, 2.0, 3.0, 7.0, 10.0, 15.0])
-    monkeypatch.setattr(bench_scale.time, "monotonic", lambda: next(clock))
-    seat = bench_scale.Seat()  # ready at 0
+    monkeypatch.setattr(stand_ins.time, "monotonic", lambda: next(clock))
+    seat = stand_ins.Seat()  # ready at 0
     assert seat.begin() == 2.0  # without work until 2
     assert seat.begin() == 0.0  # the second shard in hand, at 3
     assert seat.finish() == 5.0  # 2 to 7, with the first of them

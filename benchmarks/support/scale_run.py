@@ -1,0 +1,191 @@
+"""One run of the driver over stand-ins, from a plan to a closed corpus, and what was measured of it."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+from rich.console import Console
+
+from benchmarks.support.machine import forget_peak, peak_since
+from benchmarks.support.stand_ins import StandInJob, crew_of
+from maskmill.pipelines.config.run import RunConfig, digest, load_config
+from maskmill.pipelines.format.layout import CORPUS
+from maskmill.pipelines.format.records import ShardTask
+from maskmill.pipelines.format.run_record import RunRecord
+from maskmill.pipelines.format.shards import committed_shards
+from maskmill.pipelines.format.tally import Tally
+from maskmill.pipelines.generation.circuit_breaker import too_many_refused
+from maskmill.pipelines.workers.crew import Crew
+from maskmill.pipelines.workers.dispatcher import Dispatcher
+from maskmill.pipelines.workers.tasks import ShardReceipt
+from maskmill.pipelines.writing.close import finish_corpus
+from maskmill.pipelines.writing.open import Run, open_run
+from maskmill.pipelines.writing.progress import LiveLine
+
+
+@dataclass(frozen=True, slots=True)
+class Setup:
+    """What a run is: the workers, what they are, and the shards that they get.
+
+    Attributes:
+        workers: how many.
+        shard_seconds: that a shard takes.
+        rounds: shards for each worker.
+        shard_size: images of each.
+        deaths: share of the shards that end their worker once.
+        crew: `ray` or `threads`.
+        why: it is that one.
+        processes: of Ray, that share the workers; 0 with threads.
+
+    """
+
+    workers: int
+    shard_seconds: float
+    rounds: int
+    shard_size: int
+    deaths: float
+    crew: str
+    why: str
+    processes: int
+
+
+class Watched:
+    """What is noted while the driver runs: progress, as `maskmill generate` has it, and who was ready."""
+
+    def __init__(self, images: int, config: RunConfig) -> None:
+        self.done = Tally()
+        self.asked = time.monotonic()
+        self.first_shard: float | None = None  # handed out, seconds after it was asked for
+        self.all_ready: float | None = None
+        self.ready_seconds = 0.0  # of all workers
+        self._config = config
+        self._line = LiveLine(images, Console(stderr=True))
+        self._at = (self.asked, 0)
+
+    def handing_out(self, task_of: Callable[[int], ShardTask]) -> Callable[[int], ShardTask]:
+        """The same, with the first call noted."""
+
+        def noted(shard: int) -> ShardTask:
+            if self.first_shard is None:
+                self.first_shard = time.monotonic() - self.asked
+            return task_of(shard)
+
+        return noted
+
+    def show(self, in_hand: Sequence[Tally], working: int) -> bool:
+        """Add up and show what `maskmill generate` adds up and shows."""
+        now = Tally()
+        for tally in (self.done, *in_hand):
+            now.add(tally)
+        self._line.show(now, working)
+        self.until_now(working)
+        if self.all_ready is None and working == self._config.workers:
+            self.all_ready = self._at[0] - self.asked
+        return too_many_refused(self.done, self._config.breaker) is None
+
+    def until_now(self, working: int) -> None:
+        """Count the seconds of the workers that were ready until now; `working` are from now on."""
+        before, were_working = self._at
+        self._at = time.monotonic(), working
+        self.ready_seconds += were_working * (self._at[0] - before)
+
+
+def measure(setup: Setup, folder: Path) -> dict[str, Any]:
+    """One run, from nothing to a closed corpus; raises AssertionError where a shard is missing or twice."""
+    workers = setup.workers
+    config = load_config(
+        None, [f"workers={workers}", f"shard_size={setup.shard_size}", "threads_per_worker=1"]
+    )
+    run = plan(folder / "corpus", workers * setup.rounds, config)
+    job = job_of(run, config, setup, folder / "deaths")
+    clock = time.process_time if setup.crew == "ray" else time.thread_time
+    knows_peak = forget_peak()
+    watched = Watched(len(run.plan), config)
+    with crew_of(setup.crew, job, workers, setup.processes) as crew:
+        started, cpu = time.monotonic(), clock()
+        receipts = drive(run, job, crew, workers, watched)
+        wall, cpu = time.monotonic() - started, clock() - cpu
+        peak = peak_since() if knows_peak else None
+    check_once(run, receipts)
+    closing = time.monotonic()
+    finish_corpus(run.out, run.plan.shards)
+    closing = time.monotonic() - closing
+    shards, ideal = len(receipts), setup.rounds * setup.shard_seconds
+    idle, busy = (watched.done.seconds[name] for name in ("idle", "busy"))
+    return {
+        "workers": workers,
+        "shard_seconds": setup.shard_seconds,
+        "crew": setup.crew,
+        "why": setup.why,
+        "processes": setup.processes,
+        "shards": shards,
+        "images": len(run.plan),
+        "deaths": len(list(job.deaths.iterdir())),
+        "committed": len(committed_shards(run.out)),
+        "wall_seconds": wall,
+        "ideal_seconds": ideal,
+        "efficiency": ideal / wall,
+        "efficiency_once_ready": ideal * workers / watched.ready_seconds,
+        "idle_share": idle / (idle + busy),
+        "driver_cpu_seconds": cpu,
+        "driver_cpu_ms_a_shard": 1000 * cpu / shards,
+        "driver_cpu_share": cpu / wall,
+        "driver_peak_rss_bytes": peak,
+        "first_shard_seconds": watched.first_shard,
+        "all_ready_seconds": watched.all_ready,
+        "closing_seconds": closing,
+        "closing_ms_a_shard": 1000 * closing / shards,
+        "corpus_json_bytes": (run.out / CORPUS).stat().st_size,
+    }
+
+
+def drive(run: Run, job: StandInJob, crew: Crew, workers: int, watched: Watched) -> list[ShardReceipt]:
+    """Have the driver hand out every shard; returns their receipts. An AssertionError where one fails."""
+    task_of = watched.handing_out(lambda shard: ShardTask(shard, tuple(run.plan.images(shard))))
+    receipts = []
+    for outcome in Dispatcher(job, run.todo(), task_of, crew, workers).run(watched.show):
+        assert isinstance(outcome, ShardReceipt), outcome
+        receipts.append(outcome)
+        watched.done.add(outcome.tally)
+    watched.until_now(0)
+    return receipts
+
+
+def plan(out: Path, shards: int, config: RunConfig) -> Run:
+    """A corpus of that many shards, to be filled."""
+    names = [f"collection/photograph-{number:09d}.jpg" for number in range(shards * config.shard_size)]
+    inputs = pa.table({"key": names, "uri": [f"/photographs/{name}" for name in names]})
+    record = RunRecord(config.model_dump(mode="json"), digest(config), "nano", "0" * 64, {})
+    return open_run(out, inputs, record, config.shard_size)
+
+
+def job_of(run: Run, config: RunConfig, setup: Setup, folder: Path) -> StandInJob:
+    """Deadly are shards of the first half: a long run hardly pays for what a death at its end costs."""
+    folder.mkdir()
+    half = run.plan.shards[: -(-len(run.plan.shards) // 2)]
+    count = min(len(half), round(setup.deaths * len(run.plan.shards)))
+    deadly = frozenset(random.Random(7).sample(half, count))
+    return StandInJob(
+        run.out,
+        config,
+        run.record.digest,
+        threads=1,
+        shard_seconds=setup.shard_seconds,
+        deadly=deadly,
+        deaths=folder,
+    )
+
+
+def check_once(run: Run, receipts: Sequence[ShardReceipt]) -> None:
+    """Each shard has one receipt that committed it, and one file."""
+    times = Counter(receipt.shard for receipt in receipts if receipt.committed)
+    assert times == Counter(run.plan.shards), f"committed: {times}"
+    assert len(receipts) == len(run.plan.shards)
+    assert committed_shards(run.out) == set(run.plan.shards)
