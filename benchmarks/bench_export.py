@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import subprocess
 import sys
 import tempfile
@@ -25,7 +24,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.bench_verify import build
+from benchmarks.support.machine import processor, versions
+from benchmarks.support.synthetic_corpus import build
 
 ROOT = Path(__file__).parents[1]
 
@@ -43,13 +43,14 @@ def main() -> None:
     measured = []
     for rows in given.rows:
         with tempfile.TemporaryDirectory() as folder:
-            corpus = build(Path(folder), argparse.Namespace(**vars(given) | {"rows": rows}))
+            shape = {"masks": given.masks, "distinct": given.distinct, "shard_size": given.shard_size}
+            corpus = build(Path(folder), rows=rows, **shape)
             measured.append(measure(corpus, rows * given.masks, ["--polygons"] if given.polygons else []))
     result = {
         "measured": measured,
         "config": vars(given),
-        "versions": {"python": platform.python_version()},
-        "hardware": {"processor": platform.processor() or platform.machine(), "cpus": os.cpu_count()},
+        "versions": versions(),
+        "hardware": processor(),
     }
     show(result)
     print(json.dumps(result))

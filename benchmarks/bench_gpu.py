@@ -33,12 +33,12 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.bench_point import click
 from benchmarks.gpu import attention, parity, waiting
 from benchmarks.gpu.report import Report, version_of
 from benchmarks.gpu.scenes import scenes
 from benchmarks.gpu.speed import SMALL, Bench, Workload
 from benchmarks.support.arguments import OneLineParser
+from benchmarks.support.click import click
 from maskmill import __version__
 from maskmill.model.networks.sam import Sam
 from maskmill.pipelines.machine import hardware

@@ -13,15 +13,11 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
-import platform
 import statistics
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +31,9 @@ from rich.table import Table
 
 from benchmarks.support.arguments import OneLineParser, at_least
 from benchmarks.support.flops import decoder_flops, encoder_flops, published_decoder_flops
-from benchmarks.support.machine import Watch, forget_peak, matrix_rate, peak_since, short_name
+from benchmarks.support.growth_steps import Plan, Step, full_plan, quick_plan
+from benchmarks.support.machine import Watch, forget_peak, matrix_rate, peak_since, short_name, versions
+from benchmarks.support.photograph import read_photograph
 from maskmill.engine import MaskGenerator
 from maskmill.engine.records import GeneratedMasks
 from maskmill.model import SamConfig, load_sam
@@ -49,28 +47,8 @@ NETWORK = ("encode", "prompt", "draw")
 
 PACKAGES = ("maskmill", "torch", "numpy", "numba", "opencv-python", "pycocotools", "Pillow")
 OPTIONS = ("points_per_side", "pred_iou_thresh", "stability_score_thresh", "box_nms_thresh")
-SIZE = (1500, 2250)
 ONE_GRID = {"crop_n_layers": 0, "min_mask_region_area": 100}
 """What the preset is changed to throughout: one grid, and the clean-up that the preset does without."""
-
-
-@dataclass(frozen=True, slots=True)
-class Step:
-    """One point of a curve: the photograph's size and what the preset's options are changed to."""
-
-    curve: str
-    size: tuple[int, int]
-    options: Mapping[str, float]
-
-
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """The curves, and how much care is taken over each point."""
-
-    steps: Sequence[Step]
-    repeat: int
-    matrix_sides: Sequence[int]
-    matrix_seconds: float
 
 
 def main() -> None:
@@ -107,49 +85,6 @@ def main() -> None:
     print(json.dumps(result))
 
 
-def full_plan(repeat: int) -> Plan:
-    """Images last, in rising order: what memory a large one leaves with the allocator counts for no other."""
-    points = [Step("points", SIZE, {"points_per_side": side}) for side in (8, 16, 32, 64)]
-    return Plan(
-        [*points, *masks_curve(SIZE, 16), *pixels_curve((0.25, 1, 3.375, 12, 50), 16)],
-        repeat,
-        matrix_sides=(512, 1024, 2048, 4096),
-        matrix_seconds=3,
-    )
-
-
-def quick_plan() -> Plan:
-    """The same curves, as small as they get."""
-    size = (200, 300)
-    points = [Step("points", size, {"points_per_side": side}) for side in (3, 6)]
-    steps = [*points, *masks_curve(size, 4), *pixels_curve((0.06, 0.1), 4)]
-    return Plan(steps, repeat=1, matrix_sides=(256,), matrix_seconds=0.05)
-
-
-def masks_curve(size: tuple[int, int], points: int) -> list[Step]:
-    """From strict thresholds to none at all, and to no suppression of duplicates either."""
-    thresholds = ((0.6, 0.8, 0.7), (0.45, 0.7, 0.7), (0.25, 0.5, 0.7), (0.0, 0.0, 0.7), (0.0, 0.0, 1.0))
-    names = ("pred_iou_thresh", "stability_score_thresh", "box_nms_thresh")
-    return [
-        Step("masks", size, {"points_per_side": points, **dict(zip(names, values, strict=True))})
-        for values in thresholds
-    ]
-
-
-def pixels_curve(megapixels: Sequence[float], points: int) -> list[Step]:
-    """Photographs of 2:3."""
-    heights = [round(math.sqrt(size * 1e6 * 2 / 3)) for size in megapixels]
-    return [Step("pixels", (h, round(h * 3 / 2)), {"points_per_side": points}) for h in heights]
-
-
-def read_photograph(path: Path | None) -> Image.Image:
-    if path is not None:
-        return Image.open(path).convert("RGB")
-    from skimage import data
-
-    return Image.fromarray(data.coffee())
-
-
 def measure(photograph: Image.Image, plan: Plan) -> dict[str, Any]:
     """All points of the plan, and what they were measured on."""
     sam = load_sam(MODEL)
@@ -170,8 +105,7 @@ def measure(photograph: Image.Image, plan: Plan) -> dict[str, Any]:
         "quiet": watch.quiet,
         "others_share": watch.others,
         "config": {"model": MODEL, "generator": preset.model_dump(mode="json"), "repeat": plan.repeat},
-        "versions": {"python": platform.python_version()}
-        | {name: metadata.version(name) for name in PACKAGES},
+        "versions": versions(PACKAGES),
         "hardware": hardware(sam.device),
     }
 

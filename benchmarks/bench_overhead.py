@@ -20,7 +20,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import shutil
 import statistics
 import subprocess
@@ -29,17 +28,16 @@ import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
 from benchmarks.support.arguments import OneLineParser, at_least
-from benchmarks.support.machine import Watch
+from benchmarks.support.machine import Watch, versions
+from benchmarks.support.photograph import read_photograph
 from maskmill.engine import MaskGenerator
 from maskmill.model import load_sam
 from maskmill.pipelines.config.run import RunConfig, load_config
@@ -89,8 +87,7 @@ def main() -> None:
             "size": given.photograph.size[::-1],
             "repeat": given.repeat,
         },
-        "versions": {"python": platform.python_version()}
-        | {name: metadata.version(name) for name in PACKAGES},
+        "versions": versions(PACKAGES),
         "hardware": hardware(torch.device("cpu")),
     }
     show(result)
@@ -112,20 +109,12 @@ def arguments() -> argparse.Namespace:
     if given.images % shard or given.images < least:
         parser.error(f"expected --images of at least {least}, in whole shards of {shard}, got {given.images}")
     try:
-        given.photograph = read_photograph(given.image)
+        given.photograph = read_photograph(given.image, SIZE)
     except ImportError as error:
         parser.error(f"expected {error.name}: pip install '.[bench]'")
     except OSError as error:
         parser.error(f"--image: expected a photograph, got {given.image}: {error}")
     return given
-
-
-def read_photograph(path: Path | None) -> Image.Image:
-    if path is not None:
-        return Image.open(path).convert("RGB")
-    from skimage import data
-
-    return Image.fromarray(data.coffee()).resize(SIZE[::-1], Image.Resampling.BICUBIC)
 
 
 def write_copies(folder: Path, given: argparse.Namespace) -> list[Path]:

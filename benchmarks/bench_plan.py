@@ -12,12 +12,13 @@ from __future__ import annotations
 import argparse
 import json
 import platform
-import resource
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
+
+from benchmarks.support.machine import peak_of_all, versions
 
 SHARD_SIZE = 64
 LOOKED_UP = 200
@@ -73,7 +74,7 @@ def plan(folder: Path) -> dict[str, object]:
     at = timed("list and sort", at)
     run = open_run(folder / "corpus", listed, record, SHARD_SIZE)
     at = timed("plan and write", at)
-    seconds, peak, cpu = sum(stages.values()), peak_rss_bytes(), time.process_time() - cpu
+    seconds, peak, cpu = sum(stages.values()), peak_of_all(), time.process_time() - cpu
     open_run(folder / "corpus", listed, record, SHARD_SIZE)
     at = timed("open again", at)
     shards = run.plan.shards[:: max(1, len(run.plan.shards) // LOOKED_UP)]
@@ -84,18 +85,13 @@ def plan(folder: Path) -> dict[str, object]:
         "seconds": round(seconds, 3),
         "cpu_seconds": round(cpu, 3),
         "peak_rss_bytes": peak,
-        "peak_rss_bytes_again": peak_rss_bytes(),
+        "peak_rss_bytes_again": peak_of_all(),
         "lookup_seconds": stages["look up shards"] / len(shards),
         "shards": len(run.plan.shards),
         "stages": stages,
-        "versions": {"python": platform.python_version()},
+        "versions": versions(),
         "hardware": platform.machine(),
     }
-
-
-def peak_rss_bytes() -> int:
-    """The most this process has held, as the kernel counts it on Linux."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 if __name__ == "__main__":

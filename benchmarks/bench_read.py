@@ -25,13 +25,10 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
-from importlib import metadata
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -41,9 +38,9 @@ import pyarrow.parquet as pq
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.bench_verify import build
 from benchmarks.support.arguments import OneLineParser, at_least
-from benchmarks.support.machine import Watch
+from benchmarks.support.machine import Watch, processor, versions
+from benchmarks.support.synthetic_corpus import build
 from maskmill.pipelines.corpus.order import Order
 from maskmill.pipelines.corpus.reader import Corpus
 from maskmill.pipelines.format.layout import shard_path
@@ -70,15 +67,15 @@ def main() -> None:
     parser.add_argument("--shard-size", type=at_least(1), default=64)
     parser.add_argument("--rounds", type=at_least(1), default=15)
     given = parser.parse_args()
+    shape = {name: getattr(given, name) for name in ("rows", "masks", "distinct", "shard_size")}
     with tempfile.TemporaryDirectory() as folder, Watch() as watch:
-        result = measure(Corpus(build(Path(folder), given)), given)
+        result = measure(Corpus(build(Path(folder), **shape)), given)
     result |= {
         "others": watch.others,
         "quiet": watch.quiet,
         "config": vars(given),
-        "versions": {"python": platform.python_version()}
-        | {name: metadata.version(name) for name in PACKAGES},
-        "hardware": {"processor": platform.processor() or platform.machine(), "cpus": os.cpu_count()},
+        "versions": versions(PACKAGES),
+        "hardware": processor(),
     }
     show(result)
     print(json.dumps(result))

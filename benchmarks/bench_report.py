@@ -12,18 +12,16 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
-import resource
 import tempfile
 import time
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.bench_verify import build
+from benchmarks.support.machine import peak_of_all, processor, versions
+from benchmarks.support.synthetic_corpus import build
 from maskmill.pipelines.report.statistics import corpus_statistics
 
 
@@ -38,7 +36,8 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=os.cpu_count())
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        out = build(Path(folder), given)
+        shape = {name: getattr(given, name) for name in ("rows", "masks", "distinct", "shard_size")}
+        out = build(Path(folder), **shape)
         sides = {
             "without hulls": measured(out, False, given.workers),
             "with hulls": measured(out, True, given.workers),
@@ -52,11 +51,10 @@ def main() -> None:
         )
     Console().print(table)
     result = sides | {
-        "peak_rss_bytes_of_a_process": resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024,
+        "peak_rss_bytes_of_a_process": peak_of_all(children=True),
         "config": vars(given),
-        "versions": {"python": platform.python_version()}
-        | {name: metadata.version(name) for name in ("numpy", "opencv-python", "pyarrow")},
-        "hardware": {"processor": platform.processor() or platform.machine(), "cpus": os.cpu_count()},
+        "versions": versions(("numpy", "opencv-python", "pyarrow")),
+        "hardware": processor(),
     }
     print(json.dumps(result))
 

@@ -20,10 +20,8 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import sys
 import tempfile
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +30,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.support.arguments import OneLineParser, at_least, positive, share
-from benchmarks.support.machine import memory_bytes, short_name
+from benchmarks.support.machine import memory_bytes, short_name, versions
 from benchmarks.support.scale_run import Setup, measure
 from maskmill.pipelines.machine import hardware
 
@@ -51,8 +49,7 @@ def main() -> None:
     result = {
         "runs": runs,
         "config": {name: getattr(given, name) for name in ("rounds", "shard_size", "deaths", "crew")},
-        "versions": {"python": platform.python_version()}
-        | {name: metadata.version(name) for name in PACKAGES},
+        "versions": versions(PACKAGES),
         "hardware": hardware(torch.device("cpu")) | {"memory_bytes": memory_bytes("MemTotal")},
     }
     show(result)

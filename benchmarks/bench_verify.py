@@ -14,37 +14,25 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
-import resource
 import sys
 import tempfile
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 from pycocotools import mask as coco
 from rich.console import Console
 from rich.table import Table
 
-from maskmill.engine.codes import single
-from maskmill.engine.records import DROP_REASONS, MaskRecord
-from maskmill.pipelines.config.run import digest_of
+from benchmarks.support.machine import peak_of_all, processor, versions
+from benchmarks.support.synthetic_corpus import HEIGHT, WIDTH, build
 from maskmill.pipelines.corpus.reader import Corpus
-from maskmill.pipelines.format.records import ImageRow
-from maskmill.pipelines.format.rows import table_from_rows
-from maskmill.pipelines.format.run_record import RunRecord
-from maskmill.pipelines.format.shards import commit_table, shard_metadata
 from maskmill.pipelines.storage.json_files import fingerprint
 from maskmill.pipelines.verification.corpus import verify
-from maskmill.pipelines.writing.close import finish_corpus
-from maskmill.pipelines.writing.open import Run, open_run
 
-HEIGHT, WIDTH = 1500, 2250
 PACKAGES = ("numpy", "pyarrow", "pycocotools")
 
 
@@ -60,61 +48,16 @@ def main() -> None:
     parser.add_argument("--sample", type=int, default=300, help="masks that pycocotools measures")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        out = build(Path(folder), given)
+        shape = {name: getattr(given, name) for name in ("rows", "masks", "distinct", "shard_size")}
+        out = build(Path(folder), **shape)
         result = measure(out, given)
-    packages = {name: metadata.version(name) for name in PACKAGES}
     result |= {
         "config": vars(given) | {"height": HEIGHT, "width": WIDTH},
-        "versions": {"python": platform.python_version()} | packages,
-        "hardware": {"processor": platform.processor() or platform.machine(), "cpus": os.cpu_count()},
+        "versions": versions(PACKAGES),
+        "hardware": processor(),
     }
     show(result)
     print(json.dumps(result))
-
-
-def build(folder: Path, given: argparse.Namespace) -> Path:
-    """A closed corpus of `given.rows` images."""
-    rng = np.random.default_rng(7)
-    pool = [blob(rng) for _ in range(given.distinct)]
-    names = [f"{number:08d}.jpg" for number in range(given.rows)]
-    inputs = pa.table({"key": names, "uri": [f"/photos/{name}" for name in names]})
-    config = {"embed_images": False}
-    record = RunRecord(config, digest_of(config), "synthetic", "a" * 64, {})
-    run = open_run(folder / "corpus", inputs, record, given.shard_size)
-    for shard in run.todo():
-        fill(run, shard, pool, given.masks, rng)
-    finish_corpus(run.out, run.plan.shards)
-    return run.out
-
-
-def blob(rng: np.random.Generator) -> MaskRecord:
-    """A round mask with a ragged edge, of 15 to 600 pixels radius, drawn as its runs."""
-    x, y = rng.uniform(0, WIDTH), rng.uniform(0, HEIGHT)
-    radius = np.exp(rng.uniform(np.log(15), np.log(600)))
-    xs = np.arange(max(0, int(x - radius)), min(WIDTH, int(x + radius) + 1))
-    half = np.sqrt(np.maximum(0, radius**2 - (xs - x) ** 2)) * (1 + 0.1 * np.sin(xs / 7))
-    half += rng.normal(0, 1.5, len(xs))
-    tops = np.clip(y - half, 0, HEIGHT - 1).astype(int)
-    bottoms = np.maximum(np.clip(y + half + 1, 0, HEIGHT).astype(int), tops + 1)
-    ends = np.stack([xs * HEIGHT + tops, xs * HEIGHT + bottoms], axis=1).ravel()
-    joined = np.flatnonzero(ends[1:-1:2] == ends[2::2])
-    ends = np.delete(ends, np.concatenate([2 * joined + 1, 2 * joined + 2]))
-    runs = np.diff(ends, prepend=0, append=HEIGHT * WIDTH)
-    code = single.from_run_lengths(runs if runs[-1] else runs[:-1], (HEIGHT, WIDTH))
-    crop = (0.0, 0.0, float(WIDTH), float(HEIGHT))
-    return MaskRecord(code, single.area(code), single.bbox(code), 0.9, 0.97, crop, ((float(x), float(y)),))
-
-
-def fill(run: Run, shard: int, pool: list[MaskRecord], masks: int, rng: np.random.Generator) -> None:
-    rows = []
-    for image in run.plan.images(shard):
-        picked = [pool[place] for place in rng.integers(0, len(pool), masks)]
-        drops = dict.fromkeys(DROP_REASONS, 0) | {"predicted_iou": 900}
-        common = {"row": image.row, "image_id": image.image_id, "key": image.key, "uri": image.uri}
-        size = {"width": WIDTH, "height": HEIGHT, "orientation": 1, "image_sha256": "f" * 64}
-        counted = {"candidates": masks + 900, "drops": drops}
-        rows.append(ImageRow(**common, status="ok", **size, **counted, masks=picked))
-    commit_table(run.out, shard, table_from_rows(rows), shard_metadata(run.record.digest, shard, {}))
 
 
 def measure(out: Path, given: argparse.Namespace) -> dict[str, Any]:
@@ -139,7 +82,7 @@ def measure(out: Path, given: argparse.Namespace) -> dict[str, Any]:
         "masks_per_cpu_s": masks / verifying["cpu_s"],
         "pycocotools_masks_per_s": len(codes) / plain["s"],
         "pycocotools_masks_per_cpu_s": len(codes) / plain["cpu_s"],
-        "peak_rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        "peak_rss_bytes": peak_of_all(),
     }
 
 

@@ -1,16 +1,20 @@
-"""The machine that a benchmark runs on: how fast it multiplies, who else is on it, what memory was held."""
+"""The machine that a benchmark runs on: what it is, how fast it multiplies, who else is on it, what was held.
+
+Only `matrix_rate` loads torch: a benchmark that measures memory has none of it.
+"""
 
 from __future__ import annotations
 
 import os
+import platform
 import re
+import resource
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from importlib import metadata
 from pathlib import Path
 from types import TracebackType
 from typing import Self
-
-import torch
 
 QUIET_SHARE = 0.05
 """Of the machine's processor time: what others may take before a benchmark's figures are marked."""
@@ -22,6 +26,8 @@ def matrix_rate(sides: Sequence[int], seconds: float) -> float:
     Each side is tried for so many seconds. The best, not the median: it is what the machine can do. A product
     of small ones is over before another program has its turn.
     """
+    import torch
+
     best = 0.0
     for side in sides:
         a, b = torch.rand(side, side), torch.rand(side, side)
@@ -104,3 +110,19 @@ def memory_bytes(name: str) -> int:
     found = re.search(rf"^{name}:\s+(\d+) kB$", Path("/proc/meminfo").read_text(), re.MULTILINE)
     assert found, "Linux counts it"
     return int(found[1]) * 1024
+
+
+def peak_of_all(*, children: bool = False) -> int:
+    """The most memory that this process, or one of its ended children, has ever held, in bytes."""
+    who = resource.RUSAGE_CHILDREN if children else resource.RUSAGE_SELF
+    return resource.getrusage(who).ru_maxrss * 1024
+
+
+def versions(packages: Iterable[str] = ()) -> dict[str, str]:
+    """Python's version, and those of installed packages."""
+    return {"python": platform.python_version()} | {name: metadata.version(name) for name in packages}
+
+
+def processor() -> dict[str, str | int | None]:
+    """The processor's name, and how many CPUs there are."""
+    return {"processor": platform.processor() or platform.machine(), "cpus": os.cpu_count()}
