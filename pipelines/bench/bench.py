@@ -231,14 +231,6 @@ def _against_released(
     }
 
 
-def sample_pixels(
-    inputs: Sequence[str], config: RunConfig, size: tuple[int, int] | None
-) -> npt.NDArray[np.uint8]:
-    """The first photograph that `bench` would time."""
-    with tempfile.TemporaryDirectory(prefix="maskmill-bench-") as folder:
-        return _pixels(_photographs(inputs, config, size, Path(folder))[0], config)
-
-
 def released_options(config: RunConfig) -> dict[str, Any]:
     """The released generator's arguments for the same masks."""
     names = (

@@ -15,11 +15,6 @@ from ..config.run import RunConfig
 from ..workers.loading import resolve_device
 
 
-def of_noise(config: RunConfig, pixels_HW3: npt.NDArray[np.uint8]) -> Sam:
-    """The network of noise that `bench` times where the first photograph is this one."""
-    return placed(random_sam(config.model.name, pixels_HW3), config)
-
-
 def placed(noise: Sam, config: RunConfig) -> Sam:
     """A copy of the network on the configured device, in the configured precision."""
     dtype = torch.bfloat16 if config.model.precision == "bf16" else torch.float32

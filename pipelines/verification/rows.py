@@ -17,16 +17,6 @@ from ..format.schema import STAGES, STATUSES
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
-def row_problems(row: Mapping[str, Any], planned: PlannedImage, embedded: bool) -> Iterator[str]:
-    """Everything that is wrong with a row of `ROW_SCHEMA`, a phrase each; any value may be null or absurd.
-
-    `embedded`: whether the run keeps images in their rows.
-    """
-    annotations = row["annotations"]
-    yield from head_problems(row, None if annotations is None else len(annotations), planned, embedded)
-    yield from mask_problems(annotations or (), planned.row, row["height"], row["width"])
-
-
 def head_problems(
     row: Mapping[str, Any], masks: int | None, planned: PlannedImage, embedded: bool
 ) -> Iterator[str]:

@@ -1,6 +1,6 @@
 """A run's metrics: what there is, and what of a run's telling goes into which. No Ray in here.
 
-`pipelines.workers.ray_actors` makes an instrument of each and exports it under `EXPORTED`. All but one are
+`pipelines.workers.ray_actors` makes an instrument of each and Ray exports it as `ray_NAME`. All but one are
 counted in the driver (`pipelines.workers.events` says why). The exception is how long the network is at work,
 which only its worker sees while a shard lasts; no row is counted by it.
 """
@@ -14,7 +14,6 @@ from typing import Literal, Protocol
 from .events import Loss, Watcher
 from .tasks import ShardFailure, ShardReceipt
 
-EXPORTED = "ray_{name}"
 RUN_CHARACTERS = 12
 """Of a run's digest, which each metric carries as `run`."""
 

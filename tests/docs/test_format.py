@@ -22,7 +22,7 @@ from maskmill.pipelines.format.schema import PLAN_SCHEMA, ROW_SCHEMA
 from maskmill.pipelines.format.shards import commit_table, shard_metadata
 from maskmill.pipelines.inputs import parquet, reader
 from maskmill.pipelines.verification.corpus import verify
-from maskmill.pipelines.verification.rows import row_problems
+from maskmill.pipelines.verification.rows import head_problems, mask_problems
 from maskmill.pipelines.writing import close
 from tests.support.corpora import make_record
 
@@ -46,7 +46,9 @@ def test_the_example_is_sound(example):
     """Its plan has 42 other images before it; its mask is read by pycocotools and drawn by hand."""
     assert example["annotations"][0]["id"] == 42 * 2**20 + 1
     planned = PlannedImage(example["image_id"], example["key"], example["uri"], 0, 42)
-    assert list(row_problems(example, planned, embedded=False)) == []
+    masks = example["annotations"]
+    assert list(head_problems(example, len(masks), planned, embedded=False)) == []
+    assert list(mask_problems(masks, planned.row, example["height"], example["width"])) == []
     drawn = np.array([[0, 1, 1, 0], [0, 1, 0, 0], [0, 1, 0, 0]])
     assert np.array_equal(coco.decode(example["annotations"][0]["segmentation"]), drawn)
 

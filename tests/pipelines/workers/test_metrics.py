@@ -17,12 +17,12 @@ import pytest
 from maskmill.pipelines.corpus.reader import Corpus
 from maskmill.pipelines.format.tally import Tally
 from maskmill.pipelines.workers.events import Loss
-from maskmill.pipelines.workers.metrics import EXPORTED, METRICS, RUN_CHARACTERS, Metrics
+from maskmill.pipelines.workers.metrics import METRICS, RUN_CHARACTERS, Metrics
 from maskmill.pipelines.workers.tasks import ShardFailure, ShardReceipt, WorkerPlace
 from tests.support.commands import start, words
 
 DASHBOARD = Path(__file__).parents[3] / "examples" / "grafana" / "maskmill.json"
-EXPORTS = {EXPORTED.format(name=metric.name): metric for metric in METRICS}
+EXPORTS = {f"ray_{metric.name}": metric for metric in METRICS}
 
 
 class Written:
