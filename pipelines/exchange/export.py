@@ -28,7 +28,7 @@ from ..errors import CorpusError, CorpusUnavailable, IncompleteRun, UsageError
 from ..format.layout import shard_path
 from ..format.tally import Tally
 from ..storage import atomic
-from ..storage.json_files import read_json, write_json
+from ..storage.json_files import as_bytes, read_json
 from ..storage.paths import is_remote, refuse_inside
 from ..writing.progress import Display, LiveLine
 from . import coco
@@ -143,7 +143,7 @@ def _begin(out: Path, description: dict[str, Any]) -> None:
     if not path.exists():
         if out.is_dir() and any(not atomic.is_temporary(entry.name) for entry in out.iterdir()):
             raise UsageError(f"{out}: the folder is neither empty nor an export; choose another --out")
-        atomic.link(path, lambda file: write_json(file, description))
+        atomic.create(path, as_bytes(description))
     found = read_json(path)
     if changed := [name for name, value in description.items() if found.get(name) != value]:
         raise UsageError(
@@ -179,7 +179,7 @@ class _Writer:
         size, images = self._options.images_per_tar, self._source.images
         for number, first in enumerate(range(0, images, size)):
             rows = self._source.rows(first, min(first + size, images))
-            made = atomic.link(self._out / f"sa_{number:06d}.tar", partial(self._write_tar, rows))
+            made = atomic.create(self._out / f"sa_{number:06d}.tar", partial(self._write_tar, rows))
             self._count_part(made, min(size, images - first))
 
     def coco(self) -> None:
@@ -195,10 +195,12 @@ class _Writer:
             if not images[-1].exists():  # it comes last
                 found: list[bytes] = []
                 atomic.replace(annotations[-1], coco.joined(self._entries(shard, found)))
-                made = atomic.link(images[-1], coco.joined(iter(found)))
+                made = atomic.create(images[-1], coco.joined(iter(found)))
             self._count_part(made, usable)
         info = {"description": "exported by maskmill", "run_digest": self._source.corpus.run.digest}
-        self.done.parts += atomic.link(whole, lambda file: coco.write_whole(file, info, images, annotations))
+        self.done.parts += atomic.create(
+            whole, lambda file: coco.write_whole(file, info, images, annotations)
+        )
         if folder.is_dir():
             atomic.remove(*folder.iterdir())
             folder.rmdir()
@@ -215,7 +217,7 @@ class _Writer:
                 yield entry
             if self._options.non_overlapping:
                 png = self._labels(row)
-                atomic.link(self._out / LABELS / f"{row['image_id']}.png", partial(_put, png))
+                atomic.create(self._out / LABELS / f"{row['image_id']}.png", png)
             self._count(row)
 
     def _write_tar(self, rows: Iterator[Mapping[str, Any]], file: BinaryIO) -> None:
@@ -273,7 +275,3 @@ def _naming(row: Mapping[str, Any]) -> Iterator[None]:
         yield
     except ValueError as error:
         raise CorpusError(f"{row['key']}: {error}") from None
-
-
-def _put(data: bytes, file: BinaryIO) -> None:
-    file.write(data)

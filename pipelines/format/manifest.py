@@ -15,7 +15,7 @@ from typing import Any
 
 from ..errors import CorpusError
 from ..storage import atomic
-from ..storage.json_files import as_bytes, fingerprint, read_json, sealed, write_json
+from ..storage.json_files import as_bytes, fingerprint, read_json, sealed
 from .layout import BEFORE, CORPUS, SHARDS, shard_of
 from .schema import FORMAT_NAME, FORMAT_VERSION
 from .shards import committed_shards
@@ -73,7 +73,7 @@ def reopen(out: Path, changing: Collection[int] = ()) -> None:
     kept = [entry for name, entry in files.items() if shards.get(name) in stay]
     if kept and (len(kept) < len(files) or (out / CORPUS).exists()):
         record = {"format": FORMAT_NAME, "format_version": FORMAT_VERSION, "files": kept}
-        atomic.replace(out / BEFORE, lambda file: write_json(file, sealed(record)))
+        atomic.replace(out / BEFORE, as_bytes(sealed(record)))
     atomic.remove(out / CORPUS)
 
 

@@ -133,7 +133,7 @@ def write_part(out: Path, table: pa.Table, part: int, first_row: int, run_digest
         "maskmill.part": str(part),
         "maskmill.first_row": str(first_row),
     }
-    return atomic.link(part_path(out, part), lambda file: write_parquet(file, table, metadata, GROUP_BYTES))
+    return atomic.create(part_path(out, part), lambda file: write_parquet(file, table, metadata, GROUP_BYTES))
 
 
 def read_plan(out: Path) -> Plan:

@@ -19,7 +19,7 @@ from typing import Any
 from ... import __version__
 from ..errors import CorpusError
 from ..storage import atomic
-from ..storage.json_files import canonical, read_json, sha256_hex, write_json
+from ..storage.json_files import as_bytes, canonical, read_json, sha256_hex
 from .layout import RUN
 from .schema import FORMAT_NAME, FORMAT_VERSION
 
@@ -153,12 +153,12 @@ def software_versions() -> dict[str, str]:
 
 def write_run(out: Path, record: RunRecord) -> bool:
     """Write `run.json`; False where one is there already, which stays."""
-    return atomic.link(out / RUN, lambda file: write_json(file, record.as_json()))
+    return atomic.create(out / RUN, as_bytes(record.as_json()))
 
 
 def replace_run(out: Path, record: RunRecord) -> None:
     """Write `run.json` over what is there."""
-    atomic.replace(out / RUN, lambda file: write_json(file, record.as_json()))
+    atomic.replace(out / RUN, as_bytes(record.as_json()))
 
 
 def read_run(out: Path) -> RunRecord:

@@ -39,7 +39,7 @@ def commit_table(out: Path, shard: int, table: pa.Table, metadata: Mapping[str, 
     """
     if not table.schema.equals(ROW_SCHEMA):
         raise ValueError(f"expected the columns of ROW_SCHEMA, got {table.schema.names}")
-    return atomic.link(shard_path(out, shard), lambda file: write_parquet(file, table, metadata))
+    return atomic.create(shard_path(out, shard), lambda file: write_parquet(file, table, metadata))
 
 
 def committed_shards(out: Path) -> set[int]:

@@ -77,7 +77,7 @@ def write_gallery(
             temporary.rename(folder)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
-        atomic.replace(out, lambda file: _write(file, html.encode("utf-8", "backslashreplace")))
+        atomic.replace(out, html.encode("utf-8", "backslashreplace"))
     if files.problems:
         many, shown = len(files.problems), files.count("photographs")
         note(f"{many} of {shown} images cannot be shown; the first: {files.problems[min(files.problems)]}")
@@ -115,10 +115,6 @@ def gallery_page(corpus: Corpus, files: GalleryFiles, address: str, scripts: str
         "script": script,
     }
     return fill(part("gallery.html", _HERE), parts)
-
-
-def _write(file: Any, data: bytes) -> None:
-    file.write(data)
 
 
 def _refuse_foreign(folder: Path) -> None:

@@ -35,8 +35,6 @@ def recorded_config(run: Run, changes: Sequence[str]) -> RunConfig:
         here = weights_sha256(config.model)
     except CheckpointError as error:
         raise CorpusError(f"{run.out}: the run's weights are not here: {error}; {_WEIGHTS}") from None
-    if here != record.weights_sha256:
-        raise CorpusError(
-            f"{run.out}: the weights' sha256 was {record.weights_sha256[:12]}…, now {here[:12]}…; {_WEIGHTS}"
-        )
+    if differences := record.differences(replace(now, weights_sha256=here)):
+        raise CorpusError(f"{run.out}: {differences[0]}; {_WEIGHTS}")
     return config

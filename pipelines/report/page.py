@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from ..errors import UsageError
 from ..pages.template import fill, part, policy, text
@@ -39,11 +38,7 @@ def write_report(out: Path, found: Statistics, against: Statistics | None = None
     }
     page = fill(part("report.html", _HERE), parts).encode("utf-8", "backslashreplace")
     with atomic.failing_as(UsageError, out):
-        atomic.replace(out, lambda file: _write(file, page))
-
-
-def _write(file: Any, data: bytes) -> None:
-    file.write(data)
+        atomic.replace(out, page)
 
 
 def _legend(both: Sequence[Statistics]) -> str:

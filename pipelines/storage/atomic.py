@@ -1,7 +1,7 @@
 """How a file becomes visible: whole, in one step, durably; and how what a killed process left is known again.
 
 Everything the corpus is made of passes through here, so that one module knows the file system. A file is
-written under a temporary name in its own folder, flushed to the disk, and only then given its name. `link`
+written under a temporary name in its own folder, flushed to the disk, and only then given its name. `create`
 gives it with `os.link`, which fails where the name is taken: the first writer wins and the second learns of
 it, which a rename could not tell. Two workers may therefore do the same shard, and a reader never sees half a
 file.
@@ -31,6 +31,9 @@ from ..text import redacted
 from .paths import is_remote, scheme_of, store_of
 from .store_errors import as_os_errors, store_code
 
+Content = bytes | Callable[[BinaryIO], None]
+"""What a file is made of: its bytes, or a function that writes them into an open file."""
+
 _TEMPORARY = ".maskmill-"
 _SUFFIX = ".tmp"
 PART_BYTES = 512 << 20
@@ -42,18 +45,18 @@ _BUSY = {"ConditionalRequestConflict", "OperationAborted", "409"}
 _NO_CONDITIONS = {"NotImplemented", "501"}
 
 
-def link(path: Path, write: Callable[[BinaryIO], None]) -> bool:
-    """Make `path` out of what `write` writes, unless it is there already.
+def create(path: Path, content: Content) -> bool:
+    """Make the file `path`, unless it is there already.
 
     Returns True where this call made it, False where the file was there: what is there stays as it is, byte
-    for byte. The folder is made where it is missing. Raises what `write` raises, and OSError; nothing is left
-    behind then.
+    for byte. The folder is made where it is missing. Raises what a writer raises, and OSError; nothing is
+    left behind then.
     """
     if is_remote(path):
-        return _put_new(path, write)
+        return _put_new(path, content)
     if path.exists():
         return False
-    with _written(path, write) as temporary:
+    with _written(path, content) as temporary:
         try:
             os.link(temporary, path)
         except FileExistsError:
@@ -66,16 +69,16 @@ def link(path: Path, write: Callable[[BinaryIO], None]) -> bool:
     return True
 
 
-def replace(path: Path, write: Callable[[BinaryIO], None], check: Callable[[], None] | None = None) -> None:
-    """Make `path` out of what `write` writes; a reader sees the old file or the new one, never a mixture.
+def replace(path: Path, content: Content, check: Callable[[], None] | None = None) -> None:
+    """Make the file `path`, or make it anew; a reader sees the old file or the new one, never a mixture.
 
     `check` looks at the old file when all is written and flushed, just before; what it raises leaves that
     file there. In S3 the new one then takes the place of the very object that was looked at, or of none.
     """
     if is_remote(path):
-        _put(path, write, check)
+        _put(path, content, check)
         return
-    with _written(path, write) as temporary:
+    with _written(path, content) as temporary:
         if check is not None:
             check()
         temporary.replace(path)
@@ -127,37 +130,37 @@ def sweep(folder: Path) -> int:
     return len(left)
 
 
-def _put(path: Path, write: Callable[[BinaryIO], None], check: Callable[[], None] | None) -> None:
+def _put(path: Path, content: Content, check: Callable[[], None] | None) -> None:
     """Put an object whatever is there; with a check, if what is there is what was checked."""
     store, name = _writable(path)
-    content = _content(write)
+    data = _bytes_of(content)
     with as_os_errors():
         condition: dict[str, str] = {}
         # gcsfs takes no condition but that a name is free, nor s3fs one for an object in parts.
-        if check is not None and scheme_of(str(path)) == "s3" and len(content) < 2 * PART_BYTES:
+        if check is not None and scheme_of(str(path)) == "s3" and len(data) < 2 * PART_BYTES:
             condition = {"IfMatch": store.info(name)["ETag"]}  # asked before the check, so of no later object
         if check is not None:
             check()
         try:
-            store.pipe_file(name, content, chunksize=PART_BYTES, **condition)
+            store.pipe_file(name, data, chunksize=PART_BYTES, **condition)
         except OSError as error:
             code = store_code(error)
             if check is not None and code in _TAKEN | _BUSY:
                 check()  # which tells what became of it
             if not condition or code not in _NO_CONDITIONS:
                 raise
-            store.pipe_file(name, content, chunksize=PART_BYTES)
+            store.pipe_file(name, data, chunksize=PART_BYTES)
 
 
-def _put_new(path: Path, write: Callable[[BinaryIO], None]) -> bool:
+def _put_new(path: Path, content: Content) -> bool:
     """Put an object under a name that is free; False where it is taken."""
     store, name = _writable(path)
     with as_os_errors():
         if store.exists(name):
             return False
-        content = _content(write)
+        data = _bytes_of(content)
         try:
-            store.pipe_file(name, content, mode="create", chunksize=PART_BYTES)
+            store.pipe_file(name, data, mode="create", chunksize=PART_BYTES)
         except FileExistsError:
             return False
         except OSError as error:
@@ -168,7 +171,7 @@ def _put_new(path: Path, write: Callable[[BinaryIO], None]) -> bool:
                 raise OSError(errno.EBUSY, "another writer is at it", str(path)) from None
             if code not in _NO_CONDITIONS:
                 raise
-            store.pipe_file(name, content, chunksize=PART_BYTES)
+            store.pipe_file(name, data, chunksize=PART_BYTES)
         return True
 
 
@@ -179,20 +182,25 @@ def _writable(path: Path) -> tuple[Any, str]:
     return store_of(path)
 
 
-def _content(write: Callable[[BinaryIO], None]) -> bytes:
+def _bytes_of(content: Content) -> bytes:
+    if isinstance(content, bytes):
+        return content
     memory = io.BytesIO()
-    write(memory)
+    content(memory)
     return memory.getvalue()
 
 
 @contextlib.contextmanager
-def _written(path: Path, write: Callable[[BinaryIO], None]) -> Iterator[Path]:
+def _written(path: Path, content: Content) -> Iterator[Path]:
     """The flushed temporary file; gone at the end, whatever happens, if it is still there under that name."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f"{_TEMPORARY}{path.name}-{uuid.uuid4().hex}{_SUFFIX}")
     try:
         with temporary.open("xb") as file:
-            write(file)
+            if isinstance(content, bytes):
+                file.write(content)
+            else:
+                content(file)
             file.flush()
             os.fsync(file.fileno())
         yield temporary

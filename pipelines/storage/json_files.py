@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from ..errors import CorpusError, CorpusUnavailable
 from .store_errors import as_os_errors
@@ -49,11 +49,6 @@ def fingerprint(path: Path) -> dict[str, Any]:
     with path.open("rb") as file:
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()
         return {"bytes": file.tell(), "sha256": sha256}
-
-
-def write_json(file: BinaryIO, content: Mapping[str, Any]) -> None:
-    """Write `as_bytes(content)`."""
-    file.write(as_bytes(content))
 
 
 def sha256_hex(data: bytes) -> str:

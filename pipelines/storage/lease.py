@@ -24,7 +24,6 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, fields, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import BinaryIO
 
 from ..errors import IncompleteRun
 from . import atomic
@@ -181,7 +180,7 @@ def read_lease(out: Path) -> Holder | None:
 def _take(out: Path, me: Holder, say: Callable[[str], None]) -> Holder:
     for _ in range(TRIES):
         try:
-            if atomic.link(out / LEASE, lambda file: _write(file, me.renewed())):
+            if atomic.create(out / LEASE, _as_bytes(me.renewed())):
                 return me
         except FileNotFoundError:
             if not out.is_dir():
@@ -230,11 +229,11 @@ def _refusal(out: Path, holder: Holder) -> IncompleteRun:
 
 
 def _put(out: Path, holder: Holder) -> None:
-    atomic.replace(out / LEASE, lambda file: _write(file, holder))
+    atomic.replace(out / LEASE, _as_bytes(holder))
 
 
-def _write(file: BinaryIO, holder: Holder) -> None:
-    file.write(json.dumps(asdict(holder), indent=1).encode() + b"\n")
+def _as_bytes(holder: Holder) -> bytes:
+    return json.dumps(asdict(holder), indent=1).encode() + b"\n"
 
 
 def _this_process() -> Holder:

@@ -17,7 +17,7 @@ from ..evaluation.interactive import encode_square, evaluate, to_photograph
 from ..labelled.image import LabelledImage
 from ..opencv import cv2
 from ..storage import atomic
-from ..storage.json_files import write_json
+from ..storage.json_files import as_bytes
 from .checkpoints import writing
 from .config import StageConfig, TrainConfig
 from .trainer import Trainer
@@ -90,8 +90,7 @@ class Recorder:
             picture_HW3 = prompts_and_masks(model, image, stage.size)
             self.writer.add_image(f"prompts/{number}", picture_HW3, trainer.step, dataformats="HWC")
         with writing(self.scores):
-            found = {"step": trainer.step, "scores": scores}
-            atomic.replace(self.scores, lambda file: write_json(file, found))
+            atomic.replace(self.scores, as_bytes({"step": trainer.step, "scores": scores}))
 
     def _scalars(self, group: str, values: Mapping[str, float]) -> None:
         for name, value in values.items():

@@ -27,7 +27,7 @@ from ..format.shards import committed_shards
 from ..format.tally import Tally
 from ..prefetch import in_order
 from ..storage import atomic
-from ..storage.json_files import fingerprint, sealed, write_json
+from ..storage.json_files import as_bytes, fingerprint, sealed
 from ..storage.paths import shown
 from ..text import counted
 from .open import sweep_corpus
@@ -59,7 +59,7 @@ def finish_corpus(out: Path, shards: range) -> Tally:
     content = sealed(
         {"format": FORMAT_NAME, "format_version": FORMAT_VERSION, "totals": totals, "files": files}
     )
-    atomic.replace(out / CORPUS, lambda file: write_json(file, content))
+    atomic.replace(out / CORPUS, as_bytes(content))
     atomic.remove(out / BEFORE)
     return total
 

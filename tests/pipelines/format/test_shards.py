@@ -86,10 +86,21 @@ def test_a_writer_that_raises_leaves_nothing(tmp_path):
         file.write(b"half")
         raise RuntimeError("bug")
 
-    for make in (atomic.link, atomic.replace):
+    for make in (atomic.create, atomic.replace):
         with pytest.raises(RuntimeError, match="bug"):
             make(tmp_path / "folder" / "file", write)
     assert files(tmp_path) == []
+
+
+def test_bytes_and_a_writer_of_them_make_the_same_file(tmp_path):
+    for number, content in enumerate([b"new", lambda file: file.write(b"new")]):
+        path = tmp_path / str(number)
+        assert atomic.create(path, content) is True
+        assert atomic.create(path, b"another") is False
+        assert path.read_bytes() == b"new"
+        atomic.replace(path, content)
+        assert path.read_bytes() == b"new"
+    assert files(tmp_path) == ["0", "1"]
 
 
 def test_the_first_commit_wins(tmp_path):
@@ -104,7 +115,7 @@ def test_the_first_commit_wins(tmp_path):
 def test_the_second_notices_even_at_the_last_moment(tmp_path):
     """The other worker's file appears while this one writes."""
     path = tmp_path / "file"
-    assert atomic.link(path, lambda file: (file.write(b"second"), path.write_bytes(b"first"))) is False
+    assert atomic.create(path, lambda file: (file.write(b"second"), path.write_bytes(b"first"))) is False
     assert path.read_bytes() == b"first"
     assert files(tmp_path) == ["file"]
 
@@ -115,7 +126,7 @@ def test_many_workers_one_shard(tmp_path):
     def commit(number):
         content = str(number).encode() * 1000
         barrier.wait()
-        if atomic.link(tmp_path / "file", lambda file: file.write(content)):
+        if atomic.create(tmp_path / "file", lambda file: file.write(content)):
             won.append(content)
 
     threads = [threading.Thread(target=commit, args=(number,)) for number in range(8)]
@@ -140,7 +151,7 @@ def test_sweeping_takes_only_what_is_ours(tmp_path):
 def test_a_temporary_file_that_was_swept_away_is_a_failure_not_a_commit(tmp_path):
     """As when a run is started again while a lost worker still writes."""
     with pytest.raises(FileNotFoundError):
-        atomic.link(tmp_path / "file", lambda _: atomic.sweep(tmp_path))
+        atomic.create(tmp_path / "file", lambda _: atomic.sweep(tmp_path))
     assert files(tmp_path) == []
 
 

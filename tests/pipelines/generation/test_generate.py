@@ -209,7 +209,7 @@ def begun(photos, tiny_settings, tmp_path):
     ("owner", "name"),
     [
         (Path, "read_bytes"),
-        (atomic, "link"),
+        (atomic, "create"),
         (pq.ParquetFile, "read_row_group"),
         (opening, "committed_shards"),
     ],
@@ -245,7 +245,7 @@ def test_a_place_that_fails_before_anything_is_there_is_not_waited_for(
         raise OSError(errno.EIO, "Input/output error")
 
     calls = []
-    monkeypatch.setattr(atomic, "link", fail)
+    monkeypatch.setattr(atomic, "create", fail)
     assert main(words(photos / "coffee", tmp_path / "corpus", tiny_settings, "--workers", "0")) == 2
     assert len(calls) == 1
 

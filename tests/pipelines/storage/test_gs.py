@@ -187,7 +187,7 @@ def test_the_first_writer_wins(gs, monkeypatch, part_bytes):
             barrier.wait(60)
             file.write(content)
 
-        if atomic.link(path, slowly):
+        if atomic.create(path, slowly):
             won.append(content)
 
     contents = (bytes(3 << 20), b"\r\n" * (3 << 19))
@@ -198,12 +198,12 @@ def test_the_first_writer_wins(gs, monkeypatch, part_bytes):
         thread.join()
     assert len(won) == 1
     assert gs.bucket("corpora").blob(f"race/{part_bytes}").download_as_bytes() == won[0]
-    assert atomic.link(path, lambda file: file.write(b"three")) is False
+    assert atomic.create(path, b"three") is False
 
 
 def test_a_file_is_one_request(gs, asked, monkeypatch):
     monkeypatch.setattr(atomic, "PART_BYTES", 1 << 20)
-    assert atomic.link(place("gs://corpora/one"), lambda file: file.write(bytes((1 << 20) - 1)))
+    assert atomic.create(place("gs://corpora/one"), bytes((1 << 20) - 1))
     (put,) = (one for one in asked if not one.startswith("GET"))
     assert put.startswith("POST /upload/")
     assert "uploadType=multipart" in put
@@ -220,7 +220,7 @@ def test_an_upload_in_parts_that_fails_is_thrown_away(gs, server, monkeypatch):
     monkeypatch.setattr(server, "fault", fault)
     monkeypatch.setattr(atomic, "PART_BYTES", 1 << 20)
     with pytest.raises(OSError, match="Forbidden"):
-        atomic.link(place("gs://corpora/failed"), lambda file: file.write(bytes(3 << 20)))
+        atomic.create(place("gs://corpora/failed"), bytes(3 << 20))
     assert asked[-1].startswith("DELETE")
     assert "upload_id" in asked[-1]
     assert names(gs, "failed") == []
@@ -231,7 +231,7 @@ def test_a_writer_that_raises_leaves_no_object(gs):
         file.write(b"half")
         raise RuntimeError("bug")
 
-    for make in (atomic.link, atomic.replace):
+    for make in (atomic.create, atomic.replace):
         with pytest.raises(RuntimeError, match="bug"):
             make(place("gs://corpora/half/file"), write)
     assert names(gs, "half/") == []

@@ -149,21 +149,21 @@ def test_a_process_of_this_machine_that_lives_and_sleeps_past_its_end_is_watched
     assert take(out)[0] >= lease.SECONDS / 2
 
 
-@pytest.mark.parametrize("call", ["link", "replace"])
+@pytest.mark.parametrize("call", ["create", "replace"])
 def test_a_starter_whose_temporary_file_is_swept_away_is_told_who_was_faster(out, quick, monkeypatch, call):
     """The faster one sweeps its folder as it starts, and holds the lease by then."""
-    write = lease._write
+    fsync = os.fsync
     if call == "replace":
         write_lease(out, expires=moment(-1))
 
-    def swept(file, holder):
-        write(file, holder)
-        monkeypatch.setattr(lease, "_write", write)
+    def swept(descriptor):
+        fsync(descriptor)
+        monkeypatch.setattr(os, "fsync", fsync)
         write_lease(out, expires=moment(-1))
         threading.Timer(0.2, write_lease, (out,)).start()
         assert atomic.sweep(out) == 1
 
-    monkeypatch.setattr(lease, "_write", swept)
+    monkeypatch.setattr(os, "fsync", swept)
     with pytest.raises(IncompleteRun, match="at work on it: elsewhere, process 7"), held(out, print):
         pass
 
@@ -174,7 +174,7 @@ def test_a_store_that_two_ask_at_once_names_the_one_that_was_faster(out, sleeper
         monkeypatch.undo()
         raise OSError(errno.EBUSY, "another writer is at it")
 
-    monkeypatch.setattr(atomic, "link", busy)
+    monkeypatch.setattr(atomic, "create", busy)
     with pytest.raises(IncompleteRun, match=f"process {sleeper.pid}"), held(out, print):
         pass
 

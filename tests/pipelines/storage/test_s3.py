@@ -175,7 +175,7 @@ def test_the_first_writer_wins(s3):
             barrier.wait(10)
             file.write(content)
 
-        if atomic.link(place("s3://corpora/race/shard"), slowly):
+        if atomic.create(place("s3://corpora/race/shard"), slowly):
             won.append(content)
 
     threads = [threading.Thread(target=write, args=(content,)) for content in (b"one", b"two")]
@@ -185,7 +185,7 @@ def test_the_first_writer_wins(s3):
         thread.join()
     assert len(won) == 1
     assert s3.get_object(Bucket="corpora", Key="race/shard")["Body"].read() == won[0]
-    assert atomic.link(place("s3://corpora/race/shard"), lambda file: file.write(b"three")) is False
+    assert atomic.create(place("s3://corpora/race/shard"), b"three") is False
 
 
 def test_a_writer_that_raises_leaves_no_object(s3):
@@ -193,7 +193,7 @@ def test_a_writer_that_raises_leaves_no_object(s3):
         file.write(b"half")
         raise RuntimeError("bug")
 
-    for make in (atomic.link, atomic.replace):
+    for make in (atomic.create, atomic.replace):
         with pytest.raises(RuntimeError, match="bug"):
             make(place("s3://corpora/half/file"), write)
     assert names(s3, "half/") == []
@@ -201,7 +201,7 @@ def test_a_writer_that_raises_leaves_no_object(s3):
 
 def test_what_only_gives_is_no_place_for_a_corpus():
     with pytest.raises(OSError, match="hf:// is for inputs"):
-        atomic.link(place("hf://datasets/someone/corpus/run.json"), lambda file: file.write(b"x"))
+        atomic.create(place("hf://datasets/someone/corpus/run.json"), b"x")
 
 
 @pytest.mark.parametrize("typed", ["s3://nobucket/corpus", "s3://corpora/refused"])
@@ -233,10 +233,10 @@ def test_an_object_that_changes_between_the_last_look_and_the_replacing_stays(s3
         s3.put_object(Bucket="corpora", Key="replaced", Body=b"another's")
 
     with pytest.raises(Overtaken):
-        atomic.replace(path, lambda file: file.write(b"mine"), check)
+        atomic.replace(path, b"mine", check)
     assert looks == [b"old", b"another's"]
     assert path.read_bytes() == b"another's"
-    atomic.replace(path, lambda file: file.write(b"mine"), lambda: None)
+    atomic.replace(path, b"mine", lambda: None)
     assert path.read_bytes() == b"mine"
 
 
@@ -257,8 +257,8 @@ def test_a_store_without_conditions(s3, server, monkeypatch, part_bytes):
     path, content = place(f"s3://corpora/plain/{part_bytes}"), bytes(11 << 20)
     with WithoutConditions(server, lambda *_request: None) as proxy:
         stores.use(monkeypatch, proxy.address)
-        assert atomic.link(path, lambda file: file.write(content)) is True
-        assert atomic.link(path, lambda file: file.write(b"another")) is False
+        assert atomic.create(path, content) is True
+        assert atomic.create(path, b"another") is False
         assert len(proxy.faults) == 1
     assert s3.get_object(Bucket="corpora", Key=f"plain/{part_bytes}")["Body"].read() == content
     assert uploads(s3) == []
@@ -269,7 +269,7 @@ def test_a_store_without_conditions_replaces_what_was_checked_plainly(s3, server
     s3.put_object(Bucket="corpora", Key="plainly", Body=b"old")
     with WithoutConditions(server, lambda *_request: None) as proxy:
         stores.use(monkeypatch, proxy.address)
-        atomic.replace(path, lambda file: file.write(b"new"), lambda: looks.append(1))
+        atomic.replace(path, b"new", lambda: looks.append(1))
         assert proxy.faults
     assert looks == [1]
     assert s3.get_object(Bucket="corpora", Key="plainly")["Body"].read() == b"new"
@@ -316,7 +316,7 @@ def test_a_file_is_one_request(s3, server, monkeypatch):
     monkeypatch.setattr(atomic, "PART_BYTES", 1 << 20)
     with stores.Proxy(server, lambda _number, method, path: asked.append(f"{method} {path}")) as proxy:
         stores.use(monkeypatch, proxy.address)
-        assert atomic.link(place("s3://corpora/one"), lambda file: file.write(bytes(1 << 20)))
+        assert atomic.create(place("s3://corpora/one"), bytes(1 << 20))
     assert [one for one in asked if not one.startswith(("HEAD", "GET"))] == ["PUT /corpora/one"]
 
 
@@ -330,7 +330,7 @@ def in_parts(server, monkeypatch, name, fault=lambda *_request: None, before=lam
 
     with stores.Proxy(server, fault) as proxy:
         stores.use(monkeypatch, proxy.address)
-        return atomic.link(place(f"s3://corpora/parts/{name}"), write)
+        return atomic.create(place(f"s3://corpora/parts/{name}"), write)
 
 
 def test_a_larger_file_goes_in_parts(s3, server, monkeypatch):
@@ -578,7 +578,7 @@ def test_two_that_ask_for_one_name_at_once_are_told_to_ask_again(
     with stores.Proxy(server, once_each("409", "PUT", "conflict/lease.json")) as proxy:
         stores.use(monkeypatch, proxy.address)
         with pytest.raises(OSError, match="another writer is at it") as caught:
-            atomic.link(place(f"{out}/lease.json"), lambda file: file.write(b"x"))
+            atomic.create(place(f"{out}/lease.json"), b"x")
         assert caught.value.errno == errno.EBUSY
         proxy.fault = once_each("409", "PUT", "conflict/lease.json")
         assert main(words(collection, out, tiny_settings)) == 0
