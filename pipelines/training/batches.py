@@ -10,8 +10,8 @@ from __future__ import annotations
 import logging
 import multiprocessing
 import pickle
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, fields
 from multiprocessing.reduction import ForkingPickler
 from typing import Any, TypeVar
 
@@ -26,6 +26,8 @@ from ..evaluation.click_points import centre
 from ..labelled.image import LabelledImage
 from ..opencv import cv2
 from .augmentation import colour_jitter, point_inside, warp_mask, warp_picture
+from .config import StageConfig, TrainConfig
+from .distributed import Processes
 from .teacher import PATCH, TeacherFeatures
 
 log = logging.getLogger("maskmill.train")
@@ -67,45 +69,31 @@ class Batch:
         return [Batch(*part) for part in zip(*columns, strict=True)]
 
 
+@dataclass(eq=False)
 class TrainingBatches(Dataset[Batch]):
-    """Batch number `step` of a stage, for a PyTorch loader; `rank`'s part where `processes` share it."""
+    """Batch number `step` of a stage, for a PyTorch loader; this process's part where several share it.
 
-    def __init__(
-        self,
-        images: Sequence[LabelledImage],
-        *,
-        seed: int,
-        steps: range,
-        size: int,
-        images_per_step: int,
-        masks_per_image: int,
-        zoom: tuple[float, float],
-        area_power: float,
-        augment: bool = True,
-        source_weights: Mapping[str, float],
-        paste_share: float = 0.0,
-        grey_share: float = 0.0,
-        centre_share: float = 0.0,
-        teacher: TeacherFeatures | None = None,
-        rank: int = 0,
-        processes: int = 1,
-    ) -> None:
-        share = images_per_step // processes
-        self.places = range(rank * share, (rank + 1) * share)
-        self.images = images
-        self.seed = seed
-        self.steps = steps
-        self.size = size
-        self.images_per_step = images_per_step
-        self.masks_per_image = masks_per_image
-        self.zoom = zoom
-        self.area_power = area_power
-        self.augment = augment
-        self.paste_share = paste_share
-        self.grey_share = grey_share
-        self.centre_share = centre_share
-        self.teacher = teacher
-        weights = np.array([source_weights.get(image.source, 1.0) for image in images])
+    Attributes:
+        config: the run, for its seed and its shares.
+        steps: counted from 0 over all stages.
+        places: of this process's squares in each batch.
+        chances: of each image to be drawn; they add up to 1.
+
+    """
+
+    images: Sequence[LabelledImage]
+    config: TrainConfig
+    stage: StageConfig
+    steps: range
+    teacher: TeacherFeatures | None = None
+    processes: Processes = field(default_factory=Processes)
+    places: range = field(init=False)
+    chances: NDArray[np.float64] = field(init=False)
+
+    def __post_init__(self) -> None:
+        share = self.stage.images // self.processes.count
+        self.places = range(self.processes.rank * share, (self.processes.rank + 1) * share)
+        weights = np.array([self.config.source_weights.get(image.source, 1.0) for image in self.images])
         weights /= weights.max()  # a sum of the largest numbers would be infinite
         self.chances = weights / weights.sum()
 
@@ -113,52 +101,52 @@ class TrainingBatches(Dataset[Batch]):
         return len(self.steps)
 
     def __getitem__(self, index: int) -> Batch:
-        step = self.steps[index]
-        rng = np.random.default_rng((self.seed, step))
-        chosen = rng.choice(len(self.images), self.images_per_step, replace=False, p=self.chances)
+        seed, step = self.config.seed, self.steps[index]
+        rng = np.random.default_rng((seed, step))
+        chosen = rng.choice(len(self.images), self.stage.images, replace=False, p=self.chances)
         squares = [
             # from 1 on: numpy takes (seed, step, 0) for (seed, step), which chose the photographs
-            self._square(self.images[chosen[place]], np.random.default_rng((self.seed, step, 1 + place)))
+            self._square(self.images[chosen[place]], np.random.default_rng((seed, step, 1 + place)))
             for place in self.places
         ]
         return Batch(*(torch.from_numpy(np.stack(part)) for part in zip(*squares, strict=True)))
 
     def _square(self, image: LabelledImage, rng: np.random.Generator) -> tuple[NDArray[np.generic], ...]:
         """A jittered square of the image, in the order of `Batch`."""
-        pixels = image.pixels()
-        weights = image.areas() ** self.area_power
-        count = min(len(weights), max(2 * self.masks_per_image, MAX_OBJECTS))
+        pixels, size = image.pixels(), self.stage.size
+        weights = image.areas() ** self.stage.area_power
+        count = min(len(weights), max(2 * self.stage.masks, MAX_OBJECTS))
         drawn = rng.choice(len(weights), count, replace=False, p=weights / weights.sum())
-        affine = np.eye(2, 3) * (self.size / max(pixels.shape[:2]))
-        if self.augment:
+        affine = np.eye(2, 3) * (size / max(pixels.shape[:2]))
+        if self.stage.augment:
             affine = self._jitter(pixels.shape[0], pixels.shape[1], rng)
             pixels = colour_jitter(pixels, rng)
 
-        valid = warp_mask(np.ones(pixels.shape[:2], np.uint8), affine, self.size)
-        warped = warp_picture(pixels, affine, self.size) * valid[:, :, None]
-        masks = [warp_mask(mask, affine, self.size) for mask in image.masks(drawn)]
+        valid = warp_mask(np.ones(pixels.shape[:2], np.uint8), affine, size)
+        warped = warp_picture(pixels, affine, size) * valid[:, :, None]
+        masks = [warp_mask(mask, affine, size) for mask in image.masks(drawn)]
         pasted: list[NDArray[np.uint8]] = []
-        if rng.random() < self.paste_share:
+        if rng.random() < self.config.paste_share:
             warped, pasted = self._pasted(warped, valid, rng)
         covered = np.any([np.zeros_like(valid), *pasted], axis=0)
         visible = [m for m in [*pasted, *(m * ~covered for m in masks)] if np.count_nonzero(m) >= 16]
         visible = visible or [valid]
-        if rng.random() < self.grey_share:
+        if rng.random() < self.config.grey_share:
             warped[:] = cv2.cvtColor(warped, cv2.COLOR_RGB2GRAY)[:, :, None]
-        chosen = [visible[i % len(visible)] for i in range(self.masks_per_image)]
-        centred = rng.random(len(chosen)) < self.centre_share
+        chosen = [visible[i % len(visible)] for i in range(self.stage.masks)]
+        centred = rng.random(len(chosen)) < self.config.centre_share
         points = np.stack(
             [
                 centre(mask).astype(np.float32) if middle else point_inside(mask, rng)
                 for mask, middle in zip(chosen, centred, strict=True)
             ]
         )
-        objects = np.zeros((MAX_OBJECTS, self.size // 4, self.size // 4), np.float16)
+        objects = np.zeros((MAX_OBJECTS, size // 4, size // 4), np.float16)
         for index, mask in enumerate(visible[:MAX_OBJECTS]):
             objects[index] = cv2.resize(mask * 255, objects.shape[1:], interpolation=cv2.INTER_AREA) / 255
         features = np.empty((0, 0, 0), np.float32)
         if self.teacher is not None:
-            features = self.teacher.warped(image, affine, self.size)
+            features = self.teacher.warped(image, affine, size)
             cells = covered.reshape(features.shape[1], PATCH, features.shape[2], PATCH)
             features[:, cells.any((1, 3))] = np.nan
         return (
@@ -187,8 +175,8 @@ class TrainingBatches(Dataset[Batch]):
         for index in rng.choice(fit, count, replace=False):
             (mask,) = donor.masks([index])
             affine = self._placed(mask, rng)
-            moved = warp_mask(mask, affine, self.size) * valid_HW
-            texture = warp_picture(pixels, affine, self.size).astype(np.float32)
+            moved = warp_mask(mask, affine, self.stage.size) * valid_HW
+            texture = warp_picture(pixels, affine, self.stage.size).astype(np.float32)
             opacity = cv2.GaussianBlur(moved.astype(np.float32), (0, 0), rng.uniform(0.3, 1.2)) * valid_HW
             square_HWC = np.rint(square_HWC + (texture - square_HWC) * opacity[:, :, None]).astype(np.uint8)
             seen = [*(np.where(moved, np.uint8(0), below) for below in seen), moved]
@@ -198,19 +186,19 @@ class TrainingBatches(Dataset[Batch]):
         """Turns an object, and brings it to a random size and a random place of the square."""
         left, top, width, height = cv2.boundingRect(mask_HW)
         middle = (left + width / 2, top + height / 2)
-        scale = self.size * np.exp(rng.uniform(*np.log(PASTED_SIZE))) / max(width, height)
+        scale = self.stage.size * np.exp(rng.uniform(*np.log(PASTED_SIZE))) / max(width, height)
         affine = np.asarray(cv2.getRotationMatrix2D(middle, rng.uniform(-30, 30), scale), np.float64)
         affine[0] *= rng.choice([-1, 1])
-        affine[:, 2] += rng.uniform(0, self.size, 2) - affine @ [*middle, 1]
+        affine[:, 2] += rng.uniform(0, self.stage.size, 2) - affine @ [*middle, 1]
         return affine
 
     def _jitter(self, height: int, width: int, rng: np.random.Generator) -> NDArray[np.float64]:
         """Large-scale jitter, a flip, and the crop; a photograph smaller than the square sits top left."""
-        longest = self.size * np.exp(rng.uniform(*np.log(self.zoom)))
+        longest = self.stage.size * np.exp(rng.uniform(*np.log(self.stage.zoom)))
         scale = longest / max(height, width)
         stretch = np.exp(rng.uniform(-0.15, 0.15))
         scale_x, scale_y = scale * stretch, scale / stretch
-        room = [max(0.0, side - self.size) for side in (width * scale_x, height * scale_y)]
+        room = [max(0.0, side - self.stage.size) for side in (width * scale_x, height * scale_y)]
         left, top = (rng.uniform(0, r) for r in room)
         affine = np.array([[scale_x, 0, -left], [0, scale_y, -top]])
         if rng.random() < 0.5:

@@ -171,23 +171,6 @@ def batches(
         begin += stage.steps
         if not steps:
             continue
-        dataset = TrainingBatches(
-            images,
-            seed=config.seed,
-            steps=steps,
-            size=stage.size,
-            images_per_step=stage.images,
-            masks_per_image=stage.masks,
-            zoom=stage.zoom,
-            area_power=stage.area_power,
-            augment=stage.augment,
-            source_weights=config.source_weights,
-            paste_share=config.paste_share,
-            grey_share=config.grey_share,
-            centre_share=config.centre_share,
-            teacher=teacher,
-            rank=processes.rank,
-            processes=processes.count,
-        )
+        dataset = TrainingBatches(images, config, stage, steps, teacher, processes)
         for batch in read_ahead(dataset, config.loader_workers):
             yield batch, stage

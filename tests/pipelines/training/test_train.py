@@ -34,6 +34,7 @@ from maskmill.pipelines.training import recorder
 from maskmill.pipelines.training import train as training
 from maskmill.pipelines.training.batches import TrainingBatches, read_ahead
 from maskmill.pipelines.training.config import StageConfig, TrainConfig
+from maskmill.pipelines.training.distributed import Processes
 from maskmill.pipelines.training.objective import Objective, best_meant
 from maskmill.pipelines.training.recorder import Recorder, prompts_and_masks
 from maskmill.pipelines.training.teacher import TeacherFeatures
@@ -61,6 +62,25 @@ def configuration(shapes, out, **changes):
         "validation_images": 1,
     }
     return TrainConfig(**values | changes)
+
+
+def batches_of(images, /, *, kind=TrainingBatches, steps=range(12), teacher=None, processes=None, **changes):
+    """Batches of one image as it comes, six masks each; `changes` are options of the stage or of the run.
+
+    A stage may be smaller here than in a run, which looks at whole patches.
+    """
+    options = {
+        "seed": 3,
+        "size": 128,
+        "images": 1,
+        "masks": 6,
+        "zoom": (1.0, 1.0),
+        "area_power": 0.5,
+    } | changes
+    of_stage = {name: options.pop(name) for name in [*options] if name in StageConfig.model_fields}
+    stage = StageConfig(steps=max(steps) + 1, size=64).model_copy(update=of_stage)
+    config = TrainConfig(data="nowhere", out="nowhere", stages=(stage,), **options)
+    return kind(images, config, stage, steps, teacher, processes or Processes())
 
 
 def started(config):
@@ -288,7 +308,7 @@ def test_a_missing_picture_names_its_file(shapes, tmp_path):
 def test_a_missing_picture_is_one_line_whoever_reads_it(shapes, tmp_path, workers):
     (tmp_path / "drawn.parquet").write_bytes((shapes / "drawn.parquet").read_bytes())
     with pytest.raises(ConfigError) as raised:
-        next(read_ahead(TrainingBatches(read_labelled(tmp_path), **PLAIN), workers))
+        next(read_ahead(batches_of(read_labelled(tmp_path)), workers))
     assert ".png" in str(raised.value)
     assert len(str(raised.value).splitlines()) == 1
 
@@ -305,8 +325,8 @@ class _WithoutRoom(TrainingBatches):
 @pytest.mark.parametrize("kind", [TrainingBatches, _WithoutRoom])
 def test_batches_arrive_with_and_without_shared_memory(shapes, kind):
     images = read_labelled(shapes)
-    arrived = list(read_ahead(kind(images, **PLAIN), 1))
-    made = TrainingBatches(images, **PLAIN)
+    arrived = list(read_ahead(batches_of(images, kind=kind), 1))
+    made = batches_of(images)
     assert len(arrived) == len(made)
     for index, batch in enumerate(arrived):
         for field in fields(batch):
@@ -314,8 +334,8 @@ def test_batches_arrive_with_and_without_shared_memory(shapes, kind):
 
 
 def test_the_choice_of_a_photograph_does_not_choose_its_mask(shapes):
-    plain = PLAIN | {"steps": range(200), "masks_per_image": 1, "augment": False, "area_power": 0.0}
-    data = TrainingBatches(read_labelled(shapes)[:5], **plain)
+    plain = {"masks": 1, "augment": False, "area_power": 0.0}
+    data = batches_of(read_labelled(shapes)[:5], steps=range(200), **plain)
     masks = defaultdict(set)
     for step in range(len(data)):
         batch = data[step]
@@ -332,16 +352,9 @@ def test_more_masks_than_pycocotools_counts_at_once(shapes):
 
 def test_a_batch_depends_on_seed_and_step_alone(shapes):
     images = read_labelled(shapes)
-    options = {
-        "size": 64,
-        "images_per_step": 3,
-        "masks_per_image": 4,
-        "zoom": (0.8, 2.0),
-        "area_power": 0.5,
-        "source_weights": {},
-    }
-    early = TrainingBatches(images, seed=1, steps=range(10), **options)
-    late = TrainingBatches(images, seed=1, steps=range(7, 10), **options)
+    options = {"seed": 1, "size": 64, "images": 3, "masks": 4, "zoom": (0.8, 2.0)}
+    early = batches_of(images, steps=range(10), **options)
+    late = batches_of(images, steps=range(7, 10), **options)
     again, first = late[0], early[7]
     for name in ("pixels_BCHW", "valid_BHW", "masks_BPHW", "points_BP2"):
         assert torch.equal(getattr(again, name), getattr(first, name))
@@ -350,28 +363,17 @@ def test_a_batch_depends_on_seed_and_step_alone(shapes):
     assert inside.all(), "every point lies in its mask"
 
 
-PLAIN = {
-    "seed": 3,
-    "steps": range(12),
-    "size": 128,
-    "images_per_step": 1,
-    "masks_per_image": 6,
-    "zoom": (1.0, 1.0),
-    "area_power": 0.5,
-    "source_weights": {},
-}
-
-
 def test_a_pasted_object_hides_what_is_below(shapes, teacher_file, monkeypatch):
     images = read_labelled(shapes)
     monkeypatch.setattr(training_data, "colour_jitter", lambda pixels, _: pixels)
-    options = PLAIN | {"teacher": TeacherFeatures(teacher_file, images)}
-    bare_batches = list(TrainingBatches(images, **options))
+    teacher = TeacherFeatures(teacher_file, images)
+    bare_batches = list(batches_of(images, teacher=teacher))
     negatives = cycle([False, True])  # the photograph as it is, and the one that lends its objects inverted
     jitter = lambda pixels, _: 255 - pixels if next(negatives) else pixels  # noqa: E731
     monkeypatch.setattr(training_data, "colour_jitter", jitter)
     kinds = {"pasted": 0, "of the photograph": 0}
-    for bare, batch in zip(bare_batches, TrainingBatches(images, **options, paste_share=1.0), strict=True):
+    pasted_batches = batches_of(images, teacher=teacher, paste_share=1.0)
+    for bare, batch in zip(bare_batches, pasted_batches, strict=True):
         difference = batch.pixels_BCHW[0].int() - bare.pixels_BCHW[0].int()
         changed = (difference.abs() > 8).any(0).numpy()  # the soft edge of an object fades out further away
         unknown = batch.teacher_BCHW[0, 0].isnan().numpy()
@@ -399,8 +401,7 @@ def test_a_photograph_that_gets_smaller_is_averaged_in_place(tmp_path):
     striped[mask > 0] = 255
     photograph = Mock(pixels=lambda: striped)
     image = LabelledImage("1", photograph, "drawn", (mask_utils.encode(np.asfortranarray(mask)),))
-    options = PLAIN | {"size": 64, "masks_per_image": 1, "augment": False}
-    batch = TrainingBatches([image], **options)[0]
+    batch = batches_of([image], size=64, masks=1, augment=False)[0]
     pixels, drawn = batch.pixels_BCHW[0, 0].float(), batch.masks_BPHW[0, 0] > 0
     inside, outside = cv2.erode(drawn.numpy().astype(np.uint8), np.ones((3, 3))) > 0, ~drawn.numpy()
     outside = cv2.erode(outside.astype(np.uint8), np.ones((3, 3))) > 0
@@ -418,7 +419,7 @@ def test_a_pasted_object_that_gets_smaller_is_averaged_too(monkeypatch):
     image = LabelledImage("1", donor, "drawn", (mask_utils.encode(np.asfortranarray(mask)),))
     monkeypatch.setattr(training_data, "colour_jitter", lambda pixels, _: pixels)
     monkeypatch.setattr(training_data, "PASTED_SIZE", (0.3, 0.4))
-    batches = TrainingBatches([image], **PLAIN | {"size": 128})
+    batches = batches_of([image])
     white, valid = np.full((128, 128, 3), 255, np.uint8), np.ones((128, 128), np.uint8)
     looked_at = 0
     for seed in range(5):
@@ -430,18 +431,17 @@ def test_a_pasted_object_that_gets_smaller_is_averaged_too(monkeypatch):
 
 
 def test_the_largest_weights_there_are(shapes):
-    options = PLAIN | {"source_weights": {"drawn": 1.7e308}}
-    assert len(TrainingBatches(read_labelled(shapes), **options)[0]) == 1
+    assert len(batches_of(read_labelled(shapes), source_weights={"drawn": 1.7e308})[0]) == 1
 
 
 def test_large_scale_jitter_goes_from_a_corner_to_a_part_of_the_photograph(shapes):
     """96 × 128 pixels on a square of 128: a tenth of it is 13 × 10, stretched by 15 % at most either way."""
-    small = TrainingBatches(read_labelled(shapes), **PLAIN | {"zoom": (0.1, 0.1)})
+    small = batches_of(read_labelled(shapes), zoom=(0.1, 0.1))
     for batch in list(small)[:4]:
         assert batch.valid_BHW[0, :8, :10].all(), "at the top left"
         assert not batch.valid_BHW[0, 13:].any()
         assert not batch.valid_BHW[0, :, 16:].any()
-    large = TrainingBatches(read_labelled(shapes), **PLAIN | {"zoom": (2.0, 2.0)})
+    large = batches_of(read_labelled(shapes), zoom=(2.0, 2.0))
     assert all(batch.valid_BHW[0, 1:-1, 1:-1].all() for batch in list(large)[:4])
     mirrored = {bool(large._jitter(96, 128, np.random.default_rng(seed))[0, 0] < 0) for seed in range(20)}
     assert mirrored == {True, False}
@@ -449,7 +449,7 @@ def test_large_scale_jitter_goes_from_a_corner_to_a_part_of_the_photograph(shape
 
 def test_without_augmentation_the_photograph_is_as_it_is(shapes):
     images = read_labelled(shapes)[:1]
-    for batch in list(TrainingBatches(images, **PLAIN, augment=False))[:3]:
+    for batch in list(batches_of(images, augment=False))[:3]:
         assert (batch.pixels_BCHW[0, :, :96].permute(1, 2, 0).numpy() == images[0].pixels()).all()
         true = images[0].masks([0, 1])
         drawn = batch.masks_BPHW[0, :2, :96].numpy()
@@ -457,9 +457,9 @@ def test_without_augmentation_the_photograph_is_as_it_is(shapes):
 
 
 def test_processes_make_their_own_part_of_the_same_batch(shapes):
-    images, options = read_labelled(shapes), PLAIN | {"images_per_step": 4, "size": 64}
-    whole = TrainingBatches(images, **options)[5]
-    halves = [TrainingBatches(images, **options, rank=rank, processes=2)[5] for rank in range(2)]
+    images, options = read_labelled(shapes), {"images": 4, "size": 64}
+    whole = batches_of(images, **options)[5]
+    halves = [batches_of(images, **options, processes=Processes(rank, 2))[5] for rank in range(2)]
     for name in ("pixels_BCHW", "masks_BPHW", "points_BP2", "objects_BQhw"):
         parts = [getattr(half, name) for half in halves]
         assert torch.equal(torch.cat(parts), getattr(whole, name))
@@ -508,7 +508,7 @@ def test_only_training_goes_without_the_largest_masks(shapes, tmp_path, monkeypa
 def test_a_share_of_squares_has_no_colour(shapes):
     grey = [
         bool((batch.pixels_BCHW.amax(1) == batch.pixels_BCHW.amin(1)).all())
-        for batch in TrainingBatches(read_labelled(shapes), **PLAIN, grey_share=0.5)
+        for batch in batches_of(read_labelled(shapes), grey_share=0.5)
     ]
     assert 2 <= sum(grey) <= 10
 
@@ -516,7 +516,7 @@ def test_a_share_of_squares_has_no_colour(shapes):
 @pytest.mark.parametrize(("share", "fewest", "most"), [(0.0, 0, 0), (0.5, 20, 52), (1.0, 72, 72)])
 def test_a_share_of_clicks_is_where_the_mask_is_deepest(shapes, share, fewest, most):
     deepest = put = 0
-    for batch in TrainingBatches(read_labelled(shapes), **PLAIN | {"size": 48}, centre_share=share):
+    for batch in batches_of(read_labelled(shapes), size=48, centre_share=share):
         columns = (batch.masks_BPHW[0].numpy(), batch.points_BP2[0].tolist(), batch.centred_BP[0].tolist())
         for mask, click, middle in zip(*columns, strict=True):
             inside, outside = np.argwhere(mask), np.argwhere(np.pad(mask, 1) == 0) - 1
@@ -534,7 +534,7 @@ def test_a_click_in_the_middle_means_its_mask_and_elsewhere_any_that_holds_it(sh
     whole, quarter = torch.zeros(2, 16, 16)
     whole[:8, :8] = quarter[:4, :4] = 1
     batch = replace(
-        TrainingBatches(read_labelled(shapes), **PLAIN | {"size": 64, "masks_per_image": 2})[0],
+        batches_of(read_labelled(shapes), size=64, masks=2)[0],
         masks_BPHW=quarter.repeat_interleave(4, 0).repeat_interleave(4, 1).expand(1, 2, -1, -1),
         points_BP2=torch.tensor([[[9.0, 9.0], [9.0, 9.0]]]),
         centred_BP=torch.tensor([[False, True]]),
@@ -589,17 +589,7 @@ def test_training_lowers_the_loss_and_keeps_every_prompt_kind(shapes, tmp_path, 
 
     monkeypatch.setattr(trainer.sam, "attend", watched)
     images = read_labelled(shapes)
-    batch = TrainingBatches(
-        images,
-        seed=0,
-        steps=range(1),
-        size=64,
-        images_per_step=4,
-        masks_per_image=2,
-        zoom=(1.0, 1.0),
-        area_power=0.5,
-        source_weights={},
-    )[0]
+    batch = batches_of(images, seed=0, size=64, images=4, masks=2)[0]
     measured = [trainer.train_step(batch, config.stages[0]) for _ in range(12)]
     assert {"mask_oracle", "mask_single"} <= set().union(*measured)
     assert kinds == {"box", "point", "points"}
@@ -661,18 +651,9 @@ def test_the_encoder_learns_from_its_teacher_alone_where_a_stage_says_so(shapes,
         "image_encoder"
     }
     trainer = Trainer.start(config.model_copy(update={"out": tmp_path / "other"}), 3)
-    batch = TrainingBatches(
-        read_labelled(shapes),
-        seed=0,
-        steps=range(1),
-        size=64,
-        images_per_step=2,
-        masks_per_image=2,
-        zoom=(1.0, 1.2),
-        area_power=0.5,
-        source_weights={},
-        teacher=TeacherFeatures(teacher_file, read_labelled(shapes)),
-    )[0]
+    images = read_labelled(shapes)
+    options = {"seed": 0, "size": 64, "images": 2, "masks": 2, "zoom": (1.0, 1.2)}
+    batch = batches_of(images, teacher=TeacherFeatures(teacher_file, images), **options)[0]
     imitation = [trainer.train_step(batch, stage)["imitation"] for _ in range(10)]
     assert imitation[-1] < imitation[0]
     with pytest.raises(ConfigError, match=r"checkpoint\.pt is of another run: teacher_features was"):
