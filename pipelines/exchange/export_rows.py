@@ -104,7 +104,7 @@ class Source:
         if shard in self._checked or (name not in self._recorded and not self.corpus.complete):
             return
         with reading(path):
-            now = {"path": name, **fingerprint(path)}
+            now = fingerprint(path)
         if now != self._recorded.get(name):
             raise CorpusError(
                 f"{self.corpus.path}: {name} is damaged: it is not what was recorded when the corpus was "

@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Iterable, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from ..errors import CorpusError
 from ..storage import atomic
-from ..storage.json_files import as_bytes, fingerprint, read_json, sealed
+from ..storage.json_files import Fingerprint, as_bytes, fingerprint, read_json, sealed
 from .layout import BEFORE, CORPUS, SHARDS, shard_of
 from .schema import FORMAT_NAME, FORMAT_VERSION
 from .shards import committed_shards
@@ -23,8 +24,8 @@ from .shards import committed_shards
 _LISTED = re.compile(r"run\.json|plan/part-[0-9]{6}\.parquet|shards/shard-[0-9]{6,}\.parquet")
 
 
-def recorded(out: Path) -> dict[str, dict[str, Any]]:
-    """Path → entry of each file in `corpus.json`, or, while the corpus is open again, in what is kept of it.
+def recorded(out: Path) -> dict[str, Fingerprint]:
+    """Path → fingerprint of each file in `corpus.json`, or in what is kept of it while the corpus is open again.
 
     Empty where there is neither. Raises CorpusError where it is damaged.
     """
@@ -47,15 +48,20 @@ def recorded(out: Path) -> dict[str, dict[str, Any]]:
     return files
 
 
-def listed(content: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """Path → entry of each file that a `corpus.json` lists; names that no corpus has are left out."""
+def listed(content: Mapping[str, Any]) -> dict[str, Fingerprint]:
+    """Path → fingerprint of each file that a `corpus.json` lists; names that no corpus has are left out."""
     files = content.get("files")
     entries = [entry for entry in files if isinstance(entry, dict)] if isinstance(files, list) else []
     return {
-        entry["path"]: entry
+        entry["path"]: _fingerprint_in(entry)
         for entry in entries
         if isinstance(entry.get("path"), str) and _LISTED.fullmatch(entry["path"])
     }
+
+
+def as_entries(files: Mapping[str, Fingerprint]) -> list[dict[str, Any]]:
+    """Path → fingerprint as `corpus.json` lists it: the reverse of `listed`."""
+    return [{"path": name, **asdict(found)} for name, found in files.items()]
 
 
 def reopen(out: Path, changing: Collection[int] = ()) -> None:
@@ -68,11 +74,11 @@ def reopen(out: Path, changing: Collection[int] = ()) -> None:
     files, there = recorded(out), committed_shards(out)
     shards = {name: shard for name in files if (shard := _shard_of(name)) is not None}
     read = [name for name, shard in shards.items() if shard in there and shard in changing]
-    refuse_changed(out, {name: files[name] for name in read}, _entries(out, read))
+    refuse_changed(out, {name: files[name] for name in read}, _fingerprints(out, read))
     stay = {None, *there.difference(changing)}
-    kept = [entry for name, entry in files.items() if shards.get(name) in stay]
+    kept = {name: found for name, found in files.items() if shards.get(name) in stay}
     if kept and (len(kept) < len(files) or (out / CORPUS).exists()):
-        record = {"format": FORMAT_NAME, "format_version": FORMAT_VERSION, "files": kept}
+        record = {"format": FORMAT_NAME, "format_version": FORMAT_VERSION, "files": as_entries(kept)}
         atomic.replace(out / BEFORE, as_bytes(sealed(record)))
     atomic.remove(out / CORPUS)
 
@@ -84,15 +90,13 @@ def refuse_changed_plan(out: Path) -> None:
     """
     if (out / CORPUS).exists():
         atomic.remove(out / BEFORE)  # a process was killed between the two
-    files = {name: entry for name, entry in recorded(out).items() if _shard_of(name) is None}
-    refuse_changed(out, files, _entries(out, files))
+    files = {name: found for name, found in recorded(out).items() if _shard_of(name) is None}
+    refuse_changed(out, files, _fingerprints(out, files))
 
 
-def refuse_changed(
-    out: Path, before: Mapping[str, Mapping[str, Any]], now: Mapping[str, Mapping[str, Any]]
-) -> None:
-    """Raise CorpusError, saying what to do, where a recorded file (path → entry) is missing or other now."""
-    changed = [name for name, entry in before.items() if entry != now.get(name)]
+def refuse_changed(out: Path, before: Mapping[str, Fingerprint], now: Mapping[str, Fingerprint]) -> None:
+    """Raise CorpusError, saying what to do, where a recorded file (by its path) is missing or other now."""
+    changed = [name for name, found in before.items() if found != now.get(name)]
     if not changed:
         return
     what = "damaged" if changed[0] in now else "missing"
@@ -104,9 +108,16 @@ def refuse_changed(
     )
 
 
-def _entries(out: Path, names: Iterable[str]) -> dict[str, dict[str, Any]]:
-    """Path → entry, as they are now, of those files that are there."""
-    return {name: {"path": name, **fingerprint(out / name)} for name in names if (out / name).exists()}
+def _fingerprints(out: Path, names: Iterable[str]) -> dict[str, Fingerprint]:
+    """Path → fingerprint, as they are now, of those files that are there."""
+    return {name: fingerprint(out / name) for name in names if (out / name).exists()}
+
+
+def _fingerprint_in(entry: Mapping[str, Any]) -> Fingerprint:
+    """An entry's fingerprint; one that no file has where the entry is not what was written."""
+    if entry.keys() != {"path", "bytes", "sha256"}:
+        return Fingerprint(-1, "")
+    return Fingerprint(entry["bytes"], entry["sha256"])
 
 
 def _shard_of(name: str) -> int | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -44,11 +45,19 @@ def as_bytes(content: Mapping[str, Any]) -> bytes:
     return json.dumps(content, indent=1, allow_nan=False).encode("ascii") + b"\n"
 
 
-def fingerprint(path: Path) -> dict[str, Any]:
-    """A file's size in bytes and its SHA-256 in hex."""
+@dataclass(frozen=True, slots=True)
+class Fingerprint:
+    """Which file it is: its size in bytes and its SHA-256 in hex."""
+
+    bytes: int
+    sha256: str
+
+
+def fingerprint(path: Path) -> Fingerprint:
+    """The fingerprint of a file. Raises OSError where it cannot be read."""
     with path.open("rb") as file:
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-        return {"bytes": file.tell(), "sha256": sha256}
+        return Fingerprint(file.tell(), sha256)
 
 
 def sha256_hex(data: bytes) -> str:

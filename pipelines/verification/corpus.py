@@ -31,7 +31,7 @@ from ..format.run_record import RunRecord
 from ..format.schema import FORMAT_NAME, FORMAT_VERSION, STATUSES
 from ..machine import usable_cpus
 from ..storage import atomic
-from ..storage.json_files import as_bytes, fingerprint, read_json, sealed
+from ..storage.json_files import Fingerprint, as_bytes, fingerprint, read_json, sealed
 from ..storage.lease import LEASE
 from ..storage.paths import place
 from .shard import Findings, check_footer, check_shard, without_path
@@ -86,7 +86,7 @@ class _Check:
         self.workers = workers
         self.progress = progress
         self.found = Findings()
-        self.recorded: dict[str, dict[str, Any]] = {}
+        self.recorded: dict[str, Fingerprint] = {}
 
     def run(self) -> VerifyReport:
         record = self._run_record()
@@ -202,14 +202,14 @@ class _Check:
                 raise
 
     def _checksum(self, name: str, found: Findings) -> None:
-        entry, path = self.recorded.get(name), self.out / name
-        if entry is None:
+        expected, path = self.recorded.get(name), self.out / name
+        if expected is None:
             return
         summary = CORPUS if (self.out / CORPUS).is_file() else BEFORE
         try:
             if not path.is_file():
                 found.say(name, f"{summary} lists it, but it is missing")
-            elif {"path": name, **fingerprint(path)} != entry:
+            elif fingerprint(path) != expected:
                 found.say(name, f"its bytes or its sha256 are not those in {summary}")
         except OSError as error:
             found.say(name, f"cannot be read: {error.strerror or error}")

@@ -18,7 +18,7 @@ import pyarrow as pa
 from ...engine.records import DROP_REASONS
 from ..errors import CorpusError, NothingUsable
 from ..format.layout import BEFORE, CORPUS, PLAN, RUN, shard_name, shard_path
-from ..format.manifest import recorded, refuse_changed
+from ..format.manifest import as_entries, recorded, refuse_changed
 from ..format.parquet_files import open_parquet, reading
 from ..format.plan import part_names
 from ..format.run_record import read_run
@@ -54,11 +54,10 @@ def finish_corpus(out: Path, shards: range) -> Tally:
         totals = {**_as_json(total), "shards": len(shards)}
         names = _closed_files(out, shards)
         prints = in_order(pool, lambda name: fingerprint(out / name), names, FILES_AT_ONCE)
-        files = [{"path": name, **done.result()} for name, done in zip(names, prints, strict=True)]
-    refuse_changed(out, recorded(out), {entry["path"]: entry for entry in files})
-    content = sealed(
-        {"format": FORMAT_NAME, "format_version": FORMAT_VERSION, "totals": totals, "files": files}
-    )
+        files = {name: done.result() for name, done in zip(names, prints, strict=True)}
+    refuse_changed(out, recorded(out), files)
+    summary = {"format": FORMAT_NAME, "format_version": FORMAT_VERSION, "totals": totals}
+    content = sealed({**summary, "files": as_entries(files)})
     atomic.replace(out / CORPUS, as_bytes(content))
     atomic.remove(out / BEFORE)
     return total

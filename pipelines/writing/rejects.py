@@ -54,7 +54,7 @@ class _Changed(Exception):  # noqa: N818
 def shard_sha256(out: Path, shard: int) -> str:
     """Return the SHA-256 of a shard, for `ShardTask.replaces`. Raises OSError where it cannot be read."""
     with as_os_errors():
-        return str(fingerprint(shard_path(out, shard))["sha256"])
+        return fingerprint(shard_path(out, shard)).sha256
 
 
 def replace_rows(

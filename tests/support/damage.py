@@ -4,7 +4,7 @@ import json
 import random
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -37,7 +37,7 @@ def seal(corpus: Path) -> None:
     path = corpus / CORPUS
     content = json.loads(path.read_bytes())
     for entry in content["files"]:
-        entry |= fingerprint(corpus / entry["path"])
+        entry |= asdict(fingerprint(corpus / entry["path"]))
     path.write_bytes(as_bytes(sealed(content)))
 
 
