@@ -8,7 +8,6 @@ Forward and backward of noise, in turns within one run; medians. Prints a line f
 from __future__ import annotations
 
 import json
-import platform
 import time
 from collections.abc import Callable
 from statistics import median
@@ -17,7 +16,7 @@ from unittest import mock
 import torch
 
 from benchmarks.support.arguments import OneLineParser, at_least
-from benchmarks.support.machine import Watch
+from benchmarks.support.machine import Watch, versions
 from maskmill.model import MODELS
 from maskmill.model.networks import image_encoder
 from maskmill.model.networks.attention import fused, in_parts
@@ -61,8 +60,7 @@ def main(arguments: list[str] | None = None) -> None:
     both = f"{middle['in_parts']:.3f} s a step in parts, {middle['fused']:.3f} s fused"
     print(f"{both}: {ratio:.2f} times as fast")
     result = {**vars(given), **middle, "ratio": ratio, "quiet": watch.quiet}
-    versions = {"python": platform.python_version(), "torch": torch.__version__}
-    print(json.dumps(result | {"versions": versions, "hardware": hardware(torch.device("cpu"))}))
+    print(json.dumps(result | {"versions": versions(("torch",)), "hardware": hardware(torch.device("cpu"))}))
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ _LISTED = re.compile(r"run\.json|plan/part-[0-9]{6}\.parquet|shards/shard-[0-9]{
 
 
 def recorded(out: Path) -> dict[str, Fingerprint]:
-    """Path → fingerprint of each file in `corpus.json`, or in what is kept of it while the corpus is open again.
+    """Path → fingerprint of each file in `corpus.json`, or in what is kept of it while the corpus is open.
 
     Empty where there is neither. Raises CorpusError where it is damaged.
     """
