@@ -32,17 +32,17 @@ from maskmill.pipelines.writing.progress import LiveLine
 
 @dataclass(frozen=True, slots=True)
 class Setup:
-    """What a run is: the workers, what they are, and the shards that they get.
+    """What a run is made of: its workers, what they run on, and the shards that they get.
 
     Attributes:
-        workers: how many.
-        shard_seconds: that a shard takes.
-        rounds: shards for each worker.
-        shard_size: images of each.
-        deaths: share of the shards that end their worker once.
-        crew: `ray` or `threads`.
-        why: it is that one.
-        processes: of Ray, that share the workers; 0 with threads.
+        workers: the number of workers.
+        shard_seconds: how long a shard takes.
+        rounds: the number of shards for each worker.
+        shard_size: the number of images in a shard.
+        deaths: the share of shards that end their worker once.
+        crew: what the workers run on, `ray` or `threads`.
+        why: the reason for that crew, for people.
+        processes: the number of Ray's processes, which share the workers; 0 with threads.
 
     """
 
@@ -57,7 +57,7 @@ class Setup:
 
 
 class Watched:
-    """What is noted while the driver runs: progress, as `maskmill generate` has it, and who was ready."""
+    """Notes taken while the driver runs: progress, as `maskmill generate` shows it, and who was ready."""
 
     def __init__(self, images: int, config: RunConfig) -> None:
         self.done = Tally()
@@ -98,7 +98,7 @@ class Watched:
 
 
 def measure(setup: Setup, folder: Path) -> dict[str, Any]:
-    """One run, from nothing to a closed corpus; raises AssertionError where a shard is missing or twice."""
+    """Run it, from nothing to a closed corpus; AssertionError if a shard is missing or there twice."""
     workers = setup.workers
     config = load_config(
         None, [f"workers={workers}", f"shard_size={setup.shard_size}", "threads_per_worker=1"]
@@ -147,7 +147,7 @@ def measure(setup: Setup, folder: Path) -> dict[str, Any]:
 
 
 def drive(run: Run, job: StandInJob, crew: Crew, workers: int, watched: Watched) -> list[ShardReceipt]:
-    """Have the driver hand out every shard; returns their receipts. An AssertionError where one fails."""
+    """Have the driver hand out every shard; returns the receipts. Raises AssertionError if a shard fails."""
     task_of = watched.handing_out(lambda shard: ShardTask(shard, tuple(run.plan.images(shard))))
     receipts = []
     for outcome in Dispatcher(job, run.todo(), task_of, crew, workers).run(watched.show):
@@ -159,7 +159,7 @@ def drive(run: Run, job: StandInJob, crew: Crew, workers: int, watched: Watched)
 
 
 def plan(out: Path, shards: int, config: RunConfig) -> Run:
-    """A corpus of that many shards, to be filled."""
+    """Begin a corpus of that many shards."""
     names = [f"collection/photograph-{number:09d}.jpg" for number in range(shards * config.shard_size)]
     inputs = pa.table({"key": names, "uri": [f"/photographs/{name}" for name in names]})
     record = RunRecord(config.model_dump(mode="json"), digest(config), "nano", "0" * 64, {})
@@ -167,7 +167,9 @@ def plan(out: Path, shards: int, config: RunConfig) -> Run:
 
 
 def job_of(run: Run, config: RunConfig, setup: Setup, folder: Path) -> StandInJob:
-    """Deadly are shards of the first half: a long run hardly pays for what a death at its end costs."""
+    """The workers' job. Deadly shards are of the first half: a death at the end of so short a run would weigh
+    more than it does in a long one.
+    """
     folder.mkdir()
     half = run.plan.shards[: -(-len(run.plan.shards) // 2)]
     count = min(len(half), round(setup.deaths * len(run.plan.shards)))
@@ -184,7 +186,7 @@ def job_of(run: Run, config: RunConfig, setup: Setup, folder: Path) -> StandInJo
 
 
 def check_once(run: Run, receipts: Sequence[ShardReceipt]) -> None:
-    """Each shard has one receipt that committed it, and one file."""
+    """Check that each shard has one receipt that committed it, and one file."""
     times = Counter(receipt.shard for receipt in receipts if receipt.committed)
     assert times == Counter(run.plan.shards), f"committed: {times}"
     assert len(receipts) == len(run.plan.shards)

@@ -39,15 +39,15 @@ STEPS = 8  # in which a shard tells how far it is
 
 @dataclass(frozen=True)
 class StandInJob(Job):
-    """What the stand-ins are told beside a job: how long a shard takes, and which end their worker once."""
+    """A job for stand-ins: it says how long a shard takes, and which shards end their worker once."""
 
     shard_seconds: float = 0.0
     deadly: frozenset[int] = frozenset()
-    deaths: Path = Path()  # a file for each that has died
+    deaths: Path = Path()  # a folder with a file for each shard that has ended its worker
 
     @property
     def image_seconds(self) -> float:
-        """That an image takes."""
+        """How long an image takes."""
         return self.shard_seconds / self.config.shard_size
 
 
@@ -61,7 +61,7 @@ class Seat:
         self._since = time.monotonic()
 
     def begin(self) -> float:
-        """A shard has come; the seconds that passed without one."""
+        """Take a shard in hand; returns the seconds that passed without one."""
         with self._lock:
             now = time.monotonic()
             idle = 0.0 if self._in_hand else now - self._since
@@ -70,7 +70,7 @@ class Seat:
             return idle
 
     def finish(self) -> float:
-        """A shard is done; the seconds with one in hand, since this was last told."""
+        """Be done with a shard; returns the seconds with one in hand since the last call."""
         with self._lock:
             now = time.monotonic()
             busy, self._since = now - self._since, now
@@ -88,12 +88,12 @@ class StandIn(ShardWorker):
         self.ended = threading.Event()
 
     def load(self, number: int = 0) -> None:
-        """Be ready, once the corpus is seen."""
+        """Be ready, if this process sees the corpus."""
         check_sees_corpus(self._job)
         self._seats[number] = Seat()
 
     def run(self, task: ShardTask, number: int = 0) -> ShardReceipt | ShardFailure:
-        """Sleep as long as the shard's images take, and commit it."""
+        """Sleep as long as the shard's images take, then commit the shard."""
         seat, job = self._seats[number], self._job
         tally = Tally()
         tally.add_seconds({**dict.fromkeys(STAGES, 0.0), "idle": seat.begin()})

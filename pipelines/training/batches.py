@@ -74,10 +74,10 @@ class TrainingBatches(Dataset[Batch]):
     """Batch number `step` of a stage, for a PyTorch loader; this process's part where several share it.
 
     Attributes:
-        config: the run, for its seed and its shares.
-        steps: counted from 0 over all stages.
-        places: of this process's squares in each batch.
-        chances: of each image to be drawn; they add up to 1.
+        config: the run's options, of which the seed, the weights of sources and the shares count here.
+        steps: the steps to make batches for, counted from 0 over all stages.
+        places: the positions in each batch that this process fills.
+        chances: how likely each image is to be drawn; they add up to 1.
 
     """
 
@@ -183,7 +183,7 @@ class TrainingBatches(Dataset[Batch]):
         return square_HWC, seen
 
     def _placed(self, mask_HW: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[np.float64]:
-        """Turns an object, and brings it to a random size and a random place of the square."""
+        """The transform that turns an object and brings it to a random size and place in the square."""
         left, top, width, height = cv2.boundingRect(mask_HW)
         middle = (left + width / 2, top + height / 2)
         scale = self.stage.size * np.exp(rng.uniform(*np.log(PASTED_SIZE))) / max(width, height)
@@ -193,7 +193,7 @@ class TrainingBatches(Dataset[Batch]):
         return affine
 
     def _jitter(self, height: int, width: int, rng: np.random.Generator) -> NDArray[np.float64]:
-        """Large-scale jitter, a flip, and the crop; a photograph smaller than the square sits top left."""
+        """The transform of large-scale jitter, flip and crop; one that is too small sits top left."""
         longest = self.stage.size * np.exp(rng.uniform(*np.log(self.stage.zoom)))
         scale = longest / max(height, width)
         stretch = np.exp(rng.uniform(-0.15, 0.15))

@@ -42,9 +42,6 @@ def statuses():
     return {row["key"]: row["status"] for row in Corpus("corpus")}
 
 
-SAME = ("image_id", "key", "status", "image_sha256", "candidates")
-
-
 def test_it_verifies(work):
     assert main(["verify", "corpus"]) == 0
     assert sorted(statuses().values()) == ["empty"] * 2 + ["ok"] * 4 + ["rejected"]
