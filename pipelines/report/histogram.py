@@ -10,6 +10,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+SHARES = (0.05, 0.25, 0.5, 0.75, 0.95)
+"""The quantiles that tables, pages and JSON show."""
+
 
 @dataclass(slots=True)
 class Histogram:
@@ -138,7 +141,6 @@ class Tallied:
 def _summary(found: Histogram | Tallied) -> dict[str, Any]:
     if not found.total:
         return {"total": 0}
-    shares = (0.05, 0.25, 0.5, 0.75, 0.95)
-    quantiles = dict(zip((f"{share:.0%}" for share in shares), found.quantiles(shares), strict=True))
+    quantiles = dict(zip((f"{share:.0%}" for share in SHARES), found.quantiles(SHARES), strict=True))
     values = {"mean": found.mean, "least": float(found.least), "greatest": float(found.greatest)}
     return {"total": found.total, **values, "quantiles": quantiles}

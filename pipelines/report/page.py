@@ -9,9 +9,8 @@ from ..errors import UsageError
 from ..pages.template import fill, part, policy, text
 from ..storage import atomic
 from .figures import STYLE, as_svg, check_can_draw, figures_of
-from .histogram import Histogram, Tallied
+from .histogram import SHARES, Histogram, Tallied
 from .statistics import Statistics
-from .tables import SHARES
 
 _NOTHING = "–"
 _HERE = Path(__file__).parent

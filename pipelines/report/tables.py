@@ -7,10 +7,8 @@ from collections.abc import Iterable
 from rich.table import Table
 
 from ..writing.progress import COUNTS
+from .histogram import SHARES
 from .statistics import Statistics
-
-SHARES = (0.05, 0.25, 0.5, 0.75, 0.95)
-"""Of the quantiles that are shown."""
 
 
 def corpus_tables(statistics: Statistics) -> Iterable[Table]:
