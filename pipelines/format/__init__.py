@@ -1,1 +1,1 @@
-"""docs/format.md in code: what lies in a corpus's folder, column by column and file by file."""
+"""docs/format.md in code: what lies in a corpus's folder, file by file and column by column."""

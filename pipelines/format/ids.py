@@ -1,4 +1,4 @@
-"""The numbers that name images and masks: in a corpus of ours, and in one that was imported from SA-1B.
+"""The ids of images and masks, in a corpus of ours and in one that was imported from SA-1B.
 
 A corpus of ours derives an image's id from its key, and an annotation's from its place in the plan. An import
 keeps the ids that its source has.
@@ -18,7 +18,7 @@ from ..errors import UsageError
 
 MASK_BITS = 20
 MAX_MASKS = (1 << MASK_BITS) - 1
-"""Masks an image may have: an annotation's id keeps this many bits for the mask."""
+"""The most masks an image can have: an annotation's id has `MASK_BITS` bits for them."""
 
 _NAME = re.compile(r"sa_(0|[1-9][0-9]{0,18})\.(?:jpg|json)")
 _LARGEST_ID = 2**63 - 1
@@ -30,7 +30,7 @@ def image_id(key: str) -> int:
 
 
 def annotation_id(row: int, mask: int) -> int:
-    """Unique in the corpus: (row in the plan << 20) + mask index + 1."""
+    """An annotation's id, unique in the corpus: (row in the plan << 20) + mask index + 1."""
     if not 0 <= mask < MAX_MASKS:
         raise ValueError(f"expected a mask index from 0 to {MAX_MASKS - 1}, got {mask}")
     return (row << MASK_BITS) + mask + 1
@@ -42,21 +42,19 @@ def file_name(key: str) -> str:
 
 
 def released_id(key: str) -> int | None:
-    """The image_id in a key whose last part is `sa_NUMBER.jpg` or `.json`, as SA-1B names its files; None
-    for any other name.
-    """
+    """NUMBER of a key whose last part is `sa_NUMBER.jpg` or `.json`, as SA-1B names files; else None."""
     found = _NAME.fullmatch(re.split("[/#]", key)[-1])
     number = int(found[1]) if found else -1
     return number if 0 <= number <= _LARGEST_ID else None
 
 
 def identify(key: str, imported: bool) -> int | None:
-    """The image_id that belongs to a key; None where an imported corpus cannot have such a key."""
+    """The image_id of a key; None if an imported corpus cannot have such a key."""
     return released_id(key) if imported else image_id(key)
 
 
 def image_ids(keys: pa.ChunkedArray) -> npt.NDArray[np.int64]:
-    """`image_id` of each key."""
+    """The `image_id` of each key."""
     pieces = [np.zeros(0, np.int64)]
     for chunk in keys.chunks:
         sha256, texts = hashlib.sha256, chunk.cast(pa.binary()).to_pylist()
@@ -66,7 +64,7 @@ def image_ids(keys: pa.ChunkedArray) -> npt.NDArray[np.int64]:
 
 
 def released_ids(keys: pa.ChunkedArray) -> npt.NDArray[np.int64]:
-    """`released_id` of each key; ValueError for one that has none."""
+    """The `released_id` of each key. Raises ValueError for a key that has none."""
     pieces = [np.zeros(0, np.int64)]
     for chunk in keys.chunks:
         ids = [released_id(key) for key in chunk.to_pylist()]
@@ -77,7 +75,7 @@ def released_ids(keys: pa.ChunkedArray) -> npt.NDArray[np.int64]:
 
 
 def refuse_collisions(ids: npt.NDArray[np.int64], keys: Sequence[str] | pa.ChunkedArray) -> None:
-    """Raise UsageError, naming the keys, where two images would have one id."""
+    """Raise UsageError, which names the keys, if two images would share an id."""
     order = np.argsort(ids, kind="stable")
     (twins,) = np.nonzero(np.diff(ids[order]) == 0)
     if twins.size:

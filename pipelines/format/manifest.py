@@ -25,9 +25,9 @@ _LISTED = re.compile(r"run\.json|plan/part-[0-9]{6}\.parquet|shards/shard-[0-9]{
 
 
 def recorded(out: Path) -> dict[str, Fingerprint]:
-    """Path → fingerprint of each file in `corpus.json`, or in what is kept of it while the corpus is open.
+    """The fingerprint of each file in `corpus.json`, or in what is kept of it while the corpus is open.
 
-    Empty where there is neither. Raises CorpusError where it is damaged.
+    Keys are paths in the corpus; empty if there is neither. Raises CorpusError if the record is damaged.
     """
     path = next((out / name for name in (CORPUS, BEFORE) if (out / name).exists()), None)
     if path is None:
@@ -49,7 +49,7 @@ def recorded(out: Path) -> dict[str, Fingerprint]:
 
 
 def listed(content: Mapping[str, Any]) -> dict[str, Fingerprint]:
-    """Path → fingerprint of each file that a `corpus.json` lists; names that no corpus has are left out."""
+    """The fingerprint of each file that a `corpus.json` lists; names that no corpus has are left out."""
     files = content.get("files")
     entries = [entry for entry in files if isinstance(entry, dict)] if isinstance(files, list) else []
     return {
@@ -60,16 +60,16 @@ def listed(content: Mapping[str, Any]) -> dict[str, Fingerprint]:
 
 
 def as_entries(files: Mapping[str, Fingerprint]) -> list[dict[str, Any]]:
-    """Path → fingerprint as `corpus.json` lists it: the reverse of `listed`."""
+    """The files as `corpus.json` lists them, the reverse of `listed`."""
     return [{"path": name, **asdict(found)} for name, found in files.items()]
 
 
 def reopen(out: Path, changing: Collection[int] = ()) -> None:
     """Take `corpus.json` away, if it is there, and keep what it recorded in `corpus.before.json`.
 
-    Struck from the record are shards that are not there, since they are made anew, and those that are
-    `changing`: as rows of theirs will be copied, they are held against the record first. Raises CorpusError
-    where one of them differs, or the record is damaged.
+    Shards that are missing are struck from the record, since they are made anew. So are those that are
+    `changing`, after they are compared with the record: some of their rows will be copied. Raises CorpusError
+    if one of them differs, or if the record is damaged.
     """
     files, there = recorded(out), committed_shards(out)
     shards = {name: shard for name in files if (shard := _shard_of(name)) is not None}
@@ -84,9 +84,9 @@ def reopen(out: Path, changing: Collection[int] = ()) -> None:
 
 
 def refuse_changed_plan(out: Path) -> None:
-    """Raise CorpusError where `run.json` or a part of the plan is not what was recorded of it.
+    """Raise CorpusError if `run.json` or a part of the plan differs from its record.
 
-    The shards are held against their record when the corpus is closed: every byte is read then anyway.
+    Shards are compared with their record when the corpus is closed, since every byte is read then anyway.
     """
     if (out / CORPUS).exists():
         atomic.remove(out / BEFORE)  # a process was killed between the two
@@ -95,7 +95,7 @@ def refuse_changed_plan(out: Path) -> None:
 
 
 def refuse_changed(out: Path, before: Mapping[str, Fingerprint], now: Mapping[str, Fingerprint]) -> None:
-    """Raise CorpusError, saying what to do, where a recorded file (by its path) is missing or other now."""
+    """Raise CorpusError, which says what to do, if a recorded file is missing now, or differs."""
     changed = [name for name, found in before.items() if found != now.get(name)]
     if not changed:
         return
@@ -109,12 +109,12 @@ def refuse_changed(out: Path, before: Mapping[str, Fingerprint], now: Mapping[st
 
 
 def _fingerprints(out: Path, names: Iterable[str]) -> dict[str, Fingerprint]:
-    """Path → fingerprint, as they are now, of those files that are there."""
+    """The fingerprints, as they are now, of those files that are there."""
     return {name: fingerprint(out / name) for name in names if (out / name).exists()}
 
 
 def _fingerprint_in(entry: Mapping[str, Any]) -> Fingerprint:
-    """An entry's fingerprint; one that no file has where the entry is not what was written."""
+    """An entry's fingerprint; for an entry with other fields than ours one that no file can have."""
     if entry.keys() != {"path", "bytes", "sha256"}:
         return Fingerprint(-1, "")
     return Fingerprint(entry["bytes"], entry["sha256"])

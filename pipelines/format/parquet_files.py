@@ -28,9 +28,9 @@ UNREADABLE = (pa.ArrowException, OSError, UnicodeDecodeError, OverflowError)
 def write_parquet(
     file: BinaryIO, table: pa.Table, metadata: Mapping[str, str], group_bytes: int | None = None
 ) -> None:
-    """Write a table as all of a corpus is written: zstd, page checksums, page index, statistics.
+    """Write a table as every file of a corpus is written: zstd, page checksums, page index, statistics.
 
-    Row groups have `group_bytes` at most, or `ROW_GROUP_BYTES`; or one row, where that is more.
+    A row group has at most `group_bytes`, by default `ROW_GROUP_BYTES`, unless a single row has more.
     """
     with pq.ParquetWriter(
         file,
@@ -47,7 +47,7 @@ def write_parquet(
 
 
 def open_parquet(path: Path) -> pq.ParquetFile:
-    """A Parquet file of a corpus, to be read with its page checksums held; CorpusError where it cannot be."""
+    """Open a corpus's Parquet file, to read it with page checksums; raises CorpusError if that fails."""
     with reading(path):
         source = path.open("rb") if is_remote(path) else pa.OSFile(os.fsencode(path))
         return pq.ParquetFile(source, page_checksum_verification=True)
@@ -55,7 +55,7 @@ def open_parquet(path: Path) -> pq.ParquetFile:
 
 @contextlib.contextmanager
 def reading(path: Path) -> Iterator[None]:
-    """Raise what the block finds of a file of a corpus while it reads it as `unreadable` has it."""
+    """Raise errors of the block, which reads a file of a corpus, as `unreadable` makes them."""
     try:
         with as_os_errors():
             yield
@@ -66,8 +66,8 @@ def reading(path: Path) -> Iterator[None]:
 def unreadable(path: Path, error: Exception) -> CorpusError:
     """The error for a file of a corpus that raised `error`, one of `UNREADABLE`, while it was read.
 
-    CorpusUnavailable where the system or the store refused, by a number or by a kind of OSError; what pyarrow
-    finds wrong with a file's contents is a plain OSError without one.
+    It is CorpusUnavailable if the system or the store failed, which an error number or a subclass of OSError
+    tells; pyarrow reports damaged contents as a plain OSError without a number.
     """
     message = " ".join(redacted(str(error)).split())[:300] or type(error).__name__
     message = f"{path}: cannot be read: {message}"

@@ -29,16 +29,16 @@ from .records import PlannedImage
 from .schema import FORMAT_VERSION, PLAN_SCHEMA
 
 GROUP_BYTES = 4 << 20
-"""Of the plan's own row groups: small, since the images of one shard are read from one of them."""
+"""The size of the plan's row groups: small, since the images of one shard are read from one of them."""
 
 
 class Plan:
-    """Every input, in order; read from the files of the plan as it is asked for.
+    """Every input, in order, read from the plan's files when it is asked for.
 
     Attributes:
-        parts: how many parts the plan has.
+        parts: the number of parts that the plan has.
 
-    Raises CorpusError where a part is damaged, or the shards are not numbered in order.
+    Raises CorpusError if a part is damaged, or the shards are not numbered in order.
 
     """
 
@@ -69,20 +69,20 @@ class Plan:
         return range(len(self._begins) - 1)
 
     def size(self, shards: Sequence[int]) -> int:
-        """How many images these shards have together."""
+        """The number of images that these shards have together."""
         return int(self.sizes(shards).sum())
 
     def sizes(self, shards: Sequence[int]) -> npt.NDArray[np.int64]:
-        """How many images each of these shards has."""
+        """The number of images in each of these shards."""
         return np.diff(self._begins)[np.asarray(shards, np.int64)]
 
     def place(self, row: int) -> tuple[int, int]:
-        """The shard that a row of the plan is in, and which row of the shard it is."""
+        """The shard that has this row of the plan, and the row's number in the shard."""
         shard = int(np.searchsorted(self._begins, row, side="right")) - 1
         return shard, row - int(self._begins[shard])
 
     def images(self, shard: int) -> list[PlannedImage]:
-        """The images of a shard, in plan order; none for a shard that is not planned."""
+        """The images of a shard, in plan order; none if the shard is not planned."""
         if shard not in self.shards:
             return []
         first, end = int(self._begins[shard]), int(self._begins[shard + 1])
@@ -97,7 +97,7 @@ class Plan:
         return images
 
     def tables(self, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
-        """All rows, as tables of some thousand rows."""
+        """All rows, in tables of some thousand rows."""
         for path, group in self._groups:
             yield read_group(path, group, columns)
 
@@ -112,8 +112,8 @@ class Plan:
 def make_plan(inputs: pa.Table, shard_size: int, *, first_shard: int = 0, imported: bool = False) -> pa.Table:
     """The inputs (columns `key` and `uri`), sorted by key, in shards of `shard_size`: `PLAN_SCHEMA`.
 
-    Of an `imported` corpus each key has its image_id in it (`ids.released_id`). Raises UsageError where two
-    keys share an image_id, ValueError for a shard size below 1.
+    In an `imported` corpus each key contains its image_id (`ids.released_id`). Raises UsageError if two keys
+    share an image_id, ValueError for a shard size below 1.
     """
     if shard_size < 1:
         raise ValueError(f"expected a shard size of at least 1, got {shard_size}")
@@ -126,7 +126,7 @@ def make_plan(inputs: pa.Table, shard_size: int, *, first_shard: int = 0, import
 
 
 def write_part(out: Path, table: pa.Table, part: int, first_row: int, run_digest: str) -> bool:
-    """Write a part of the plan; False where it was there already, which stays."""
+    """Write a part of the plan. Returns False if it is there already; that one stays."""
     metadata = {
         "maskmill.format_version": str(FORMAT_VERSION),
         "maskmill.run_digest": run_digest,
@@ -137,7 +137,7 @@ def write_part(out: Path, table: pa.Table, part: int, first_row: int, run_digest
 
 
 def read_plan(out: Path) -> Plan:
-    """All parts of the plan; CorpusError where one is missing or damaged, or the shards are not in order."""
+    """Read the whole plan. Raises CorpusError if a part is missing or damaged, or shards are out of order."""
     parts = part_names(out)
     if not parts:
         raise CorpusError(f"{out / PLAN}: there is no plan")
@@ -150,19 +150,19 @@ def read_plan(out: Path) -> Plan:
 
 
 def part_names(out: Path) -> list[str]:
-    """The names of the plan's parts, in order; one listing."""
+    """The names of the plan's parts, in order, by one listing."""
     names = [path.name for path in (out / PLAN).iterdir()] if (out / PLAN).is_dir() else []
     return sorted(name for name in names if PART_NAME.fullmatch(name))
 
 
 def read_part(path: Path) -> Iterator[pa.Table]:
-    """One part of the plan, a row group at a time."""
+    """Read a part of the plan, a row group at a time."""
     for group in range(_group_count(path)):
         yield read_group(path, group)
 
 
 def read_group(path: Path, group: int, columns: Sequence[str] | None = None) -> pa.Table:
-    """A row group of a part of the plan; CorpusError where it cannot be read or has nulls."""
+    """Read a row group of a part of the plan. Raises CorpusError if it cannot be read or has nulls."""
     with open_parquet(path) as file, reading(path):
         table = file.read_row_group(group, columns and list(columns))
         table.validate(full=True)

@@ -1,4 +1,4 @@
-"""An image as it is planned, as it becomes a row, and a shard of them as a worker is given it."""
+"""An image as it is planned, the row that it becomes, and the shard of them that a worker is given."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ class ImageRow:
 
     Attributes:
         row: position in the plan; decides the annotations' ids.
-        width, height: pixels of the upright image; None where the image was not decoded.
-        orientation: the EXIF tag as read, 1 where there is none; None where the image was not decoded.
-        image_sha256: of the file's bytes, in hex; None where they were not read.
+        width, height: the upright image's size in pixels; None if the image was not decoded.
+        orientation: the EXIF tag as read, 1 if there is none; None if the image was not decoded.
+        image_sha256: the SHA-256 of the file's bytes, in hex; None if they were not read.
         error: None unless the status is "rejected".
         image: the file's own bytes, where images are embedded.
-        annotation_ids: of the masks, where they are not those of `annotation_id`.
+        annotation_ids: the masks' ids, if they are not those that `annotation_id` gives.
 
     """
 
@@ -59,13 +59,13 @@ class ImageRow:
 
 @dataclass(frozen=True, slots=True)
 class ShardTask:
-    """A shard's description.
+    """What a worker is told of a shard.
 
     Attributes:
-        deadly: ids of images that ended their workers; refused without being read.
-        probe: try the images and commit nothing.
-        replaces: the SHA-256 of the shard that is there; `images` are those of its rows that are to be made
-            anew. Empty where the whole shard is to be made.
+        deadly: ids of images that ended their workers; they are rejected without being read.
+        probe: whether to try the images and commit nothing.
+        replaces: the SHA-256 of the committed shard in which the rows of `images` are made anew; empty if
+            the whole shard is made.
 
     """
 

@@ -45,7 +45,7 @@ def row_from_result(
 
 
 def rejected_row(planned: PlannedImage, error: InputRejected, data: bytes | None = None) -> ImageRow:
-    """The row of an image that cannot be used; `data` is the file's bytes, where they could be read."""
+    """The row of an image that cannot be used; `data` is the file's bytes, if they could be read."""
     return ImageRow(
         row=planned.row,
         image_id=planned.image_id,

@@ -61,11 +61,11 @@ class RunRecord:
     """What decides every row of a corpus.
 
     Attributes:
-        config: the whole configuration, plain JSON values.
-        config_digest: hex SHA-256 of the part of it that decides the rows.
-        model_name: the network.
-        weights_sha256: hex, of its weights.
-        software: package → version, of the run that planned the corpus; for information.
+        config: the whole configuration, as plain JSON values.
+        config_digest: the SHA-256, in hex, of the part of the configuration that decides the rows.
+        model_name: the network's name.
+        weights_sha256: the SHA-256, in hex, of the network's weights.
+        software: package → version when the corpus was planned; for information.
 
     """
 
@@ -108,7 +108,7 @@ class RunRecord:
         }
 
     def differences(self, other: RunRecord) -> list[str]:
-        """What keeps `other` from writing into this record's corpus, a phrase each; empty where nothing."""
+        """What keeps `other` from writing into this record's corpus, in phrases; empty if nothing does."""
         from ..config.run import decides_rows  # loads pydantic, which readers do without
 
         found = []
@@ -127,7 +127,7 @@ class RunRecord:
         return found
 
     def changes(self, config: Mapping[str, Any]) -> list[str]:
-        """`key=value` of each value that decides no row and is another one in `config`."""
+        """`key=value` for each value that decides no row and differs in `config`."""
         from ..config.run import decides_rows
 
         was = dict(_flat(self.config))
@@ -139,7 +139,7 @@ class RunRecord:
 
 
 def software_versions() -> dict[str, str]:
-    """Versions of what makes the rows, as installed; a package that is not installed is left out."""
+    """The installed versions of the packages that make the rows; what is not installed is left out."""
     from importlib import metadata  # takes as long to load as pyarrow's compute; readers do without
 
     versions = {"python": platform.python_version(), "maskmill": __version__}
@@ -152,17 +152,17 @@ def software_versions() -> dict[str, str]:
 
 
 def write_run(out: Path, record: RunRecord) -> bool:
-    """Write `run.json`; False where one is there already, which stays."""
+    """Write `run.json`. Returns False if there is one already; that one stays."""
     return atomic.create(out / RUN, as_bytes(record.as_json()))
 
 
 def replace_run(out: Path, record: RunRecord) -> None:
-    """Write `run.json` over what is there."""
+    """Replace `run.json`."""
     atomic.replace(out / RUN, as_bytes(record.as_json()))
 
 
 def read_run(out: Path) -> RunRecord:
-    """The record in `run.json`; CorpusError where it is missing, damaged or of another format version."""
+    """Read `run.json`. Raises CorpusError if it is missing, damaged or of another format version."""
     path = out / RUN
     content = read_json(path)
     if content.get("format") != FORMAT_NAME:

@@ -1,4 +1,4 @@
-"""One shard, one Parquet file: what it says about itself, how it is committed, which ones are there.
+"""A shard is one Parquet file: what its footer says, how it is committed, and which shards are there.
 
 The file's presence is the commit; there is no other marker to fall out of step with it.
 """
@@ -34,8 +34,8 @@ def commit_table(out: Path, shard: int, table: pa.Table, metadata: Mapping[str, 
     """Commit a shard of the corpus `out`: whole and durable, or not at all.
 
     `table` has `ROW_SCHEMA`; `metadata` is `shard_metadata(...)`.
-    Returns True where this call committed it, False where it was there already: the first commit wins, and
-    this one leaves nothing behind. Raises OSError where the storage fails, ValueError for another schema.
+    Returns True if this call committed it, False if it was there already: the first commit wins, and the
+    later one leaves nothing behind. Raises OSError if the storage fails, ValueError for another schema.
     """
     if not table.schema.equals(ROW_SCHEMA):
         raise ValueError(f"expected the columns of ROW_SCHEMA, got {table.schema.names}")
@@ -43,7 +43,7 @@ def commit_table(out: Path, shard: int, table: pa.Table, metadata: Mapping[str, 
 
 
 def committed_shards(out: Path) -> set[int]:
-    """The shards that are there, by one listing; none where the folder is missing."""
+    """The shards that are committed, by one listing; none if the folder is missing."""
     folder = out / SHARDS
     names = [entry.name for entry in folder.iterdir()] if folder.is_dir() else []
     return {shard for name in names if (shard := shard_of(name)) is not None}

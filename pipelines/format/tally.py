@@ -1,4 +1,4 @@
-"""What was done, counted: rows by status, masks, drops, rejects, seconds, retries."""
+"""Counts of what was done: rows by status, masks, drops, rejects, seconds, retries."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ class Tally:
     drops: Counter[str] = field(default_factory=Counter)
     rejects: Counter[str] = field(default_factory=Counter)
     first_rejects: list[tuple[str, str, str]] = field(default_factory=list)  # key, class, message
-    examples: dict[str, str] = field(default_factory=dict)  # class of refusal → the first image, and why
+    examples: dict[str, str] = field(default_factory=dict)  # class of rejection → the first image, and why
     seconds: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
     retries: Counter[str] = field(default_factory=Counter)  # "read", "write" → times tried again
 
     @property
     def images(self) -> int:
-        """Rows counted, whatever their status."""
+        """The number of rows, whatever their status."""
         return self.statuses.total()
 
     def add_row(self, row: ImageRow) -> None:
@@ -43,7 +43,7 @@ class Tally:
             self.examples.setdefault(row.error.error_class, f"{row.key} ({row.error.message})")
 
     def add(self, other: Tally) -> None:
-        """Count all that another one counted."""
+        """Add another tally's counts."""
         self.masks += other.masks
         self.candidates += other.candidates
         self.statuses.update(other.statuses)

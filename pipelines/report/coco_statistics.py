@@ -1,8 +1,8 @@
 """The statistics of a COCO file, to compare a corpus with: read as a stream, never as a whole.
 
-What grows with the file is two numbers for each image: its size and how many masks it has. Sizes may stand
-behind the annotations, so that the file is read twice. Polygons and uncompressed run lengths are brought to
-runs first. Nothing in the file is trusted: a value that is not what COCO has is an error with its place.
+Only the size of each image and its number of masks are kept. Sizes may stand behind the annotations, so the
+file is read twice. Polygons and uncompressed run lengths are converted to runs first. Nothing in the file is
+trusted: a value that is not as COCO has it is an error that names its place.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ _PIECE = 4096
 
 
 def coco_statistics(path: Path, with_concavity: bool = True) -> Statistics:
-    """The statistics of a COCO file; scores only where its annotations have SA-1B's names for them.
+    """The statistics of a COCO file, with scores if its annotations have them under SA-1B's names.
 
-    Raises CorpusError where it cannot be read as such a file, UsageError where ijson is not installed.
+    Raises CorpusError if it cannot be read as such a file, UsageError if ijson is not installed.
     """
     found = Statistics(path.name)
     sizes: dict[int, tuple[int, int]] = {}
@@ -98,7 +98,7 @@ def _add(found: Statistics, pieces: list[tuple[float, list[float], int, int]]) -
 
 
 def _code(segmentation: Any, size: tuple[int, int]) -> str:
-    """A mask's compressed run lengths, whichever of COCO's three forms it has."""
+    """A mask's compressed run lengths, from any of COCO's three forms."""
     height, width = size
     if isinstance(segmentation, list):
         polygons = [np.asarray(polygon, np.float64) for polygon in segmentation]

@@ -1,4 +1,4 @@
-"""How concave masks are, from their run-length codes: 1 − area over the area of the convex hull.
+"""The concavity of masks, from their run-length codes: 1 − area over the area of the convex hull.
 
 The hull is that of the mask's pixels as squares, corners included: it contains the mask, a rectangle's
 concavity is 0 exactly, and a mask of a single pixel has one too. The other convention, the hull of the
@@ -17,7 +17,7 @@ from ...engine.records import Rle
 
 
 def concavities(counts: pa.StringArray, height_M: Ints, width_M: Ints) -> npt.NDArray[np.float64]:
-    """Of M masks, by their codes and their images' sizes; 0 for an empty mask.
+    """The concavities of M masks, given their codes and their images' sizes; 0 for an empty mask.
 
     Raises ValueError for a malformed code.
     """

@@ -1,8 +1,8 @@
-"""The pictures of a report: Matplotlib's, as SVG inside the page.
+"""The figures of a report, drawn by Matplotlib and put into the page as SVG.
 
-SVG and not PNG, so that the pictures take the page's colours, light or dark, and stay sharp. Matplotlib knows
-only fixed colours: it draws with three that nothing else has, and they become the page's in the text of the
-SVG. No name of a corpus goes through Matplotlib, which would read a `$` in it as mathematics.
+They are SVG and not PNG so that they take the page's colours, light or dark, and stay sharp. Matplotlib knows
+only fixed colours: it draws with a few that nothing else has, and in the SVG's text they are replaced by the
+page's. A corpus's name never goes through Matplotlib, which would read a `$` in it as mathematics.
 """
 
 from __future__ import annotations
@@ -46,11 +46,11 @@ STYLE: dict[Any, Any] = {
     "axes.linewidth": 0.6,
 }
 MASKS_PER_IMAGE = (0, 1, 11, 51, 101, 201)
-"""Where the groups of the paper's figure begin, 0 by itself."""
+"""Where the groups of the paper's figure begin; 0 is a group by itself."""
 
 
 def check_can_draw() -> None:
-    """Raise UsageError where Matplotlib is not installed: to be known before a corpus is counted."""
+    """Raise UsageError if Matplotlib is not installed; to be called before a corpus is counted."""
     if importlib.util.find_spec("matplotlib") is None:
         raise UsageError(f"a page with pictures needs Matplotlib: {pip_install('report')}")
 
@@ -59,7 +59,7 @@ Draw = Callable[["Axes", Sequence[Statistics]], None]
 
 
 def figures_of(both: Sequence[Statistics]) -> list[tuple[str, str, Draw]]:
-    """Title, explanation and picture of each figure for which there is something to show."""
+    """Title, explanation and drawing function of each figure that has something to show."""
     found = both[0]
     figures: list[tuple[str, str, Draw]] = [
         ("Masks per image", "share of images", _masks_per_image),
@@ -97,7 +97,7 @@ def figures_of(both: Sequence[Statistics]) -> list[tuple[str, str, Draw]]:
 
 
 def as_svg(title: str, note: str, draw: Draw, both: Sequence[Statistics]) -> str:
-    """A figure as HTML, its picture inside as SVG."""
+    """A figure as HTML, with its drawing as SVG in it."""
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 

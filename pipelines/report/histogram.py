@@ -1,4 +1,4 @@
-"""Distributions that are counted, not kept: adding a value costs no memory, and two of them become one."""
+"""Distributions that count values and do not keep them: a value costs no memory, and two can be merged."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ SHARES = (0.05, 0.25, 0.5, 0.75, 0.95)
 
 @dataclass(slots=True)
 class Histogram:
-    """Values counted in equal bins from `low` to `high`; what lies outside counts in the bin at that end.
+    """Counts values in equal bins from `low` to `high`; values outside count in the bin at that end.
 
     Mean, least and greatest value are exact; quantiles are exact to the width of a bin.
     """
@@ -33,7 +33,7 @@ class Histogram:
         self.counts = np.zeros(self.bins, np.int64)
 
     def add(self, values: npt.ArrayLike) -> None:
-        """Count some values; what is not finite is left out."""
+        """Count values; those that are not finite are left out."""
         values_N = np.asarray(values, np.float64)
         values_N = values_N[np.isfinite(values_N)]
         if len(values_N) == 0:
@@ -45,7 +45,7 @@ class Histogram:
         self.greatest = max(self.greatest, float(values_N.max()))
 
     def merge(self, other: Histogram) -> None:
-        """Count what another one of the same bins has counted."""
+        """Add the counts of another histogram with the same bins."""
         self.counts += other.counts
         self.sum += other.sum
         self.least = min(self.least, other.least)
@@ -53,21 +53,21 @@ class Histogram:
 
     @property
     def total(self) -> int:
-        """How many values."""
+        """The number of values."""
         return int(self.counts.sum())
 
     @property
     def mean(self) -> float:
-        """Of all values; NaN where there is none."""
+        """The mean of all values; NaN if there is none."""
         return self.sum / self.total if self.total else float("nan")
 
     @property
     def edges(self) -> npt.NDArray[np.float64]:
-        """Where the bins begin and end."""
+        """The ends of the bins."""
         return np.linspace(self.low, self.high, self.bins + 1)
 
     def quantiles(self, shares: Sequence[float]) -> list[float]:
-        """Values below which these shares lie; empty where there is no value."""
+        """The values below which these shares of all values lie; empty if there is no value."""
         if not self.total:
             return []
         below = np.concatenate([[0], np.cumsum(self.counts)])
@@ -86,26 +86,26 @@ class Histogram:
 
 @dataclass(slots=True)
 class Tallied:
-    """Whole numbers, each counted by itself; everything about them is exact."""
+    """Counts whole numbers, each by itself, so that everything it says is exact."""
 
     counts: Counter[int] = field(default_factory=Counter)
 
     def add(self, values: Iterable[int]) -> None:
-        """Count some values."""
+        """Count values."""
         self.counts.update(values)
 
     def merge(self, other: Tallied) -> None:
-        """Count what another one has counted."""
+        """Add another's counts."""
         self.counts.update(other.counts)
 
     @property
     def total(self) -> int:
-        """How many values."""
+        """The number of values."""
         return self.counts.total()
 
     @property
     def mean(self) -> float:
-        """Of all values; NaN where there is none."""
+        """The mean of all values; NaN if there is none."""
         return (
             sum(value * count for value, count in self.counts.items()) / self.total
             if self.total
@@ -123,7 +123,7 @@ class Tallied:
         return max(self.counts, default=-np.inf)
 
     def quantiles(self, shares: Sequence[float]) -> list[float]:
-        """As `numpy.quantile` has them of all values; empty where there is none."""
+        """The quantiles that `numpy.quantile` gives of all values; empty if there is no value."""
         if not self.total:
             return []
         values = np.array(sorted(self.counts))

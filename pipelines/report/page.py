@@ -1,4 +1,4 @@
-"""The statistics of a corpus as one HTML page: numbers, and pictures (`report.figures`)."""
+"""The statistics of a corpus as one HTML page, with numbers and figures (`report.figures`)."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ _HERE = Path(__file__).parent
 
 
 def write_report(out: Path, found: Statistics, against: Statistics | None = None) -> None:
-    """Write the page of a corpus's statistics, beside those of another where given.
+    """Write the page of a corpus's statistics, beside those of another corpus if one is given.
 
-    Raises UsageError where it cannot be written, or Matplotlib is not installed.
+    Raises UsageError if it cannot be written, or if Matplotlib is not installed.
     """
     check_can_draw()
     import matplotlib

@@ -56,15 +56,17 @@ _COUNTS = f"{_MASKS}segmentation.counts"
 
 @dataclass(slots=True)
 class Statistics:
-    """What was counted; two of them can be merged.
+    """The counts of a corpus or of a part of it; two of them can be merged.
 
     Attributes:
-        name: the corpus's folder or the file.
-        counts: `images`, by status, `masks`, `candidates`.
-        drops: candidates by the reason why they were dropped. rejects: inputs by class.
-        centres_YX: middles of boxes, each image as a square of `CENTRE_BINS` a side.
+        name: the name of the corpus's folder, or of the file.
+        counts: `images`, images by status, `masks`, `candidates`.
+        drops: dropped candidates by reason.
+        rejects: rejected images by class.
+        centres_YX: centres of boxes, each image as a square of `CENTRE_BINS` a side.
         sides_HW: heights and widths of images, by eighths of an octave.
-        seconds: of the workers, by stage. commits: (time in seconds since 1970, images, masks) of each shard.
+        seconds: the workers' time by stage.
+        commits: (time in seconds since 1970, images, masks) of each shard.
 
     """
 
@@ -90,7 +92,7 @@ class Statistics:
     commits: list[tuple[float, int, int]] = field(default_factory=list)
 
     def distributions(self) -> dict[str, Histogram | Tallied]:
-        """What has quantiles, by the name that people read."""
+        """The distributions, by the names that people read."""
         return {
             "masks per image": self.masks_per_image,
             "relative size": self.relative_size,
@@ -123,7 +125,7 @@ class Statistics:
         np.add.at(self.centres_YX, tuple(places_2M), 1)
 
     def merge(self, other: Statistics) -> None:
-        """Count what another one has counted."""
+        """Add another's counts."""
         for name in ("counts", "drops", "rejects", "seconds"):
             getattr(self, name).update(getattr(other, name))
         for name in self.distributions():
@@ -152,11 +154,11 @@ class Statistics:
 def corpus_statistics(
     path: str | Path, with_concavity: bool = True, workers: int | None = None
 ) -> Statistics:
-    """The statistics of a corpus, complete or still in the making.
+    """The statistics of a corpus, be it complete or not.
 
-    `workers` processes read it, by default one for each core where that is worth it.
+    `workers` processes read it: by default one for each core, or one if the corpus is small.
 
-    Raises CorpusError where it cannot be read or a mask is damaged.
+    Raises CorpusError if it cannot be read or a mask is damaged.
     """
     corpus = Corpus(path)
     found = Statistics(corpus.path.name or str(path))
@@ -175,7 +177,7 @@ def corpus_statistics(
 
 
 def _pool(workers: int) -> ProcessPoolExecutor | None:
-    """None for a single process, and where there is no shared memory for the locks of several."""
+    """A pool of processes; None for a single one, and if there is no shared memory for their locks."""
     try:
         return ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) if workers > 1 else None
     except OSError as error:
@@ -184,7 +186,7 @@ def _pool(workers: int) -> ProcessPoolExecutor | None:
 
 
 def _is_large(corpus: Corpus) -> bool:
-    """Whether there is more to read than processes take to start."""
+    """Whether reading the corpus takes longer than starting processes."""
     total = 0
     for shard in corpus.shards:
         total += shard_path(corpus.path, shard).stat().st_size
@@ -250,5 +252,5 @@ def _count(table: pa.Table, found: Statistics, with_concavity: bool) -> None:
 
 
 def _numbers(values: pa.Array) -> npt.NDArray[np.float64]:
-    """As floats, 0 for what is null."""
+    """The values as floats, with 0 in place of null."""
     return np.asarray(pc.fill_null(values, 0).to_numpy(zero_copy_only=False), np.float64)

@@ -1,4 +1,4 @@
-"""How a file becomes visible: whole, in one step, durably; and how what a killed process left is known again.
+"""How a file becomes visible, whole, in one step and durably; and what killed processes leave behind.
 
 Everything the corpus is made of passes through here, so that one module knows the file system. A file is
 written under a temporary name in its own folder, flushed to the disk, and only then given its name. `create`
@@ -72,8 +72,8 @@ def create(path: Path, content: Content) -> bool:
 def replace(path: Path, content: Content, check: Callable[[], None] | None = None) -> None:
     """Make the file `path`, or make it anew; a reader sees the old file or the new one, never a mixture.
 
-    `check` looks at the old file when all is written and flushed, just before; what it raises leaves that
-    file there. In S3 the new one then takes the place of the very object that was looked at, or of none.
+    `check` is called last, when the new file is written and flushed, to look at the old one; if it raises,
+    the old file stays. In S3 the new object then replaces the very one that was looked at, or none.
     """
     if is_remote(path):
         _put(path, content, check)
@@ -89,8 +89,9 @@ def replace(path: Path, content: Content, check: Callable[[], None] | None = Non
 def failing_as(
     kind: type[MaskmillError], path: Path, refused: type[MaskmillError] | None = None
 ) -> Iterator[None]:
-    """Make an OSError of the block, which works at or below `path`, the one-line error of a kind: `refused`,
-    where one is given, if the place is none that this user can write to.
+    """Raise an OSError of the block, which works at or below `path`, as a one-line error of this `kind`.
+
+    It is `refused` instead, if one is given, where this user cannot write to that place.
     """
     try:
         with as_os_errors():
@@ -131,7 +132,7 @@ def sweep(folder: Path) -> int:
 
 
 def _put(path: Path, content: Content, check: Callable[[], None] | None) -> None:
-    """Put an object whatever is there; with a check, if what is there is what was checked."""
+    """Put an object over whatever is there; with a check, only over the object that was checked."""
     store, name = _writable(path)
     data = _bytes_of(content)
     with as_os_errors():
@@ -176,7 +177,7 @@ def _put_new(path: Path, content: Content) -> bool:
 
 
 def _writable(path: Path) -> tuple[Any, str]:
-    """A store and the name in it; OSError where nothing can be put on the condition that its name is free."""
+    """The store and the name in it; OSError if it cannot put an object on condition that the name is free."""
     if scheme_of(str(path)) == "hf":
         raise OSError(errno.EROFS, "hf:// is for inputs; choose a folder, s3:// or gs://", str(path))
     return store_of(path)
@@ -192,7 +193,7 @@ def _bytes_of(content: Content) -> bytes:
 
 @contextlib.contextmanager
 def _written(path: Path, content: Content) -> Iterator[Path]:
-    """The flushed temporary file; gone at the end, whatever happens, if it is still there under that name."""
+    """Write and flush a temporary file for the block, which may give it a name; else it is removed after."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f"{_TEMPORARY}{path.name}-{uuid.uuid4().hex}{_SUFFIX}")
     try:

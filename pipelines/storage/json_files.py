@@ -14,7 +14,7 @@ from .store_errors import as_os_errors
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object; CorpusError, in one line, where the file is not one."""
+    """Read a JSON object. Raises CorpusError, in one line, if the file holds none."""
     try:
         with as_os_errors():
             content = json.loads(path.read_bytes())
@@ -30,7 +30,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def sealed(content: Mapping[str, Any]) -> dict[str, Any]:
-    """The object with its own `sha256`: over its canonical JSON without that field."""
+    """The object with a `sha256` field added, computed over its canonical JSON without that field."""
     rest = {name: value for name, value in content.items() if name != "sha256"}
     return {**rest, "sha256": sha256_hex(canonical(rest))}
 
@@ -47,14 +47,14 @@ def as_bytes(content: Mapping[str, Any]) -> bytes:
 
 @dataclass(frozen=True, slots=True)
 class Fingerprint:
-    """Which file it is: its size in bytes and its SHA-256 in hex."""
+    """A file's identity: its size in bytes and its SHA-256 in hex."""
 
     bytes: int
     sha256: str
 
 
 def fingerprint(path: Path) -> Fingerprint:
-    """The fingerprint of a file. Raises OSError where it cannot be read."""
+    """Read the file and return its fingerprint. Raises OSError if it cannot be read."""
     with path.open("rb") as file:
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()
         return Fingerprint(file.tell(), sha256)

@@ -44,14 +44,14 @@ class Holder:
     """A process that holds a lease, as its `lease.json` says.
 
     Attributes:
-        token: drawn for one run.
+        token: a random name for one run.
         host: the machine's name, for people.
-        machine: the boot of its kernel and the process namespace: where `pid` means something.
-        pid: the process.
-        started: when it started, in the kernel's ticks, which tells it from a later process of that number.
+        machine: the kernel's boot and the process namespace, within which `pid` means one process.
+        pid: the process's number.
+        started: when the process started, in the kernel's ticks; tells it from a later one with its number.
         since: when it took the lease, UTC, ISO 8601.
         expires: when the lease runs out unless it is renewed.
-        images_in_hand: images that were done, when it was last renewed, of shards that were not committed.
+        images_in_hand: how many images of uncommitted shards were done at the last renewal.
 
     """
 
@@ -71,17 +71,17 @@ class Holder:
 
     @property
     def left(self) -> float:
-        """Seconds until the lease runs out; never more than one lasts, whatever the clocks say."""
+        """Seconds until the lease runs out; at most the time a lease lasts, whatever the clocks say."""
         return min(datetime.fromisoformat(self.expires).timestamp() - time.time(), SECONDS)
 
     @property
     def is_local(self) -> bool:
-        """Whether it ran where this process can see it."""
+        """Whether the holder ran where this process could see it."""
         return (self.host, self.machine) == (socket.gethostname(), _machine())
 
     @property
     def is_gone(self) -> bool:
-        """Whether it ran here and does so no more; False where that cannot be told."""
+        """Whether the holder ran here and has ended; False if that cannot be told."""
         if not self.is_local:
             return False
         now = _started(self.pid)
@@ -102,7 +102,7 @@ class Lease:
     """The lease of a corpus, held by this process and renewed by a thread.
 
     Attributes:
-        images_in_hand: what the next renewal says of them, for whoever asks how far the run is.
+        images_in_hand: the number to write at the next renewal, for whoever asks how far the run is.
 
     """
 
@@ -117,11 +117,11 @@ class Lease:
 
     @property
     def is_lost(self) -> bool:
-        """Whether another run has, or had, the corpus: nothing in it is this process's to change."""
+        """Whether another run has taken the corpus since, so that this process may not change it any more."""
         return self._lost_to is not None
 
     def check(self) -> None:
-        """Raise IncompleteRun where another run has taken the lease, since this one slept past its end."""
+        """Raise IncompleteRun if another run has taken the lease because this process slept past its end."""
         if self.is_lost:
             raise IncompleteRun(f"{self._out}: another run has taken over, this one ends: {self._lost_to}")
 
@@ -152,8 +152,8 @@ class Lease:
 def held(out: Path, say: Callable[[str], None], *, is_there: bool = False) -> Iterator[Lease]:
     """Hold the lease of the corpus `out` for the block.
 
-    Another machine's lease is watched (see `_watch`), of which `say` is told. Raises IncompleteRun, naming
-    the holder, where that one is at work; where `out` cannot be written, what `opening` raises.
+    Another machine's lease is watched first (see `_watch`), and `say` is told so. Raises IncompleteRun, which
+    names the holder, if that one is at work, and what `opening` raises if `out` cannot be written.
     """
     me = _this_process()
     lease = Lease(out, opening(lambda: _take(out, me, say), out, is_there=is_there))
@@ -164,7 +164,7 @@ def held(out: Path, say: Callable[[str], None], *, is_there: bool = False) -> It
 
 
 def read_lease(out: Path) -> Holder | None:
-    """Who holds the lease of a corpus; None where there is none, or none that can be understood."""
+    """The holder of a corpus's lease; None if there is no lease, or none that can be understood."""
     try:
         with as_os_errors():
             content = (out / LEASE).read_bytes()
@@ -209,7 +209,7 @@ def _take(out: Path, me: Holder, say: Callable[[str], None]) -> Holder:
 def _watch(out: Path, holder: Holder, say: Callable[[str], None]) -> None:
     """Wait until the lease has run out or is left; IncompleteRun as soon as its holder is seen alive.
 
-    One that has run out already, by this machine's clock, is watched for as long as two renewals take.
+    A lease that has run out already by this machine's clock is watched for as long as two renewals take.
     """
     say(f"{out}: waiting for the lease of another run: {holder}")
     end = time.monotonic() + max(holder.left, 2 * SECONDS / RENEWALS)
@@ -253,7 +253,7 @@ def _moment(seconds: float) -> str:
 
 
 def _machine() -> str:
-    """Where a process's number means one process: Linux tells; elsewhere the host's name must do."""
+    """The scope in which a process's number is unique, as Linux tells; elsewhere the host's name must do."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         return f"{boot} {Path('/proc/self/ns/pid').readlink()}"
@@ -262,7 +262,7 @@ def _machine() -> str:
 
 
 def _started(pid: int) -> str | None:
-    """When a process started, in the kernel's ticks ("" where it does not tell); None where it has ended."""
+    """When a process started, in the kernel's ticks; "" if the system does not tell, None if it has ended."""
     try:
         state, *rest = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:  # it has ended, or it is another user's and hidden, or there is no /proc

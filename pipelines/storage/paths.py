@@ -36,10 +36,10 @@ def scheme_of(text: str) -> str | None:
 
 
 def place(text: str | Path) -> Path:
-    """The path that was typed, of a local file system or of a store; nothing is asked of the store yet.
+    """Turn what was typed into a path on a disk or in a store; the store is not asked anything yet.
 
     `~` and `~user` are home folders. Raises UsageError for a user whom this machine does not know, unless a
-    file is called so, and as `check_address` does.
+    file has that name, and wherever `check_address` does.
     """
     if not isinstance(text, str):
         return text
@@ -55,7 +55,7 @@ def place(text: str | Path) -> Path:
 
 
 def at_home(text: str) -> Path:
-    """A path that begins with `~`; UsageError as `place` says."""
+    """Expand a path that begins with `~`. Raises UsageError as `place` does."""
     path = Path(os.path.expanduser(text))  # noqa: PTH111  (pathlib raises for an unknown user)
     first = path.parts[0]
     if first.startswith("~") and not os.path.lexists(first):
@@ -66,8 +66,8 @@ def at_home(text: str) -> Path:
 
 
 def check_address(text: str) -> None:
-    """Raise UsageError where an address is not of a store we know, where its library is not installed, or
-    where it holds a password or a signature: that would go into the plan, and from there into every row.
+    """Raise UsageError if an address names no store we know, or one whose library is not installed, or if it
+    holds a password or a signature, which would go into the plan and from there into every row.
     """
     scheme = scheme_of(text)
     if scheme not in _EXTRAS:
@@ -93,12 +93,12 @@ def _library_of(scheme: str) -> Any:
 
 
 def is_remote(path: Path) -> bool:
-    """Whether the path is a store's: what is written there is one object, put in one request."""
+    """Whether the path is in a store, where a file is one object, put in one request."""
     return not isinstance(path, Path)
 
 
 def check_page(out: Path, corpus: Path) -> None:
-    """Raise UsageError where `out` cannot be a page about the corpus: in a store, a folder, or in it."""
+    """Raise UsageError if `out` cannot be a page about the corpus: in a store, a folder, or inside it."""
     if is_remote(out):
         raise UsageError(f"{out}: a page is written to a local disk; choose a path there for --out")
     if out.is_dir():
@@ -119,7 +119,7 @@ def store_of(path: Path) -> tuple[Any, str]:
 
 
 def uri_of(path: str) -> str:
-    """What a plan calls a place: an absolute path as it is, percent-encoded `file://` where it is not UTF-8.
+    """A path as a plan spells it: absolute and as it is, or a percent-encoded `file://` if it is not UTF-8.
 
     In a store's address `%` and `#` are percent-encoded, since `#` begins a part of an archive.
     """
@@ -138,13 +138,13 @@ def file_uri(path: str) -> str:
 
 
 def path_of(uri: str) -> Path:
-    """The place that `uri_of` wrote down."""
+    """The path of a URI that `uri_of` spelt."""
     scheme = scheme_of(uri)
     return place(unquote(uri) if scheme not in (None, "file") else uri)
 
 
 def is_home_there(path: Path) -> bool:
-    """Whether the bucket, or the Hub's repository and revision, that an object lies in is there now.
+    """Whether the bucket of an object, or its repository and revision on the Hub, exists now.
 
     Raises OSError.
     """
@@ -163,7 +163,7 @@ def is_home_there(path: Path) -> bool:
 
 
 def shown(path: Path) -> str:
-    """The path as a command takes it here: from the current folder on, where it lies in that."""
+    """The path as a command takes it here: relative to the current folder if it lies in there."""
     try:
         return str(path if is_remote(path) else path.relative_to(Path.cwd()))
     except (ValueError, OSError):  # elsewhere, or there is no current folder any more

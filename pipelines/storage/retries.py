@@ -1,8 +1,8 @@
-"""Storage that fails, tried again: how often, with which pauses, and what is not waited for.
+"""How storage that fails is tried again: how often, after which pauses, and when not.
 
-A disk, a network or a store that fails says nothing about what was asked of it, and mostly gives it a moment
-later. What keeps failing leaves something undone: a shard, or the whole run, which the same command goes on
-with. What no waiting mends, a place that nobody may write to, is wrong use.
+A disk, a network or a store that fails says nothing about the file, and mostly works a moment later. If it
+keeps failing, a shard or the whole run is left undone, and the same command goes on with it. A place that
+nobody may write to is wrong use: no waiting mends that.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ FIRST_PAUSE_SECONDS = 0.5  # doubled after each attempt
 def retrying(
     call: Callable[[], T], attempts: int = ATTEMPTS, on_retry: Callable[[], None] = lambda: None
 ) -> T:
-    """The call's answer; where storage fails, again after a pause that doubles, so many times in all.
+    """Call until storage does not fail, at most so many times, with pauses that double; returns the answer.
 
-    `on_retry` is called, in this thread, each time that it will be tried again. Each pause is drawn from half
-    of it to half as much again: a hundred workers that a storage turned away at once do not come back at
-    once. Raises OSError, whatever kind a store's library has of it.
+    `on_retry` is called, in this thread, before each new try. Each pause is drawn at random, from half its
+    length to half as much again, so that a hundred workers that failed together do not come back together.
+    Raises OSError, whatever error the store's library raised.
     """
     for attempt in range(attempts - 1):
         try:
@@ -49,11 +49,11 @@ def retrying(
 
 
 def opening(call: Callable[[], T], out: Path, *, is_there: bool) -> T:
-    """The answer of a step in which the corpus `out` is opened.
+    """Call a step in which the corpus `out` is opened, and return its answer.
 
-    Where a corpus is there, storage that fails is tried again, and ends the run as incomplete. Where none is,
-    nothing has been begun that could be gone on with: a place that fails then is the wrong one, as is one
-    that may not be written. Raises IncompleteRun, UsageError, and what else the call raises.
+    If a corpus is there, storage that fails is tried again, and in the end makes the run incomplete. If none
+    is, there is nothing to go on with: a place that fails then is the wrong one, and so is one that may not
+    be written to. Raises IncompleteRun, UsageError, and whatever else the call raises.
     """
     if not is_there:
         with failing_as(UsageError, out):

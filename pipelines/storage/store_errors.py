@@ -1,7 +1,7 @@
-"""What the libraries of stores raise, as OSErrors.
+"""Errors of the stores' libraries, turned into OSErrors.
 
-Stores speak through many libraries, each with its own errors. `as_os_errors` makes them OSErrors, which the
-rest knows as storage that failed, and takes out whatever would let a reader of a log into the store.
+Each store's library has errors of its own. `as_os_errors` turns them into OSErrors, which the other modules
+take for storage that failed, and removes whatever would let a reader of the log into the store.
 """
 
 from __future__ import annotations
@@ -35,11 +35,10 @@ def as_os_errors() -> Iterator[None]:
 
 
 def is_stores(error: BaseException) -> bool:
-    """Whether a store's library raised this: an error of a kind of its own, or a plain one of Python's that
-    came out of its code.
+    """Whether a store's library raised this error, be it of a kind of its own or a plain one of Python's.
 
-    gcsfs says 403 by an OSError without a number, as pyarrow does of damage, and 400 by a ValueError. Where
-    it came from is told by the traceback, which pyarrow keeps when it reads through a store's file.
+    gcsfs reports 403 by an OSError without a number, as pyarrow reports damage, and 400 by a ValueError. The
+    traceback tells them apart; pyarrow keeps it when it reads through a store's file.
     """
     if _is_from_library(error):
         return True
@@ -55,7 +54,7 @@ def _is_refusal(error: BaseException) -> bool:
 
 
 def store_code(error: BaseException) -> str:
-    """The store's own code for an error, as `NoSuchBucket` or `404`; or nothing.
+    """The store's own code for an error, such as `NoSuchBucket` or `404`; "" if it has none.
 
     s3fs makes a plain OSError of botocore's and keeps that as its cause; gcsfs and the Hub raise their own.
     """

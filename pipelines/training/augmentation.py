@@ -1,4 +1,4 @@
-"""What is done to a square of a photograph and its masks before it is learnt from."""
+"""How a square of an image and its masks are transformed before they are learnt from."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from ..opencv import cv2
 
 
 def warp_mask(mask_HW: NDArray[np.uint8], affine: NDArray[np.float64], size: int) -> NDArray[np.uint8]:
-    """The square of side `size` that `affine` cuts; zeros beyond the photograph."""
+    """The square of side `size` that `affine` cuts out of a mask, with zeros outside the image."""
     return np.asarray(cv2.warpAffine(mask_HW, affine, (size, size), flags=cv2.INTER_NEAREST), np.uint8)
 
 
 def warp_picture(pixels_HWC: NDArray[np.uint8], affine: NDArray[np.float64], size: int) -> NDArray[np.uint8]:
-    """The square of side `size` that `affine` cuts; the photograph's edge goes on beyond it.
+    """The square of side `size` that `affine` cuts out of an image, whose edge pixels go on outside it.
 
-    What gets smaller is averaged, as where a model is asked.
+    Pixels are averaged where the image gets smaller, as they are where a model is used.
     """
     scale_2 = np.linalg.norm(affine[:, :2], axis=0)
     given_2 = np.array(pixels_HWC.shape[1::-1])
@@ -33,7 +33,7 @@ def warp_picture(pixels_HWC: NDArray[np.uint8], affine: NDArray[np.float64], siz
 
 
 def colour_jitter(pixels: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[np.uint8]:
-    """Gain and offset for each channel: brightness, contrast and a colour cast."""
+    """The image with a random gain and offset for each channel: brightness, contrast and a colour cast."""
     gain = np.exp(rng.normal(0, 0.15) + rng.normal(0, 0.05, 3))
     offset = rng.normal(0, 10) + rng.normal(0, 4, 3)
     ramp = np.arange(256)[:, None] * gain + offset
@@ -42,7 +42,7 @@ def colour_jitter(pixels: NDArray[np.uint8], rng: np.random.Generator) -> NDArra
 
 
 def point_inside(mask: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[np.float32]:
-    """A pixel of the mask, (x, y), each equally likely."""
+    """A pixel of the mask as (x, y), each equally likely."""
     places = np.flatnonzero(mask)
     y, x = divmod(int(places[rng.integers(len(places))]), mask.shape[1])
     return np.array([x, y], np.float32)

@@ -1,8 +1,8 @@
-"""What a training step is given: squares of photographs, jittered, with masks and clicks.
+"""What a training step learns from: jittered squares of images, with masks and clicks.
 
-A batch is a pure function of (seed, step), and each of its squares of (seed, step, place in the batch):
-training that resumes at step n sees what it would have seen, and of several processes each makes its own
-squares only.
+A batch is a pure function of (seed, step), and each of its squares of (seed, step, place in the batch). So
+training that resumes at step n sees what it would have seen, and each of several processes makes only its own
+squares.
 """
 
 from __future__ import annotations
@@ -35,16 +35,16 @@ log = logging.getLogger("maskmill.train")
 T = TypeVar("T")
 
 MAX_OBJECTS = 64
-"""Masks of an image that a click's predicted IoU is held against."""
+"""The most masks of an image with which a click's predicted IoU is compared."""
 
 PASTED = (1, 8)
-"""Fewest and most objects pasted onto a square."""
+"""The fewest and the most objects pasted onto a square."""
 
 PASTED_SIZE = (0.06, 0.6)
-"""Smallest and largest longer side of a pasted object, in sides of the square."""
+"""The smallest and the largest longer side of a pasted object, in sides of the square."""
 
 PASTED_AREA = (0.002, 0.3)
-"""Smallest and largest share of its photograph that an object to be pasted covers."""
+"""The smallest and the largest share of its image that an object to be pasted covers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,14 +56,14 @@ class Batch:
     masks_BPHW: Tensor  # uint8, at full resolution
     points_BP2: Tensor  # float32
     centred_BP: Tensor  # bool: the point was put in the middle of its mask
-    objects_BQhw: Tensor  # float16: all the image's masks, shares of four pixels' side; empty ones at the end
-    teacher_BCHW: Tensor  # float32, a cell a patch; no channels without a teacher; NaN where it says nothing
+    objects_BQhw: Tensor  # float16: all the image's masks at a quarter of the size; empty ones at the end
+    teacher_BCHW: Tensor  # float32, a cell for each patch; no channels without a teacher; NaN if unknown
 
     def __len__(self) -> int:
         return len(self.pixels_BCHW)
 
     def split(self, parts: int) -> list[Batch]:
-        """Equal parts, in order; B is a multiple of their number."""
+        """Split it into equal parts, in order; B is a multiple of their number."""
         size = len(self) // parts
         columns = [getattr(self, field.name).split(size) for field in fields(self)]
         return [Batch(*part) for part in zip(*columns, strict=True)]
@@ -105,7 +105,7 @@ class TrainingBatches(Dataset[Batch]):
         rng = np.random.default_rng((seed, step))
         chosen = rng.choice(len(self.images), self.stage.images, replace=False, p=self.chances)
         squares = [
-            # from 1 on: numpy takes (seed, step, 0) for (seed, step), which chose the photographs
+            # from 1 on: numpy takes (seed, step, 0) for (seed, step), which chose the images
             self._square(self.images[chosen[place]], np.random.default_rng((seed, step, 1 + place)))
             for place in self.places
         ]
@@ -162,9 +162,9 @@ class TrainingBatches(Dataset[Batch]):
     def _pasted(
         self, square_HWC: NDArray[np.uint8], valid_HW: NDArray[np.uint8], rng: np.random.Generator
     ) -> tuple[NDArray[np.uint8], list[NDArray[np.uint8]]]:
-        """The square with objects of another photograph on it (arXiv 2012.07177), and what is seen of each.
+        """The square with another image's objects pasted on it (arXiv 2012.07177), and what is seen of each.
 
-        Few photographs make more scenes than were taken, and the edge of a pasted object is known exactly.
+        So few images make many scenes, and the edge of a pasted object is known exactly.
         """
         donor = self.images[rng.choice(len(self.images), p=self.chances)]
         pixels = colour_jitter(donor.pixels(), rng)
@@ -207,10 +207,10 @@ class TrainingBatches(Dataset[Batch]):
 
 
 def read_ahead(dataset: Dataset[T], workers: int) -> Iterator[T]:
-    """The dataset from its beginning to its end, read ahead by `workers` processes; by none where 0, and
-    where there is no shared memory for their locks.
+    """Yield the dataset's items in order, which `workers` processes read ahead.
 
-    Raises their MaskmillErrors as they were raised there, without PyTorch's traceback in the message.
+    Without workers, or without shared memory for their locks, this process reads them. Raises the workers'
+    MaskmillErrors as they were raised there, without PyTorch's traceback in the message.
     """
     try:
         multiprocessing.Lock()
@@ -224,7 +224,7 @@ def read_ahead(dataset: Dataset[T], workers: int) -> Iterator[T]:
 
 
 class _Parcel:
-    """An item that a worker process has pickled; the queue hands on what is in it."""
+    """An item that a worker process has pickled; the queue delivers the item itself."""
 
     def __init__(self, pickled: bytes) -> None:
         self._pickled = pickled
@@ -234,10 +234,10 @@ class _Parcel:
 
 
 class _Packed(Dataset[T | MaskmillError | _Parcel]):
-    """The items of a dataset, or the errors that reading them raises; those of a worker process in parcels.
+    """The items of a dataset, or the errors that reading them raises; a worker process sends them in parcels.
 
-    Their tensors stay behind in shared memory, which spares copies. Where there is no room for them, they are
-    in the parcel. PyTorch would learn of that too late, in a thread, and wait for ever.
+    Their tensors stay in shared memory, which spares copies, or travel in the parcel if there is no room for
+    them. PyTorch would learn of that too late, in a thread, and wait for ever.
     """
 
     def __init__(self, dataset: Dataset[T]) -> None:

@@ -1,4 +1,4 @@
-"""The only checkpoint of a run: read and written whole, and only for the run that it is of."""
+"""A run's only checkpoint: it is read and written whole, and only by the run that it belongs to."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from ..storage import atomic
 
 
 def write_checkpoint(path: Path, state: dict[str, Any]) -> None:
-    """Replace it in one step, so that a kill leaves the old one or the new one; `state` has a `config`.
+    """Replace the checkpoint in one step: a kill leaves the old or the new one. `state` has a `config`.
 
-    Raises IncompleteRun where it cannot be written: the old one stays.
+    Raises IncompleteRun if it cannot be written; the old one stays then.
     """
     with writing(path):
         atomic.replace(path, lambda file: torch.save(state, file))
@@ -27,7 +27,7 @@ def write_checkpoint(path: Path, state: dict[str, Any]) -> None:
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """What goes wrong while `path` is written ends the run, in one line, for the same command to go on."""
+    """Raise what goes wrong while `path` is written as IncompleteRun, so that the same command goes on."""
     try:
         with atomic.failing_as(IncompleteRun, path):
             yield
@@ -39,9 +39,10 @@ def writing(path: Path) -> Iterator[None]:
 
 @contextmanager
 def read_checkpoint(path: Path, device: torch.device, config: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    """What it holds, for the block to take over.
+    """Read the checkpoint's state, for the block to load.
 
-    Raises ConfigError, of the block's misfits too: it is damaged, or of a run with another `config`.
+    Raises ConfigError if it is damaged, does not fit what the block loads it into, or belongs to a run with
+    another `config`.
     """
     try:
         state = torch.load(path, map_location=device, weights_only=True)

@@ -1,9 +1,9 @@
-"""What `maskmill train` is told, and which of it decides the steps.
+"""The options of `maskmill train`, and which of them decide the steps.
 
 A run may be stopped and go on, but only as the same run: a schedule or a learning rate that changes halfway
-gives weights that no configuration describes. `TrainConfig.deciding` is what has to stay.
+gives weights that no configuration describes. What `TrainConfig.deciding` returns has to stay.
 
-The defaults are the paper's (appendix A, "Training recipe"), where it says anything.
+The defaults are the paper's (appendix A, "Training recipe") as far as it gives them.
 """
 
 from __future__ import annotations
@@ -221,7 +221,7 @@ class TrainConfig(Section):
 
     @property
     def total_steps(self) -> int:
-        """Steps of all stages."""
+        """The number of steps of all stages."""
         return sum(stage.steps for stage in self.stages)
 
     def stage_of(self, step: int) -> StageConfig:
@@ -230,18 +230,18 @@ class TrainConfig(Section):
         return next(stage for stage, end in zip(self.stages, ends, strict=True) if step <= end)
 
     def deciding(self) -> dict[str, Any]:
-        """What decides the steps, as plain JSON: a run goes on only with the same."""
+        """The options that decide the steps, as plain JSON: a run goes on only if they are the same."""
         return self.model_dump(mode="json", exclude=_DECIDES_NO_STEP)
 
     @property
     def interaction(self) -> Interaction:
-        """What is asked of each mask, where prompts are an interaction."""
+        """The rounds of prompts for each mask, if `prompts` is an interaction."""
         return Interaction(
             self.clicks, self.refine, self.box_share, self.single_mask_for_boxes, self.recompute
         )
 
     def learning_rate_at(self, step: int) -> float:
-        """Linear warm-up, then the schedule."""
+        """The learning rate of a step: a linear warm-up, then the schedule."""
         if step < self.warmup_steps:
             return self.learning_rate * (step + 1) / self.warmup_steps
         if self.schedule == "steps":

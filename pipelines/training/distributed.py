@@ -1,7 +1,7 @@
-"""The processes of one training run, as `torchrun` starts them: who this is of how many, and on which device.
+"""The processes of one training run, as `torchrun` starts them: which of them this one is, and its device.
 
-torchrun comes with torch, and its processes know nothing but each other: gradients are averaged by
-DistributedDataParallel, everything else is the same in each of them or done by the first. (Ray Train would
+torchrun comes with torch, and its processes need nothing but each other: DistributedDataParallel averages
+gradients, and everything else is the same in each process or done by the first. (Ray Train would
 start the same DistributedDataParallel; a run here keeps all that it needs to go on in one checkpoint, so
 there is nothing left for it to do.)
 """
@@ -23,23 +23,23 @@ LONGEST_WAIT = timedelta(hours=6)
 """How long the others wait for the first one, which scores the model by every mask of many photographs."""
 
 _OF_TORCHRUN = ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
-"""What it sets beside WORLD_SIZE."""
+"""The variables that torchrun sets beside WORLD_SIZE."""
 
 
 @dataclass(frozen=True)
 class Processes:
-    """Who this process is: `rank` out of `count`, counted from 0."""
+    """Which process this is: number `rank`, counted from 0, of `count`."""
 
     rank: int = 0
     count: int = 1
 
     @property
     def first(self) -> bool:
-        """Whether this is the one that writes."""
+        """Whether this is the process that writes."""
         return self.rank == 0
 
     def mean(self, values: Mapping[str, float]) -> dict[str, float]:
-        """The mean over all processes of what each has measured under the same names."""
+        """The mean over all processes of what each has measured, name by name."""
         if self.count == 1:
             return dict(values)
         device = "cuda" if dist.get_backend() == "nccl" else "cpu"
@@ -48,13 +48,13 @@ class Processes:
         return dict(zip(values, (summed / self.count).tolist(), strict=True))
 
     def wait(self) -> None:
-        """Until all processes are here."""
+        """Wait until all processes have come here."""
         if self.count > 1:
             dist.barrier()
 
 
 def check_device(device: str) -> None:
-    """Raise ConfigError where a GPU is named that PyTorch does not see."""
+    """Raise ConfigError if `device` names a GPU that PyTorch does not see."""
     place = torch.device(device)
     if place.type == "cuda" and (place.index or 0) >= torch.cuda.device_count():
         raise ConfigError(f"device: {device}: PyTorch sees {torch.cuda.device_count()} GPUs here")
@@ -62,10 +62,10 @@ def check_device(device: str) -> None:
 
 @contextmanager
 def joined(device: str) -> Iterator[tuple[Processes, str]]:
-    """Join the others, if torchrun started this process; gives who this is, and its device.
+    """Join the other processes, if torchrun started this one; yields which it is, and its device.
 
-    `device` is the configured one: of `cuda` each process takes the GPU of its number on its machine.
-    Raises ConfigError where one GPU was named for several processes, or there is none for this one.
+    `device` is the configured one; with `cuda`, each process takes the GPU of its number on its machine.
+    Raises ConfigError if one GPU is named for several processes, or if there is none for this one.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         check_device(device)

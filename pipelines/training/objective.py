@@ -1,8 +1,8 @@
 """What a step of training minimises: masks, predicted IoU, and the encoder's auxiliary losses.
 
-One module with all that is learnt in it, so that DistributedDataParallel can stand around it; its `forward`
-gives the loss. Two ways to ask for a mask: the paper's interaction (`model.training.interaction`), or one
-simple prompt of a kind a step, for which a small model on few photographs has the time.
+`Objective` is one module that holds all that is learnt, so that DistributedDataParallel can wrap it; its
+`forward` gives the loss. A mask is asked for by the paper's interaction (`model.training.interaction`), or by
+one simple prompt, of one kind in each step, for which a small model on few images has the time.
 """
 
 from __future__ import annotations
@@ -39,9 +39,9 @@ class Objective(nn.Module):
         self.auxiliary = nn.ModuleDict(losses)
 
     def forward(self, batch: Batch, stage: StageConfig, draws: Draws) -> tuple[Tensor, dict[str, Tensor]]:
-        """What a batch costs, and its parts by name; everything is a mean over photographs and masks.
+        """The loss of a batch, and its parts by name; everything is a mean over images and masks.
 
-        `draws` are of the batch's own photographs. Parts have the same names for all batches of a step.
+        `draws` are those of the batch's own images. Parts have the same names in all batches of a step.
         """
         sam = self.sam
         pixels = sam.normalise(batch.pixels_BCHW) * batch.valid_BHW[:, None].to(sam.device)
@@ -55,14 +55,14 @@ class Objective(nn.Module):
         return total, {name: value.detach() for name, value in measured.items()}
 
     def _paths(self, stage: StageConfig, draws: Draws) -> Tensor | None:
-        """Which blocks each photograph goes without; None where none are left out."""
+        """Which blocks are skipped for each image; None if none are."""
         if stage.train == "decoder" or not self.config.drop_path:
             return None
         uniform_BL2 = draws.uniform(self.sam.config.depth, 2)
         return drop_paths(uniform_BL2, self.config.drop_path).to(self.sam.device)
 
     def _auxiliary_loss(self, embedding_BCHW: Tensor, batch: Batch, measured: dict[str, Tensor]) -> Tensor:
-        """What the encoder's features cost, with no decoder in between."""
+        """The loss of the encoder's features, without the decoder."""
         config, device = self.config, self.sam.device
         total = torch.zeros((), device=device)
         if config.contrast_weight:
@@ -83,7 +83,7 @@ class Objective(nn.Module):
         draws: Draws,
         measured: dict[str, Tensor],
     ) -> Tensor:
-        """What the drawn masks and their predicted IoU cost, a mean over the rounds."""
+        """The loss of the masks and their predicted IoU, a mean over the rounds."""
         config, device = self.config, self.sam.device
         masks_BPHW = batch.masks_BPHW.to(device)
         if config.prompts == "interaction":
@@ -109,10 +109,10 @@ class Objective(nn.Module):
     def _round_loss(
         self, answer: Round, targets_BPhw: Tensor, batch: Batch, focal_weight: float, by_point: bool
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Of each prompt's masks the one that costs least is trained, the predicted IoU of all of them.
+        """The losses of a round: of each prompt's best mask, and of the predicted IoU of all its masks.
 
-        With `by_point` a click's is held against the best mask that it may mean. Returns the masks' loss,
-        the predicted IoU's, and the IoU of the best masks.
+        With `by_point`, a click's predicted IoU is compared with the best mask that the click may mean.
+        Returns the masks' loss, the predicted IoU's, and the IoU of the best masks.
         """
         logits, counts = answer.logits_BPKhw.float(), answer.trained_BPK
         targets = targets_BPhw[:, :, None].expand_as(logits)
@@ -128,7 +128,7 @@ class Objective(nn.Module):
         )
 
     def _simple_round(self, images: EncodedImages, batch: Batch, draws: Draws) -> Round:
-        """The answers to one kind of prompt for each mask; several masks for a single point only."""
+        """The answers to one kind of prompt for each mask; only a single point gets several masks."""
         sam, config = self.sam, self.config
         masks_BPHW = batch.masks_BPHW
         to_input = sam.config.img_size / masks_BPHW.shape[-1]  # prompts are in pixels of the input
@@ -165,10 +165,10 @@ class Objective(nn.Module):
 
 
 def best_meant(answer: Round, iou_BPK: Tensor, batch: Batch) -> Tensor:
-    """IoU of each mask with the best labelled one that its click may mean; other prompts mean what was asked.
+    """The IoU of each mask with the best labelled mask that its click may mean.
 
-    A click in the middle of a mask means that one, anywhere else any that holds it. `iou_BPK` is the IoU with
-    the mask that was asked for.
+    A click in the middle of a mask means that mask, and a click elsewhere any mask that contains it; other
+    prompts mean the mask that was asked for, with which `iou_BPK` is the IoU.
     """
     if iou_BPK.shape[2] == 1:
         return iou_BPK

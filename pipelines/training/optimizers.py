@@ -1,8 +1,8 @@
-"""What turns gradients into steps: AdamW as in the paper, or Muon with AdamW for the rest.
+"""The optimisers: AdamW as in the paper, or Muon with AdamW for the rest.
 
 Layer-wise decay (paper, appendix A; arXiv 2203.16527): the last block of the encoder learns at the decay's
-first power of the full rate, the one before at the second, the patches and positions slowest. Each group of
-parameters carries its part of the rate as `scale`.
+first power of the full rate, the one before at its second power, and the patches and positions slowest. Each
+group of parameters carries its part of the rate as `scale`.
 """
 
 from __future__ import annotations
@@ -40,11 +40,11 @@ def make_optimizers(config: TrainConfig, sam: Sam, auxiliary: nn.Module) -> tupl
 
 
 class Muon(torch.optim.Optimizer):
-    """Momentum with Nesterov's look ahead, its matrix made orthogonal (K. Jordan, "Muon", 2024).
+    """Nesterov momentum whose matrix is made orthogonal (K. Jordan, "Muon", 2024).
 
-    A step has the size that AdamW's has at the same rate (arXiv 2502.16982). The products are of the run's
-    precision. `torch.optim.Muon` does them in bf16 always, which a CPU without instructions for it emulates:
-    there, and in fp32, a step of `train_nano` took 12 seconds with it, and takes 4 with this one.
+    Steps are as large as AdamW's at the same rate (arXiv 2502.16982), and products have the run's precision.
+    `torch.optim.Muon` always multiplies in bf16, which a CPU without instructions for it emulates: there, a
+    step of `train_nano` in fp32 took 12 seconds with it, and takes 4 with this one.
     """
 
     MOMENTUM = 0.95
@@ -54,7 +54,7 @@ class Muon(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]  # noqa: ARG002
-        """One step of every group, at its `lr` and `weight_decay`."""
+        """Update every group's parameters at its `lr` and `weight_decay`."""
         for group in self.param_groups:
             for matrix in group["params"]:
                 if matrix.grad is None:
@@ -70,10 +70,10 @@ class Muon(torch.optim.Optimizer):
 
 
 def orthogonal(matrix: Tensor) -> Tensor:
-    """About U Vᵀ of the matrix U S Vᵀ: singular values of a hundredth of its norm or more come to about 1.
+    """About U Vᵀ of the matrix U S Vᵀ: singular values of a hundredth of its norm or more become about 1.
 
-    Five rounds of a polynomial after Newton and Schulz, with coefficients that lift small values fast: what
-    was not far below the others lies from 0.7 to 1.2 then.
+    Five iterations of a polynomial after Newton and Schulz, whose coefficients raise small values fast, bring
+    values that are not far below the others between 0.7 and 1.2.
     """
     is_tall = matrix.shape[0] > matrix.shape[1]
     wide: Tensor = matrix.T if is_tall else matrix
@@ -86,7 +86,7 @@ def orthogonal(matrix: Tensor) -> Tensor:
 
 @contextmanager
 def without_denormals() -> Iterator[None]:
-    """Moments of what is rarely used decay into denormals, with which a CPU is slow: here they become 0."""
+    """Flush denormals to 0 in the block: moments of rarely used weights decay into them, and slow a CPU."""
     torch.set_flush_denormal(True)
     try:
         yield
@@ -95,7 +95,7 @@ def without_denormals() -> Iterator[None]:
 
 
 def layer_scale(name: str, depth: int, decay: float) -> float:
-    """The part of the learning rate that a parameter has, in a model whose encoder has `depth` blocks."""
+    """A parameter's part of the learning rate, in a model whose encoder has `depth` blocks."""
     if block := re.match(r"image_encoder\.blocks\.(\d+)\.", name):
         return decay ** (depth - int(block[1]))
     first = name.startswith(("image_encoder.patch_embed.", "image_encoder.pos_embed"))
@@ -103,7 +103,7 @@ def layer_scale(name: str, depth: int, decay: float) -> float:
 
 
 def _groups(config: TrainConfig, sam: Sam, parameters: Named) -> list[dict[str, Any]]:
-    """Parameters of one rate and one weight decay each, in the order in which they come first."""
+    """Groups of parameters with one rate and one weight decay each, ordered by their first parameters."""
     gathered: defaultdict[tuple[float, float], list[nn.Parameter]] = defaultdict(list)
     for name, parameter in parameters:
         decay = config.weight_decay if parameter.ndim >= 2 else 0.0

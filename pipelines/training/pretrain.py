@@ -1,8 +1,7 @@
-"""`maskmill pretrain`: the encoder learns from plain photographs, before there is any mask
-(`model.training.masked_autoencoder`).
+"""`maskmill pretrain`: the encoder learns from images without masks (`model.training.masked_autoencoder`).
 
-What it leaves is a file of weights like any other, the decoder as training from nothing starts it: `maskmill
-train --set initial=FILE` goes on from there.
+The result is a file of weights like any other, in which the decoder is as training from nothing starts it:
+`maskmill train --set initial=FILE` goes on from there.
 """
 
 from __future__ import annotations
@@ -45,10 +44,10 @@ from .optimizers import without_denormals
 log = logging.getLogger("maskmill.train")
 
 CROP_AREA = (0.2, 1.0)
-"""Share of the photograph that a square is cut from: from, to."""
+"""The smallest and the largest share of an image that a square is cut from."""
 
 TRIES = 20
-"""Photographs in a row that cannot be read, before that is no accident."""
+"""How many images in a row may be unreadable before that counts as an error."""
 
 
 class PretrainConfig(Section):
@@ -81,7 +80,7 @@ class PretrainConfig(Section):
     checkpoint_every: int = Field(default=200, ge=1, description="Steps between checkpoints.")
 
     def learning_rate_at(self, step: int) -> float:
-        """Linear warm-up, then a cosine."""
+        """The learning rate of a step: a linear warm-up, then a cosine."""
         if step < self.warmup_steps:
             return self.learning_rate * (step + 1) / self.warmup_steps
         progress = (step - self.warmup_steps) / max(1, self.steps - self.warmup_steps)
@@ -92,8 +91,8 @@ class PretrainConfig(Section):
 def pretrain(config: PretrainConfig) -> Path:
     """Run to the end, from the last checkpoint if there is one; returns the weights' path.
 
-    Raises UsageError where there is no photograph, ConfigError where they cannot be read or the checkpoint is
-    of another run, IncompleteRun when it diverges.
+    Raises UsageError if there is no image, ConfigError if images cannot be read or the checkpoint belongs to
+    another run, IncompleteRun if training diverges.
     """
     check_device(config.device)
     uris = list_inputs([config.data], IMAGE_EXTENSIONS).column("uri").to_pylist()
@@ -118,7 +117,7 @@ def pretrain(config: PretrainConfig) -> Path:
 
 @dataclass(frozen=True)
 class Squares(Dataset[Tensor]):
-    """Batch number `step` for a PyTorch loader, uint8 B×3×S×S: a pure function of seed and step."""
+    """The batches of these steps for a PyTorch loader, uint8 B×3×S×S: pure functions of seed and step."""
 
     uris: Sequence[str]
     config: PretrainConfig
@@ -133,7 +132,7 @@ class Squares(Dataset[Tensor]):
         return torch.from_numpy(np.stack(squares)).permute(0, 3, 1, 2)
 
     def _square(self, rng: np.random.Generator) -> NDArray[np.uint8]:
-        """A cut-out of a photograph, brought to the square's size and perhaps mirrored."""
+        """A part of a random image, resized to the square and perhaps mirrored."""
         pixels = self._photograph(rng)
         height, width = pixels.shape[:2]
         side = math.sqrt(rng.uniform(*CROP_AREA) * height * width)
@@ -147,7 +146,7 @@ class Squares(Dataset[Tensor]):
         return np.ascontiguousarray(square[:, ::-1] if rng.random() < 0.5 else square, dtype=np.uint8)
 
     def _photograph(self, rng: np.random.Generator) -> NDArray[np.uint8]:
-        """A photograph drawn at random; one that cannot be read is passed over."""
+        """An image drawn at random; images that cannot be read are skipped."""
         for _ in range(TRIES):
             uri = self.uris[int(rng.integers(len(self.uris)))]
             try:
@@ -158,7 +157,7 @@ class Squares(Dataset[Tensor]):
 
 
 class Learner:
-    """The state of a run: what its checkpoint keeps."""
+    """The state of a run, which its checkpoint keeps."""
 
     def __init__(self, config: PretrainConfig) -> None:
         torch.manual_seed(config.seed)
@@ -179,7 +178,7 @@ class Learner:
         self.optimizer = torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, 0.95), fused=True)
 
     def learn(self, pixels_BCHW: Tensor) -> float:
-        """One step; returns the loss. Raises IncompleteRun when it is not finite."""
+        """Take one step and return its loss. Raises IncompleteRun if the loss is not finite."""
         config = self.config
         patches = self.model.side**2
         generator = Draws(config.seed, self.step, range(0)).of_step
@@ -204,7 +203,7 @@ class Learner:
         return value
 
     def save(self) -> None:
-        """Replace the checkpoint. Raises IncompleteRun where it cannot be written."""
+        """Replace the checkpoint. Raises IncompleteRun if it cannot be written."""
         state = {
             "config": self._deciding,
             "step": self.step,
@@ -214,7 +213,7 @@ class Learner:
         write_checkpoint(self._path, state)
 
     def load(self) -> None:
-        """Go on from the checkpoint, if there is one. Raises ConfigError for one of another run."""
+        """Go on from the checkpoint, if there is one. Raises ConfigError if it belongs to another run."""
         if not self._path.exists():
             return
         with read_checkpoint(self._path, torch.device(self.config.device), self._deciding) as state:

@@ -1,4 +1,4 @@
-"""What training leaves behind while it runs: its log, TensorBoard's curves and pictures, its scores."""
+"""What training records while it runs: its log, TensorBoard's curves and images, its scores."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ if TYPE_CHECKING:
 log = logging.getLogger("maskmill.train")
 
 PICTURES = 4
-"""Validation images that TensorBoard shows."""
+"""The number of validation images that TensorBoard shows."""
 
 MEANT, GIVEN, CLICK = (40, 220, 90), (250, 90, 40), (255, 235, 60)
 LONGEST_SIDE = 384
 
 
 class Recorder:
-    """What the first process leaves of a run: log, TensorBoard, checkpoints."""
+    """Writes the records of a run, in its first process: log, TensorBoard, checkpoints."""
 
     def __init__(
         self,
@@ -52,7 +52,7 @@ class Recorder:
         self.scores = config.out / "scores.json"
 
     def go_on(self) -> None:
-        """Score the step that the run goes on from, if a kill came between its checkpoint and its scores."""
+        """Score the step from which the run goes on, if a kill came between its checkpoint and its scores."""
         step = self.trainer.step
         if not step:
             self.scores.unlink(missing_ok=True)
@@ -60,14 +60,14 @@ class Recorder:
             self._score(self.config.stage_of(step))
 
     def _scored(self) -> int | None:
-        """The step that the scores there are of, if there are any that can be read."""
+        """The step that was scored last, if its scores can be read."""
         try:
             return int(json.loads(self.scores.read_bytes())["step"])
         except (OSError, ValueError, LookupError, TypeError):
             return None
 
     def step(self, measured: Mapping[str, float], stage: StageConfig) -> None:
-        """Write what was measured, and at its times a checkpoint, the validation scores and pictures."""
+        """Record what was measured; also, at their times, a checkpoint, validation scores and images."""
         config, trainer = self.config, self.trainer
         self._scalars("train", measured)
         if trainer.step % 20 == 0:
@@ -78,7 +78,7 @@ class Recorder:
         self._score(stage)
 
     def _score(self, stage: StageConfig) -> None:
-        """The validation scores and pictures, where the step is one that has them."""
+        """Record validation scores and images, if they are due at this step."""
         config, trainer = self.config, self.trainer
         if trainer.step % config.evaluate_every and trainer.step != config.total_steps:
             return
@@ -99,9 +99,9 @@ class Recorder:
 
 @torch.inference_mode()
 def prompts_and_masks(sam: Sam, image: LabelledImage, size: int) -> NDArray[np.uint8]:
-    """The photograph twice, side by side, RGB: with its largest mask, and with the most confident answer.
+    """The image twice, side by side, RGB: with its largest mask, and with the most confident answer.
 
-    The prompt is a click in the mask's middle, shown in both. The photograph is encoded at `size` pixels.
+    The prompt is a click in the mask's middle, shown in both. The image is encoded at `size` pixels.
     """
     pixels_HW3 = image.pixels()
     mask_HW = image.masks([int(image.areas().argmax())])[0]

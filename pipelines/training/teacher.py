@@ -15,21 +15,21 @@ from ..errors import ConfigError
 from ..labelled.image import LabelledImage
 
 PATCH = 16
-"""Pixels of a cell of the encoder's output, in every size of the model."""
+"""The side of a cell of the encoder's output in pixels, in every size of the model."""
 
 TEACHER_STRIDE = 16
-"""Pixels of a cell of a teacher's map."""
+"""The side of a cell of a teacher's map in pixels."""
 
 
 class TeacherFeatures:
-    """Feature maps of another network, one an image, for the encoder to imitate.
+    """Feature maps of another network, one for each image, for the encoder to imitate.
 
-    A safetensors file: `{source}/{image_id}` → C×h×w, a cell `TEACHER_STRIDE` pixels of the image as it lies
-    in the folder.
+    They come from a safetensors file: `{source}/{image_id}` → C×h×w, a cell for each `TEACHER_STRIDE` pixels
+    of the image as it lies in the folder.
     """
 
     def __init__(self, path: Path, images: Sequence[LabelledImage]) -> None:
-        """Raises ConfigError: not such a file, or an image that has no map of the same channels."""
+        """Raises ConfigError if it is no such file, or has no map of as many channels for each image."""
         self.path = path
         try:
             with safe_open(path, "pt") as file:

@@ -1,10 +1,10 @@
 """`maskmill train`: teach the promptable model from labelled masks (paper, section 3 and appendix A).
 
-Each step encodes a few photographs once and asks about several masks of each
+Each step encodes a few images once and asks about several masks of each
 (`pipelines.training.objective`). Stages run one after another, small squares first: a small model learns
 objects sooner from 256-pixel squares and needs only a short time at full size afterwards.
 
-Several processes, started by `torchrun`, share each step's photographs; the first of them writes.
+Several processes, started by `torchrun`, share each step's images; the first of them writes.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ log = logging.getLogger("maskmill.train")
 def train(config: TrainConfig) -> Path:
     """Run the schedule to its end, from the last checkpoint if there is one; returns the weights' path.
 
-    Raises ConfigError, before the first step, for what cannot be trained; IncompleteRun when it diverges.
+    Raises ConfigError, before the first step, if it cannot be trained; IncompleteRun if it diverges.
     """
     open_writer = _tensorboard()
     images = read_labelled(config.data, config.photographs, config.moved)
@@ -98,7 +98,7 @@ def _tensorboard() -> type[SummaryWriter]:
 
 
 def to_learn_from(config: TrainConfig, images: Sequence[LabelledImage]) -> list[LabelledImage]:
-    """The images that are for training, without masks that are too large."""
+    """The images to learn from, without masks that are too large."""
     given = [image for image in images if not image.validates]
     training = [kept for image in given if (kept := image.up_to(config.largest_mask)) is not None]
     if left_out := sum(len(image.rles) for image in given) - sum(len(image.rles) for image in training):
@@ -113,7 +113,7 @@ def to_learn_from(config: TrainConfig, images: Sequence[LabelledImage]) -> list[
 
 
 def images_digest(images: Sequence[LabelledImage]) -> str:
-    """Of which images there are, in which order, and their masks."""
+    """A digest of the images' names, their order and their masks."""
     digest = hashlib.sha256()
     for image in images:
         digest.update(f"{image.name}\n{image.rles}\n".encode())
@@ -126,7 +126,7 @@ def _check(
     training: Sequence[LabelledImage],
     processes: Processes,
 ) -> None:
-    """Raise ConfigError where the configuration asks for what the data do not have."""
+    """Raise ConfigError if the configuration asks for what the data do not have."""
     parts = processes.count * config.accumulate
     if odd := [stage.images for stage in config.stages if stage.images % parts]:
         raise ConfigError(
@@ -163,7 +163,7 @@ def batches(
     teacher: TeacherFeatures | None = None,
     processes: Processes | None = None,
 ) -> Iterator[tuple[Batch, StageConfig]]:
-    """The batches still to come after `done` steps, this process's share of each, with its stage."""
+    """The batches still to come after `done` steps, each with its stage; of each this process's share."""
     processes = processes or Processes()
     begin = 0
     for stage in config.stages:

@@ -1,9 +1,9 @@
 """One training step, and all that the next one depends on: the `Trainer`.
 
 A checkpoint holds everything that decides the next step. There are no random states in it: batches and
-prompts are drawn from (seed, step, place in the step) alone. So a run that is killed goes on where its last
-checkpoint was, and on a CPU in fp32, with as many threads, it ends at the very same weights. Weights are
-averaged over time (EMA) and the average is what is evaluated and saved.
+prompts are drawn from (seed, step, place in the step) alone. So a run that is killed goes on from its last
+checkpoint, and on a CPU in fp32, with as many threads, it ends at the very same weights. Weights are averaged
+over time (EMA), and the average is evaluated and saved.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ log = logging.getLogger("maskmill.train")
 
 @dataclass
 class Trainer:
-    """The state of a run: what a checkpoint keeps."""
+    """The state of a run, which a checkpoint keeps."""
 
     config: TrainConfig
     objective: Objective
@@ -68,10 +68,10 @@ class Trainer:
         device: str | None = None,
         images_digest: str = "",
     ) -> Trainer:
-        """A new run, or the one whose checkpoint lies in the output folder.
+        """Begin a run, or go on with the one whose checkpoint lies in the output folder.
 
-        With `teacher_channels`, batches bring a teacher's features of so many channels to imitate. `device`
-        is in place of the configured one; `images_digest` is of what is learnt from.
+        With `teacher_channels`, batches have a teacher's features of so many channels to imitate. `device`
+        replaces the configured one; `images_digest` is that of the images that are learnt from.
         """
         torch.manual_seed(config.seed)
         if config.initial is None:
@@ -97,7 +97,7 @@ class Trainer:
 
     @property
     def checkpoint_path(self) -> Path:
-        """Where the run's only checkpoint lies."""
+        """The path of the run's only checkpoint."""
         return self.config.out / "checkpoint.pt"
 
     @property
@@ -105,7 +105,7 @@ class Trainer:
         return self.config.deciding() | {"the images that data holds": self.images_digest}
 
     def save(self) -> None:
-        """Replace the checkpoint. Raises IncompleteRun where it cannot be written."""
+        """Replace the checkpoint. Raises IncompleteRun if it cannot be written."""
         state = {
             "config": self._deciding,
             "step": self.step,
@@ -117,7 +117,7 @@ class Trainer:
         write_checkpoint(self.checkpoint_path, state)
 
     def load(self) -> None:
-        """Go on from the checkpoint. Raises ConfigError: no checkpoint, or one of another configuration."""
+        """Go on from the checkpoint. Raises ConfigError if it is none, or of another configuration."""
         path = self.checkpoint_path
         with read_checkpoint(path, self.sam.device, self._deciding) as state:
             self.step = state["step"]
@@ -128,9 +128,9 @@ class Trainer:
         log.info("resuming at step %d from %s", self.step, path)
 
     def train_step(self, batch: Batch, stage: StageConfig) -> dict[str, float]:
-        """One optimiser step from this process's share of the photographs; returns what all have measured.
+        """Take a step from this process's share of the images; returns the mean of what all have measured.
 
-        Raises IncompleteRun, with the weights as they were, when loss or gradient are not finite.
+        Raises IncompleteRun, and leaves the weights as they were, if loss or gradient is not finite.
         """
         config = self.config
         rate = config.learning_rate_at(self.step)
@@ -156,10 +156,10 @@ class Trainer:
         return measured | {"gradient_norm": norm.item(), "learning_rate": rate}
 
     def _backward(self, batch: Batch, stage: StageConfig) -> dict[str, float]:
-        """Leave the step's gradient with the parameters, part by part; returns the parts' mean.
+        """Compute the step's gradient, part by part; returns the mean of what the parts measured.
 
-        Prompts depend on the step and on a photograph's place in it, so that a resumed run draws the same
-        ones, and one that works in smaller parts or in more processes, too.
+        Prompts depend on the step and on an image's place in it, so that a run that is resumed, or works in
+        smaller parts or in more processes, draws the same ones.
         """
         config = self.config
         parts = batch.split(config.accumulate)

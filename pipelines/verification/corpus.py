@@ -1,9 +1,9 @@
 """Whether a corpus is what it says: every checksum, every row, every mask computed anew.
 
-Nothing that is read is believed. A file that cannot be read, a value that is null where none may be, a
-run-length code that would lead a C library out of its memory: each is a line in the report, with file and
-row, and the rest is still checked. What cannot be found twice over is found by its checksum in `corpus.json`;
-what was damaged before the corpus was closed, by what the rows must agree with.
+Nothing that is read is believed. A file that cannot be read, a value that may not be null, a run-length code
+that would lead a C library out of its memory: each is a line in the report, with file and row, and the rest
+is still checked. Values that stand in one place only are checked by their file's checksum in `corpus.json`;
+damage from before the corpus was closed is found where values contradict each other.
 
 Shards are checked side by side in threads, a row group of each in memory. Threads and not processes: nearly
 all of the time passes in hashing, decompression and numpy, which let go of the interpreter lock.
@@ -44,11 +44,11 @@ UNFINISHED = (
 
 @dataclass(slots=True)
 class VerifyReport:
-    """What was found.
+    """The result of a verification.
 
     Attributes:
-        problems: one line each, file and row first; none where the corpus is sound.
-        counts: what was read: images, by status, masks, shards, files.
+        problems: the problems, a line each, file and row first; empty if the corpus is sound.
+        counts: how many images (in all and by status), masks, shards and files were read.
 
     """
 
@@ -57,7 +57,7 @@ class VerifyReport:
 
     @property
     def ok(self) -> bool:
-        """Whether nothing is off."""
+        """Whether no problem was found."""
         return not self.problems
 
 
@@ -66,11 +66,11 @@ def verify(
     workers: int | None = None,
     progress: Callable[[int, int], None] = lambda _done, _of: None,
 ) -> VerifyReport:
-    """Check a whole corpus, `workers` shards at a time (None: as many as there are cores).
+    """Check a whole corpus, `workers` shards at a time, by default as many as there are cores.
 
-    `progress` is told how many shards are done, of how many.
+    `progress` is called with the number of shards that are done, and of all.
 
-    Raises CorpusError where the folder holds no corpus at all.
+    Raises CorpusError if the folder holds no corpus at all.
     """
     out = place(path)
     if not any((out / name).exists() for name in (RUN, CORPUS, PLAN, SHARDS)):
@@ -148,7 +148,7 @@ class _Check:
         return row
 
     def _summary(self, closing: Findings) -> dict[str, Any] | None:
-        """`corpus.json`, if there is one; checksums also from what is kept of it while the corpus is open."""
+        """Read `corpus.json`, or in an open corpus the checksums that are kept of it."""
         names = [name for name in (CORPUS, BEFORE) if (self.out / name).is_file()]
         if CORPUS not in names:
             closing.say(CORPUS, UNFINISHED)
@@ -175,7 +175,7 @@ class _Check:
         return content if path.name == CORPUS else None
 
     def _shards(self, plan: Plan | None, record: RunRecord | None) -> None:
-        """Every shard that is planned or recorded, in threads; the findings come in order."""
+        """Check every shard that is planned or recorded, in threads; the findings come in order."""
         planned = {shard_name(shard): shard for shard in plan.shards} if plan else {}
         recorded = {name for name in self.recorded if name.startswith(f"{SHARDS}/")}
         names = [*planned, *sorted(recorded - set(planned))]
@@ -215,7 +215,7 @@ class _Check:
             found.say(name, f"cannot be read: {error.strerror or error}")
 
     def _files(self, plan: Plan | None) -> None:
-        """Every file that is there must have a reason."""
+        """Report every file that does not belong to the corpus."""
         known = {*_closed_names(plan), CORPUS, BEFORE, LEASE}
         for name, is_folder in _tree(self.out, known, self.say):
             if is_folder:
@@ -229,7 +229,7 @@ class _Check:
             self.found.tally["files"] += 1
 
     def _totals(self, plan: Plan | None, content: dict[str, Any] | None, closing: Findings) -> None:
-        """What `corpus.json` sums up: all of the files, all of the rows."""
+        """Check that `corpus.json` lists all files, and that its totals are those of the rows."""
         if content is None:
             return
         for name in sorted(set(_closed_names(plan)) - set(self.recorded)):
@@ -249,10 +249,10 @@ def _closed_names(plan: Plan | None) -> list[str]:
 def _tree(
     folder: Path, known: Collection[str], say: Callable[[str, str], None], prefix: str = ""
 ) -> Iterator[tuple[str, bool]]:
-    """All that is below the folder: its name, and whether it is a folder; links are not followed.
+    """Names of everything below the folder, and whether each is a folder; links are not followed.
 
-    `say` gets the name of a folder that cannot be listed, and why.
-    Names that are known to be files are not looked at: a store would be asked once for each.
+    `say` is called with the name of a folder that cannot be listed, and the reason. Names known to be files
+    are not looked at, since a store would be asked once for each.
     """
     try:
         paths = sorted(folder.iterdir(), key=lambda path: path.name)

@@ -1,4 +1,4 @@
-"""What must hold of one row: against its place in the plan, and within itself. All is computed anew."""
+"""What must be true of one row: that it agrees with the plan and with itself. All is computed anew."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _SHA256 = re.compile(r"[0-9a-f]{64}")
 def head_problems(
     row: Mapping[str, Any], masks: int | None, planned: PlannedImage, embedded: bool
 ) -> Iterator[str]:
-    """What is wrong with a row apart from its masks, of which only the number is needed; None: null."""
+    """What is wrong with a row apart from its masks. `masks` is their number, None if the column is null."""
     expected = {
         "image_id": planned.image_id,
         "key": planned.key,
@@ -49,9 +49,9 @@ def mask_problems(
     width: int | None,
     imported: bool = False,
 ) -> Iterator[str]:
-    """What is wrong with the masks of an image of that size, which is row `plan_row` of the plan.
+    """What is wrong with the masks of an image of this size, which is row `plan_row` of the plan.
 
-    `imported`: ids and boxes are as `run_record.IMPORTED` has them.
+    With `imported`, ids and boxes follow `run_record.IMPORTED`.
     """
     seen: set[int] = set()
     for index, annotation in enumerate(annotations):
@@ -117,7 +117,7 @@ def _image_problems(row: Mapping[str, Any], expected: bool) -> Iterator[str]:
 def _mask_problems(
     annotation: Mapping[str, Any], identity: int | None, height: int | None, width: int | None
 ) -> Iterator[str]:
-    """`identity` is the id that the mask must have; None where the corpus was imported."""
+    """What is wrong with a mask. `identity` is the id that it must have; None if the corpus was imported."""
     if identity is not None and annotation["id"] != identity:
         yield f"id is {annotation['id']}, expected {identity}"
     if height is None or width is None or height < 1 or width < 1:
@@ -139,9 +139,10 @@ def _mask_problems(
 
 
 def _code_problems(annotation: Mapping[str, Any], height: int, width: int, margin: int) -> Iterator[str]:
-    """The run-length code is checked in numpy: a malformed one would lead pycocotools out of its memory.
+    """What is wrong with a mask's run-length code, area and box.
 
-    A box is `margin` pixels less wide and high than the mask.
+    Codes are decoded in numpy: a malformed one would lead pycocotools out of its memory. A box is `margin`
+    pixels less wide and high than its mask.
     """
     code = annotation["segmentation"]
     if code is None or code["size"] != [height, width] or code["counts"] is None:

@@ -1,7 +1,7 @@
-"""One shard against the plan: its footer, its columns, its rows in their order, its masks.
+"""Whether a shard agrees with the plan: its footer, its columns, its rows and their order, its masks.
 
-A row group is read at a time, its masks are looked at all at once (`masks`), and only the masks of rows that
-are in doubt become Python objects (`rows`). Nothing is shared, so that shards are checked side by side in
+Row groups are read one at a time. A group's masks are checked all at once (`masks`), and only those of rows
+in doubt become Python objects (`rows`). Nothing is shared, so that shards are checked side by side in
 threads.
 """
 
@@ -30,15 +30,15 @@ from .masks import doubtful_rows
 from .rows import head_problems, mask_problems
 
 PER_FILE = 20
-"""Problems told of one file; the rest of them are counted."""
+"""The most problems that are listed for a file; more are counted."""
 
 SLICE_ROWS = 1024
-"""Rows that are Python objects at a time, without their masks and images."""
+"""How many rows are Python objects at a time, without their masks and images."""
 
 
 @dataclass(slots=True)
 class Findings:
-    """What is wrong with which file, and what was counted on the way; bounded, however much is wrong."""
+    """Problems by file, and what was counted on the way; its size is bounded, however much is wrong."""
 
     told: dict[str, list[str]] = field(default_factory=dict)
     more: Counter[str] = field(default_factory=Counter)
@@ -55,7 +55,7 @@ class Findings:
             self.more[where] += 1
 
     def add(self, other: Findings) -> None:
-        """Take over all that another one has."""
+        """Add another's problems and counts."""
         for where, problems in other.told.items():
             for problem in problems:
                 self.say(where, problem)
@@ -85,7 +85,7 @@ class Findings:
 def check_footer(
     name: str, file: pq.ParquetFile, record: RunRecord | None, own: Mapping[str, str], findings: Findings
 ) -> None:
-    """What every Parquet file of a corpus says of itself in its footer; `own`: what only this one says."""
+    """Check what every Parquet file of a corpus says in its footer, and `own`, which only this one says."""
     footer = file.metadata.metadata or {}
     expected = {"format_version": str(FORMAT_VERSION), **own}
     if record:
@@ -99,7 +99,7 @@ def check_footer(
 def check_shard(
     path: Path, name: str, shard: int, planned: Sequence[PlannedImage], record: RunRecord | None
 ) -> Findings:
-    """Everything that is wrong with the contents of the shard at `path`, called `name` in the corpus."""
+    """Find everything that is wrong with the shard at `path`, which is called `name` in the corpus."""
     embedded = bool(record and record.config.get("embed_images"))
     check = _ShardCheck(name, planned, embedded, bool(record and record.is_imported))
     try:
@@ -118,7 +118,7 @@ def without_path(path: Path, error: Exception) -> str:
 
 
 class _ShardCheck:
-    """One shard while it is read: what was found, and the ids of the rows so far."""
+    """A shard while it is read: what was found so far, and the ids of the rows so far."""
 
     def __init__(self, name: str, planned: Sequence[PlannedImage], embedded: bool, imported: bool) -> None:
         self.name = name
@@ -161,7 +161,7 @@ class _ShardCheck:
         return table
 
     def _rows(self, table: pa.Table) -> None:
-        """Rows of one group, in order."""
+        """Check the next rows of a group."""
         annotations, images = table["annotations"].combine_chunks(), table["image"]
         masks = pc.list_value_length(annotations).to_pylist()
         heads = table.drop_columns(["annotations", "image"]).to_pylist()
@@ -198,7 +198,7 @@ class _ShardCheck:
             found.rejects[str(head["error"]["class"])] += 1
 
     def _accounting(self) -> None:
-        """Exactly one row for each planned image, in plan order."""
+        """Check that there is exactly one row for each planned image, in plan order."""
         times = Counter(self.order)
         for identity, image in self.planned.items():
             if times[identity] != 1:
