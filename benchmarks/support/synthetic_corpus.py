@@ -1,6 +1,6 @@
 """Closed corpora that no model made: rows of masks from a fixed seed, with ragged edges.
 
-The masks' run-length codes have about 600 characters, as those of real masks at this size.
+The masks' run-length codes have about 600 characters.
 """
 
 from __future__ import annotations
