@@ -17,6 +17,7 @@ from maskmill.pipelines.format.layout import CORPUS
 from maskmill.pipelines.format.schema import ROW_SCHEMA
 from maskmill.pipelines.storage.json_files import as_bytes, sealed
 from maskmill.pipelines.verification.corpus import verify
+from maskmill.pipelines.writing import close
 from tests.support.corpora import fill_shard, make_corpus, make_photos, open_corpus
 from tests.support.damage import rewrite, seal
 
@@ -327,6 +328,20 @@ def test_a_disk_that_fails_at_a_folder(corpus, monkeypatch, name):
     monkeypatch.setattr(os, "listdir", refuse)
     problems = verify(corpus).problems
     assert any(problem.startswith(name) and "Permission denied" in problem for problem in problems)
+
+
+@pytest.mark.parametrize("change", [{"sha256": None}, {"bytes": "12"}, {"note": "ours"}])
+def test_an_entry_that_is_not_as_it_was_written_fits_no_file(corpus, change):
+    """Neither for `verify` nor for a rerun, which keeps it while the corpus is open."""
+    path = corpus / CORPUS
+    content = json.loads(path.read_bytes())
+    entry = content["files"][-1]
+    entry |= change
+    path.write_bytes(as_bytes(sealed(content)))
+    assert verify(corpus).problems == [f"{entry['path']}: its bytes or its sha256 are not those in {CORPUS}"]
+    manifest.reopen(corpus)
+    with pytest.raises(CorpusError, match=f"{entry['path']} is damaged"):
+        close.finish_corpus(corpus, range(3))
 
 
 def test_numbers_and_lists_that_json_has_and_a_corpus_cannot(corpus):
