@@ -21,9 +21,10 @@ from maskmill.pipelines.format.records import ShardTask
 from maskmill.pipelines.format.run_record import RunRecord
 from maskmill.pipelines.format.shards import committed_shards
 from maskmill.pipelines.format.tally import Tally
-from maskmill.pipelines.generation.circuit_breaker import too_many_refused
-from maskmill.pipelines.workers.crew import Crew
+from maskmill.pipelines.generation.circuit_breaker import too_many_rejected
+from maskmill.pipelines.workers.crew import Actors
 from maskmill.pipelines.workers.dispatcher import Dispatcher
+from maskmill.pipelines.workers.events import Progress
 from maskmill.pipelines.workers.tasks import ShardReceipt
 from maskmill.pipelines.writing.close import finish_corpus
 from maskmill.pipelines.writing.open import Run, open_run
@@ -79,16 +80,14 @@ class Watched:
 
         return noted
 
-    def show(self, in_hand: Sequence[Tally], working: int) -> bool:
-        """Add up and show what `maskmill generate` adds up and shows."""
-        now = Tally()
-        for tally in (self.done, *in_hand):
-            now.add(tally)
-        self._line.show(now, working)
+    def show(self, progress: Progress) -> bool:
+        """Add up and show what `maskmill generate` adds up and shows; whether to go on."""
+        working = progress.workers
+        self._line.show(progress.on_top_of(self.done), working)
         self.until_now(working)
         if self.all_ready is None and working == self._config.workers:
             self.all_ready = self._at[0] - self.asked
-        return too_many_refused(self.done, self._config.breaker) is None
+        return too_many_rejected(self.done, self._config.breaker) is None
 
     def until_now(self, working: int) -> None:
         """Count the seconds of the workers that were ready until now; `working` are from now on."""
@@ -108,9 +107,9 @@ def measure(setup: Setup, folder: Path) -> dict[str, Any]:
     clock = time.process_time if setup.crew == "ray" else time.thread_time
     knows_peak = forget_peak()
     watched = Watched(len(run.plan), config)
-    with crew_of(setup.crew, job, workers, setup.processes) as crew:
+    with crew_of(setup.crew, job, workers, setup.processes) as actors:
         started, cpu = time.monotonic(), clock()
-        receipts = drive(run, job, crew, workers, watched)
+        receipts = drive(run, job, actors, workers, watched)
         wall, cpu = time.monotonic() - started, clock() - cpu
         peak = peak_since() if knows_peak else None
     check_once(run, receipts)
@@ -146,14 +145,19 @@ def measure(setup: Setup, folder: Path) -> dict[str, Any]:
     }
 
 
-def drive(run: Run, job: StandInJob, crew: Crew, workers: int, watched: Watched) -> list[ShardReceipt]:
+def drive(run: Run, job: StandInJob, actors: Actors, workers: int, watched: Watched) -> list[ShardReceipt]:
     """Have the driver hand out every shard; returns the receipts. Raises AssertionError if a shard fails."""
     task_of = watched.handing_out(lambda shard: ShardTask(shard, tuple(run.plan.images(shard))))
     receipts = []
-    for outcome in Dispatcher(job, run.todo(), task_of, crew, workers).run(watched.show):
-        assert isinstance(outcome, ShardReceipt), outcome
-        receipts.append(outcome)
-        watched.done.add(outcome.tally)
+    dispatcher = Dispatcher(job, run.todo(), task_of, actors, workers)
+    for event in dispatcher.run():
+        if isinstance(event, Progress):
+            if not watched.show(event):
+                dispatcher.stop()
+            continue
+        assert isinstance(event, ShardReceipt), event
+        receipts.append(event)
+        watched.done.add(event.tally)
     watched.until_now(0)
     return receipts
 

@@ -25,10 +25,10 @@ from maskmill.pipelines.format.shards import commit_table, shard_metadata
 from maskmill.pipelines.format.tally import Tally
 from maskmill.pipelines.workers.cluster.connect import connect
 from maskmill.pipelines.workers.cluster.own_ray import OBJECT_STORE_BYTES
-from maskmill.pipelines.workers.crew import Crew, WorkerLost
+from maskmill.pipelines.workers.crew import Actors, WorkerLost
 from maskmill.pipelines.workers.loading import check_sees_corpus
 from maskmill.pipelines.workers.placement import Placement
-from maskmill.pipelines.workers.ray_actors import RayCrew, ShardWorker, ray
+from maskmill.pipelines.workers.ray_actors import RayActors, ShardWorker, ray
 from maskmill.pipelines.workers.tasks import Job, ShardFailure, ShardReceipt, WorkerPlace, this_place
 
 STAGES = ("read", "decode", "resize", "encode", "prompt", "draw", "resample", "filter", "nms", "rle", "table")
@@ -138,7 +138,7 @@ def empty_row(image: PlannedImage) -> ImageRow:
     return ImageRow(**common, status="empty", **size)
 
 
-class PackedCrew(RayCrew):
+class PackedCrew(RayActors):
     """Workers on Ray, `seats` of which share a process: a worker is an actor, and its number in there."""
 
     def __init__(self, job: StandInJob, placement: Placement, seats: int) -> None:
@@ -186,7 +186,7 @@ class InThreads(StandIn):
 
 
 class ThreadCrew:
-    """Workers as threads: the `Crew` (which says what each method does) with nothing between."""
+    """Workers as threads: the `Actors` (which says what each method does) with nothing between."""
 
     def __init__(self, job: StandInJob) -> None:
         self._job = job
@@ -225,7 +225,7 @@ class ThreadCrew:
 
 
 @contextmanager
-def crew_of(kind: str, job: StandInJob, workers: int, processes: int) -> Iterator[Crew]:
+def crew_of(kind: str, job: StandInJob, workers: int, processes: int) -> Iterator[Actors]:
     """The workers: threads, or Ray's actors on logical GPUs; gone after the block."""
     if kind == "threads":
         yield ThreadCrew(job)

@@ -82,9 +82,7 @@ def ids(task, rows):
     return {image.image_id for image in task.images if image.row in rows}
 
 
-def dispatch(
-    actors, tasks, tmp_path, goes_on=lambda _progress: True, workers=1, watcher=None, settings=()
-):
+def dispatch(actors, tasks, tmp_path, goes_on=lambda _progress: True, workers=1, watcher=None, settings=()):
     job = Job(tmp_path, load_config(None, settings), "")
     dispatcher = Dispatcher(job, range(len(tasks)), tasks.__getitem__, actors, workers, watcher)
     return outcomes_of(dispatcher, goes_on)
