@@ -19,7 +19,7 @@ from ..corpus.views import View
 from ..corpus.windows import pieces
 from ..errors import CorpusError
 from ..format.layout import CORPUS, SHARDS, shard_name, shard_path
-from ..format.manifest import recorded
+from ..format.manifest import as_entries, recorded
 from ..format.parquet_files import open_parquet, reading
 from ..storage.json_files import canonical, fingerprint, sha256_hex
 
@@ -61,7 +61,8 @@ class Source:
 
     def identity(self) -> dict[str, Any]:
         """What tells these rows from others, as plain JSON."""
-        entries = [self._recorded.get(name, name) for name in map(shard_name, self.shards)]
+        known = {entry["path"]: entry for entry in as_entries(self._recorded)}
+        entries = [known.get(name, name) for name in map(shard_name, self.shards)]
         return {
             "run_digest": self.corpus.run.digest,
             "shards": len(self.shards),
