@@ -14,7 +14,7 @@ import hashlib
 import logging
 import os
 import tarfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -106,10 +106,7 @@ def _scan(path: Path) -> TarIndex:
     with _opened(path) as file:
         try:
             with tarfile.open(fileobj=file, mode="r:", tarinfo=_Header) as tar:
-                while (member := tar.next()) is not None:
-                    tar.members.clear()  # type: ignore[attr-defined]  # else each is kept
-                    if member.size < 0:  # by its pax fields: would lead back, and round for ever
-                        raise tarfile.ReadError(f"a member claims {member.size} bytes")
+                for member in _members(tar):
                     if member.isreg() and not member.issparse():
                         names.append(_readable(member.name))
                         offsets.append(member.offset_data)
@@ -129,6 +126,15 @@ def _scan(path: Path) -> TarIndex:
         what = "damaged" if len(block) == _BLOCK else "cut short"
         raise UsageError(f"{path}: the tar file is {what} at byte {end}; copy it again")
     return TarIndex(pa.table([names, offsets, sizes], schema=_MEMBERS), passed_over, cached=False)
+
+
+def _members(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
+    """The members in order, none of which is kept."""
+    while (member := tar.next()) is not None:
+        tar.members.clear()  # type: ignore[attr-defined]  # else each is kept
+        if member.size < 0:  # by its pax fields: would lead back, and round for ever
+            raise tarfile.ReadError(f"a member claims {member.size} bytes")
+        yield member
 
 
 def _opened(path: Path) -> IO[bytes]:

@@ -85,10 +85,10 @@ def test_once_the_lease_is_lost_nothing_is_swept_and_nothing_finished(out, monke
 
 @pytest.mark.slow
 def test_an_import_that_is_interrupted_sweeps_and_says_how_to_go_on(tmp_path, out):
-    folder = release(tmp_path / "sa", range(400))
+    folder = release(tmp_path / "sa", range(640))
     words = ["import", str(folder), "--out", str(out)]
     process = start(words)
-    wait_for_a_shard(process, out)
+    wait_for_a_shard(process, out, 2)  # it has heard of the first by then
     (out / "shards" / LEFT).write_bytes(b"half")
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=60)
