@@ -1,4 +1,4 @@
-"""What the generator can be told.
+"""The options of the generator.
 
 The defaults are the released generator's, but for the two thresholds, which are the model's own: those that
 were chosen for ViT-H leave a smaller model without masks.
@@ -19,49 +19,51 @@ class GeneratorConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
-    points_per_side: int = Field(default=32, ge=1, description="Prompts along one side of the image's grid.")
+    points_per_side: int = Field(
+        default=32, ge=1, description="Points along each side of the image's point grid."
+    )
     points_per_batch: int = Field(
         default=8,
         ge=1,
-        description="Prompts decoded together in each lane of a CPU; a GPU goes by its budget.",
+        description="Points decoded together in each lane of a CPU; a GPU goes by device_budget_bytes.",
     )
     encode_batch: int = Field(
-        default=1, ge=1, description="Images or crops encoded together; above 1 pays on a GPU only."
+        default=1, ge=1, description="Images or crops encoded together; more than 1 pays off on a GPU only."
     )
     pred_iou_thresh: float | None = Field(
         default=None,
         ge=0,
         le=1,
-        description="Masks need a predicted IoU above this, tested before they are drawn; null: the model's.",
+        description="Keep masks whose predicted IoU is above this, tested before drawing; null: the model's.",
     )
     stability_score_thresh: float | None = Field(
         default=None,
         ge=0,
         le=1,
-        description="Masks need at least this stability, the IoU of two thresholds; null: the model's.",
+        description="Keep masks whose stability score is at least this; null: the model's.",
     )
     stability_score_offset: float = Field(
         default=1.0,
         ge=0,
-        description="How far the logits' threshold is moved, both ways, for the stability score.",
+        description="Distance of the stability score's two logit thresholds from the mask's threshold.",
     )
     box_nms_thresh: float = Field(
         default=0.7,
         ge=0,
         le=1,
-        description="In a crop, of two boxes with more IoU than this the better mask stays.",
+        description="Within a crop, of two masks whose boxes have a higher IoU, keep the better one.",
     )
     crop_n_layers: int = Field(
         default=0,
         ge=0,
         le=6,
-        description="Layers of crops beside the whole image; layer i has 2^i × 2^i crops.",
+        description="Layers of crops besides the whole image; layer i has 2^i × 2^i crops.",
     )
     crop_nms_thresh: float = Field(
         default=0.7,
         ge=0,
         le=1,
-        description="As box_nms_thresh, between crops; the mask of the smaller crop stays.",
+        description="Like box_nms_thresh, between crops; the mask of the smaller crop is kept.",
     )
     crop_overlap_ratio: float = Field(
         default=512 / 1500,
@@ -70,27 +72,27 @@ class GeneratorConfig(BaseModel):
         description="Overlap of layer 1's crops, as a share of the shorter side.",
     )
     crop_n_points_downscale_factor: int = Field(
-        default=1, ge=1, description="Layer i has points_per_side / factor^i prompts along a side."
+        default=1, ge=1, description="Layer i has points_per_side / factor^i points along a side."
     )
     min_mask_region_area: int = Field(
         default=0,
         ge=0,
-        description="Holes and islands of a mask with fewer pixels are filled and removed; 0 is off.",
+        description="Fill holes and remove islands with fewer pixels; 0 turns this off.",
     )
     drop_small_masks: bool = Field(
         default=False,
-        description="With min_mask_region_area: drop masks whose largest part is smaller.",
+        description="Drop masks whose largest part is smaller than min_mask_region_area.",
     )
     max_mask_area_fraction: float | None = Field(
         default=None,
         gt=0,
         le=1,
-        description="Masks of at least this share of the image are dropped; null keeps them.",
+        description="Drop masks that cover at least this share of the image; null keeps them.",
     )
     device_budget_bytes: int | None = Field(
         default=None,
         ge=1 << 20,
-        description="GPU memory for the prompts and masks of a batch, of two at work; null: by the card.",
+        description="GPU memory for the prompts and masks of each of two batches at work; null: by the card.",
     )
 
     @model_validator(mode="after")

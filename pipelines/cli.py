@@ -42,7 +42,7 @@ _OUT_OF_RESOURCES = (
 
 app = typer.Typer(
     name="maskmill",
-    help="Images in, an SA-1B-style corpus of segmentation masks out.",
+    help="Turn images into an SA-1B-style corpus of segmentation masks.",
     context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
 )
@@ -145,7 +145,7 @@ def _no_bug(error: Exception) -> tuple[str, int]:
 @app.callback(invoke_without_command=True)
 def _maskmill(
     context: typer.Context,
-    version: Annotated[bool, typer.Option("--version", help="Say which version this is.")] = False,
+    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
 ) -> None:
     if version:
         typer.echo(f"maskmill {__version__}")

@@ -48,7 +48,9 @@ def generate(
     context: typer.Context,
     inputs: Annotated[
         list[str] | None,
-        typer.Argument(metavar="INPUT…", help="Folders, globs, file lists (.txt), image, tar or Parquet."),
+        typer.Argument(
+            metavar="INPUT…", help="Folders, globs, file lists (.txt), image, tar or Parquet files."
+        ),
     ] = None,
     out: CorpusOut = None,
     config: Config = None,
@@ -68,12 +70,12 @@ def generate(
     retry_rejects: RetryRejects = None,
     log_json: LogJson = None,
     print_config: Annotated[
-        bool, typer.Option("--print-config", help="Print what would run, as YAML.")
+        bool, typer.Option("--print-config", help="Print the whole configuration as YAML and exit.")
     ] = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
-    """Make a corpus of masks from images, or go on where the last run stopped."""
+    """Make a corpus of masks from images, or continue where the last run stopped."""
     from ..config.run import load_config
 
     overrides = [
@@ -122,7 +124,7 @@ def resume(
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
-    """Go on where the last run of a corpus stopped, by what the corpus says of itself."""
+    """Continue a corpus where its last run stopped, with the inputs and options that it recorded."""
     changes = [*(set_ or ()), *_placement(workers, gpus_per_worker, cpus_per_worker)]
     from ..generation.event_log import opened
     from ..generation.generate import Call
@@ -137,11 +139,11 @@ def resume(
 def verify(
     corpus: CorpusArgument,
     workers: Annotated[
-        int | None, typer.Option(metavar="N", min=1, help="Shards checked at a time; default: all cores.")
+        int | None, typer.Option(metavar="N", min=1, help="Shards to check at a time; default: one per core.")
     ] = None,
     quiet: Quiet = False,
 ) -> None:
-    """Recompute everything a corpus says; exit code 3 and a list where anything is off."""
+    """Recompute everything that a corpus states; list what is wrong and exit with code 3 if anything is."""
     from ..verification.corpus import verify as check
 
     with bar("shards", quiet) as show:
@@ -157,7 +159,7 @@ def status(
     corpus: CorpusArgument,
     as_json: AsJson = False,
 ) -> None:
-    """How far a run is: shards, rate, time left, rejected images; read from the corpus alone, at any time."""
+    """Show a run's progress from the corpus alone, at any time: shards, rate, time left, rejected images."""
     from ..generation.status import status_of
 
     found = status_of(corpus)
@@ -182,7 +184,7 @@ def _counts(counts: Mapping[str, int]) -> str:
 
 
 def _printed(settings: RunConfig) -> str:
-    """What would run, as YAML; thresholds that are the model's are said to be."""
+    """The configuration as YAML, with a note at each threshold that comes from the model."""
     from ...model.checkpoints.errors import CheckpointError
     from ...model.config import THRESHOLDS
     from ..config.loading import to_yaml
@@ -199,7 +201,7 @@ def _printed(settings: RunConfig) -> str:
     names = ("pred_iou_thresh", "stability_score_thresh")
     notes = {f"generator.{name}": said for name in names if getattr(generator, name) is None}
     if settings.shard_size == AUTO:
-        notes["shard_size"] = "decided when the corpus is planned, by the numbers of images and workers"
+        notes["shard_size"] = "decided when the corpus is planned, from the numbers of images and workers"
     return to_yaml(settings, notes)
 
 

@@ -31,18 +31,19 @@ def import_corpus(
     context: typer.Context,
     inputs: Annotated[
         list[str],
-        typer.Argument(metavar="INPUT…", help="SA-1B's folders, or its tar files (a glob will do)."),
+        typer.Argument(metavar="INPUT…", help="Folders, tar files or globs of SA-1B."),
     ],
     out: CorpusOut = None,
     embed: Annotated[
-        bool, typer.Option(help="Keep the JPEG files in the corpus; else they are needed where they are.")
+        bool,
+        typer.Option(help="Copy the JPEG files into the corpus; otherwise they must stay where they are."),
     ] = True,
     overwrite: Overwrite = False,
     extend: Extend = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
-    """Make a corpus of SA-1B's files, or go on where the last import stopped; ids and values stay."""
+    """Make a corpus from SA-1B's files, keeping ids and values, or continue where the last import stopped."""
     if out is None:
         raise UsageError("expected --out CORPUS, the folder to write")
     mode = mode_of(overwrite, extend)
@@ -64,44 +65,50 @@ def export_corpus(
         typer.Option(
             "--format",
             metavar="sa1b|coco",
-            help="SA-1B's tar files, or a COCO JSON.",
+            help="Write SA-1B's tar files or a COCO JSON.",
             autocompletion=lambda: ["sa1b", "coco"],
         ),
     ] = None,
     images_per_tar: Annotated[
-        int, typer.Option(metavar="N", min=1, help="Images in each of SA-1B's tar files.")
+        int, typer.Option(metavar="N", min=1, help="SA-1B: images in each tar file.")
     ] = 1000,
     polygons: Annotated[
-        bool, typer.Option("--polygons", help="COCO: outlines in place of run-length codes.")
+        bool, typer.Option("--polygons", help="COCO: write polygons instead of run-length codes.")
     ] = False,
-    min_area: Annotated[int, typer.Option(metavar="PIXELS", min=0, help="Leave smaller masks out.")] = 0,
+    min_area: Annotated[int, typer.Option(metavar="PIXELS", min=0, help="Leave out smaller masks.")] = 0,
     predicted_iou: Annotated[
-        float | None, typer.Option(metavar="IOU", min=0, max=1, help="Only masks that have more than this.")
+        float | None,
+        typer.Option(metavar="IOU", min=0, max=1, help="Keep masks whose predicted IoU is above this."),
     ] = None,
     stability_score: Annotated[
-        float | None, typer.Option(metavar="SCORE", min=0, max=1, help="Only masks that have at least this.")
+        float | None,
+        typer.Option(
+            metavar="SCORE", min=0, max=1, help="Keep masks whose stability score is at least this."
+        ),
     ] = None,
     mask_nms: Annotated[
         float | None,
-        typer.Option(metavar="IOU", min=0, max=1, help="Of two masks that share more, only the better one."),
+        typer.Option(
+            metavar="IOU", min=0, max=1, help="Of two masks with a higher IoU, keep the better one."
+        ),
     ] = None,
     non_overlapping: Annotated[
         str | None,
         typer.Option(
             metavar="area|predicted_iou",
-            help="Add label maps (PNG): where masks overlap, the smaller one shows, or the better one.",
+            help="Add label maps (PNG) that show the smaller or the better mask where two overlap.",
         ),
     ] = None,
     unfinished: Annotated[
-        bool, typer.Option("--unfinished", help="Export what is there of a corpus that is not finished.")
+        bool, typer.Option("--unfinished", help="Export what an unfinished corpus has so far.")
     ] = False,
     skip_missing: Annotated[
-        bool, typer.Option("--skip-missing", help="SA-1B: leave images out whose files are gone or changed.")
+        bool, typer.Option("--skip-missing", help="SA-1B: leave out images whose files are gone or changed.")
     ] = False,
     moved: Moved = None,
     quiet: Quiet = False,
 ) -> None:
-    """Write a corpus as SA-1B or COCO has it, or go on where the last export stopped."""
+    """Write a corpus in the form of SA-1B or COCO, or continue where the last export stopped."""
     if out is None:
         raise UsageError("expected --out DIR, the folder to write into")
     if format_ not in ("sa1b", "coco"):

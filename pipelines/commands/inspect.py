@@ -24,11 +24,13 @@ def rejects(
     corpus: CorpusArgument,
     class_: Annotated[
         list[str] | None,
-        typer.Option("--class", metavar="CLASS", help="Only images rejected with this class. Repeatable."),
+        typer.Option(
+            "--class", metavar="CLASS", help="List only images rejected with this error class. Repeatable."
+        ),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """List the images that could not be used: class, key and what was wrong with each."""
+    """List the rejected images: error class, key and what was wrong with each."""
     from ..corpus.reader import Corpus
     from ..corpus.rejects import rejected_json, rejected_lines
 
@@ -44,21 +46,21 @@ def report(
             "--out",
             "-o",
             metavar="PAGE",
-            help="A page with pictures, .html; default: tables here.",
+            help="Write an HTML page with figures; default: print tables.",
             parser=place,
         ),
     ] = None,
     against: Annotated[
         Path | None,
-        typer.Option(metavar="OTHER", help="Another corpus, or a COCO .json, to compare with.", parser=place),
+        typer.Option(metavar="OTHER", help="Compare with another corpus or a COCO .json.", parser=place),
     ] = None,
     as_json: AsJson = False,
-    concavity: Annotated[bool, typer.Option(help="Measure convex hulls too, mask by mask.")] = True,
+    concavity: Annotated[bool, typer.Option(help="Measure the concavity of every mask, too.")] = True,
     workers: Annotated[
-        int | None, typer.Option(metavar="N", min=1, help="Processes; default: one for each core.")
+        int | None, typer.Option(metavar="N", min=1, help="Processes to use; default: one per core.")
     ] = None,
 ) -> None:
-    """Statistics of a corpus: counts, what the masks are like, rejected images by class."""
+    """Report statistics of a corpus: counts, distributions over the masks, rejected images by class."""
     from ..report.figures import check_can_draw
     from ..report.page import write_report
     from ..report.statistics import corpus_statistics
@@ -91,9 +93,9 @@ def report(
 def gallery(
     corpus: CorpusArgument,
     out: Annotated[
-        Path, typer.Option("--out", "-o", metavar="PAGE", help="The page to write, .html.", parser=place)
+        Path, typer.Option("--out", "-o", metavar="PAGE", help="The HTML page to write.", parser=place)
     ],
-    photographs: Annotated[int, typer.Option(metavar="N", min=1, help="The first so many are shown.")] = 2000,
+    photographs: Annotated[int, typer.Option(metavar="N", min=1, help="Show the first N images.")] = 2000,
     moved: Moved = None,
     quiet: Quiet = False,
 ) -> None:

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 
 def train(config: Annotated[str | None, config_for("train")] = None, set_: Set = None) -> None:
-    """Train the model on labelled masks; goes on from the last checkpoint in the output folder."""
+    """Train the model on labelled masks, from the last checkpoint in the output folder if there is one."""
     from ..training.config import TrainConfig
     from ..training.train import train as run
 
@@ -45,7 +45,7 @@ def train(config: Annotated[str | None, config_for("train")] = None, set_: Set =
 
 
 def pretrain(config: Annotated[str | None, config_for("pretrain")] = None, set_: Set = None) -> None:
-    """Teach the encoder to fill in plain photographs, no masks needed; `train` starts from what it gives."""
+    """Pretrain the encoder on images without masks; `train` can start from the weights it writes."""
     from ..training.pretrain import PretrainConfig
     from ..training.pretrain import pretrain as run
 
@@ -73,33 +73,37 @@ def evaluate(
         ),
     ] = None,
     photographs: Annotated[
-        Path | None, typer.Option(metavar="FOLDER", help="Images of a COCO JSON; default: beside it.")
+        Path | None,
+        typer.Option(metavar="FOLDER", help="Folder of a COCO JSON's images; default: the JSON's."),
     ] = None,
     moved: Moved = None,
     model: Model = None,
     checkpoint: Checkpoint = None,
     validation: Annotated[
-        bool, typer.Option("--validation", help="Only the images that training sets aside.")
+        bool, typer.Option("--validation", help="Score only the images that training sets aside.")
     ] = False,
     masks_per_image: Annotated[
-        int, typer.Option(metavar="N", min=1, help="Masks an image that are asked for.")
+        int, typer.Option(metavar="N", min=1, help="Masks to prompt for in each image.")
     ] = 20,
     mask_prompts: Annotated[
-        bool, typer.Option("--mask-prompts", help="Give further clicks with the last answer as a mask.")
+        bool,
+        typer.Option(
+            "--mask-prompts", help="Give the last predicted mask as a prompt with each further click."
+        ),
     ] = False,
     config: Config = None,
     set_: Set = None,
     automatic: Annotated[
-        bool, typer.Option(help="Score the masks of a grid too, by --config's thresholds (default: nano's).")
+        bool, typer.Option(help="Score automatic masks, too, with --config's thresholds (default: nano's).")
     ] = True,
     against: Annotated[
         Path | None,
         typer.Option(
-            metavar="CORPUS", help="No model: compare the corpus --data with this one.", parser=place
+            metavar="CORPUS", help="Compare the corpus --data with this one, without a model.", parser=place
         ),
     ] = None,
     plot: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Draw how far predicted IoU can be believed.")
+        Path | None, typer.Option(metavar="FILE", help="Plot the calibration of the predicted IoU.")
     ] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -154,21 +158,24 @@ def bench(
     stability_score_thresh: StabilityScoreThresh = None,
     images: Annotated[
         list[str] | None,
-        typer.Option(metavar="INPUT", help="What to time: as for generate. Default: one of scikit-image's."),
+        typer.Option(
+            metavar="INPUT", help="Inputs to time, as for generate; default: one of scikit-image's images."
+        ),
     ] = None,
-    size: Annotated[
-        str | None, typer.Option(metavar="HxW", help="Bring the images to this size first.")
-    ] = None,
+    size: Annotated[str | None, typer.Option(metavar="HxW", help="Resize the images to this first.")] = None,
     against: Annotated[
-        str | None, typer.Option(metavar="released", help="Time the released generator beside ours.")
+        str | None, typer.Option(metavar="released", help="Time the released generator, too.")
     ] = None,
-    repeat: Annotated[int, typer.Option(metavar="N", min=1, help="Runs of ours; the median counts.")] = 3,
-    threads: Annotated[int | None, typer.Option(metavar="N", min=1, help="CPU threads of both.")] = None,
+    repeat: Annotated[
+        int, typer.Option(metavar="N", min=1, help="Timed runs of maskmill; the median is reported.")
+    ] = 3,
+    threads: Annotated[int | None, typer.Option(metavar="N", min=1, help="CPU threads to use.")] = None,
     random_weights: Annotated[
-        bool, typer.Option("--random-weights", help="Noise in place of weights that are not at hand.")
+        bool,
+        typer.Option("--random-weights", help="Use random weights, for a model whose weights are missing."),
     ] = False,
 ) -> None:
-    """Time this machine, stage by stage: a table, and JSON on the last line."""
+    """Time generation on this machine, stage by stage; print a table, and JSON on the last line."""
     if against not in (None, "released"):
         raise UsageError(f"--against: expected released, got {against}")
     from rich.console import Console
@@ -201,7 +208,7 @@ def bench(
 def models(
     context: typer.Context,
     verbose: Annotated[
-        bool, typer.Option("--verbose", "-v", help="Add addresses, digests and where files lie.")
+        bool, typer.Option("--verbose", "-v", help="Add URLs, digests and file paths.")
     ] = False,
 ) -> None:
     """List the weights: the bundled ones, and the public checkpoints that can be downloaded."""
@@ -256,10 +263,10 @@ def _megabytes(size: int | None) -> str:
 
 
 def models_get(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="As `maskmill models` lists it.")],
+    name: Annotated[str, typer.Argument(metavar="NAME", help="A name that `maskmill models` lists.")],
     quiet: Quiet = False,
 ) -> None:
-    """Download a public checkpoint into the cache folder; goes on with a download that was cut off."""
+    """Download a public checkpoint into the cache folder, or the rest of one that was cut off."""
     from ...model.checkpoints.zoo import download
 
     with bar("bytes", quiet) as show:

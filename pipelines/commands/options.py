@@ -1,4 +1,4 @@
-"""What several commands take."""
+"""Options that several commands share."""
 
 from __future__ import annotations
 
@@ -35,11 +35,11 @@ def config_for(command: str) -> Any:
 Config = Annotated[str | None, config_for("generate")]
 Set = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Change one value: a.b=value. Repeatable."),
+    typer.Option("--set", metavar="KEY=VALUE", help="Set one configuration value, as a.b=value. Repeatable."),
 ]
 Moved = Annotated[
     list[str] | None,
-    typer.Option("--moved", metavar="OLD=NEW", help="Images recorded at OLD lie at NEW now. Repeatable."),
+    typer.Option("--moved", metavar="OLD=NEW", help="Look for images recorded under OLD at NEW. Repeatable."),
 ]
 CorpusArgument = Annotated[Path, typer.Argument(metavar="CORPUS", help="The corpus's folder.", parser=place)]
 CorpusOut = Annotated[
@@ -60,7 +60,7 @@ Checkpoint = Annotated[
         "--checkpoint",
         rich_help_panel=MODEL,
         metavar="FILE",
-        help="Weights; default: nano's own, or those downloaded.",
+        help="File of weights; default: the bundled or downloaded ones.",
     ),
 ]
 Device = Annotated[
@@ -70,7 +70,10 @@ Device = Annotated[
 PointsPerSide = Annotated[
     int | None,
     typer.Option(
-        "--points-per-side", rich_help_panel=MODEL, metavar="N", help="Points along a side of the grid."
+        "--points-per-side",
+        rich_help_panel=MODEL,
+        metavar="N",
+        help="Points along each side of the point grid.",
     ),
 ]
 PredIouThresh = Annotated[
@@ -79,7 +82,7 @@ PredIouThresh = Annotated[
         "--pred-iou-thresh",
         rich_help_panel=MODEL,
         metavar="IOU",
-        help="Keep masks predicted to be better than this.",
+        help="Keep masks whose predicted IoU is above this.",
     ),
 ]
 StabilityScoreThresh = Annotated[
@@ -88,7 +91,7 @@ StabilityScoreThresh = Annotated[
         "--stability-score-thresh",
         rich_help_panel=MODEL,
         metavar="SCORE",
-        help="Keep masks at least this stable.",
+        help="Keep masks whose stability score is at least this.",
     ),
 ]
 Workers = Annotated[
@@ -97,7 +100,7 @@ Workers = Annotated[
         "--workers",
         metavar="N|MIN:MAX",
         rich_help_panel=WORKERS,
-        help="Worker processes; 0: this process, without Ray. Begin when MIN are ready.",
+        help="Number of workers (0: this process, without Ray); MIN:MAX starts when MIN are ready.",
     ),
 ]
 GpusPerWorker = Annotated[
@@ -106,13 +109,13 @@ GpusPerWorker = Annotated[
         "--gpus-per-worker",
         metavar="F",
         rich_help_panel=WORKERS,
-        help="GPUs of a worker: 0, a share of one, or some.",
+        help="GPUs per worker: 0, a fraction of one, or a whole number.",
     ),
 ]
 CpusPerWorker = Annotated[
     str | None,
     typer.Option(
-        "--cpus-per-worker", metavar="N", rich_help_panel=WORKERS, help="CPUs, and threads, of a worker."
+        "--cpus-per-worker", metavar="N", rich_help_panel=WORKERS, help="CPUs, and so threads, per worker."
     ),
 ]
 RayAddress = Annotated[
@@ -121,7 +124,7 @@ RayAddress = Annotated[
         "--ray",
         metavar="ADDRESS",
         rich_help_panel=WORKERS,
-        help="A running Ray cluster (or auto), not one of our own.",
+        help="Use a running Ray cluster (or auto) instead of starting Ray.",
     ),
 ]
 RetryRejects = Annotated[
@@ -129,22 +132,22 @@ RetryRejects = Annotated[
     typer.Option(
         "--retry-rejects",
         metavar="CLASS",
-        help="Run images again that were rejected with this class. Repeatable.",
+        help="Re-run images rejected with this error class. Repeatable.",
     ),
 ]
 LogJson = Annotated[
     str | None,
     typer.Option(
-        "--log-json", metavar="FILE", help="Add a line of JSON for each event; - is standard output."
+        "--log-json", metavar="FILE", help="Append a line of JSON for each event; - is standard output."
     ),
 ]
-AsJson = Annotated[bool, typer.Option("--json", help="One line of JSON in place of tables.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one line of JSON instead of tables.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print warnings and errors only.")]
 Verbose = Annotated[
-    bool, typer.Option("--verbose", "-v", help="Add what became of all candidates to the summary.")
+    bool, typer.Option("--verbose", "-v", help="Add counts of candidate and dropped masks to the summary.")
 ]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Remove the corpus and start anew.")]
-Extend = Annotated[bool, typer.Option("--extend", help="Add inputs that the corpus does not have.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Remove the corpus and start over.")]
+Extend = Annotated[bool, typer.Option("--extend", help="Add inputs that the corpus does not have yet.")]
 
 
 def moved_places(typed: Sequence[str] | None) -> dict[str, str]:

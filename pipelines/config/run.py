@@ -34,97 +34,96 @@ class ModelConfig(Section):
     )
     precision: Literal["fp32", "bf16"] = Field(
         default="fp32",
-        description="fp32 is exact, bf16 is fast (with a decoder in fp16 on a GPU, in fp32 on a CPU).",
+        description="fp32 is exact, bf16 is fast (its decoder runs in fp16 on a GPU, in fp32 on a CPU).",
     )
     device: Literal["auto", "cpu", "cuda"] = Field(
-        default="auto", description="auto takes a GPU where there is one."
+        default="auto", description="auto uses a GPU if there is one."
     )
     compile: bool = Field(
-        default=False, description="Fuse the image encoder by torch.compile: a minute or more at each start."
+        default=False,
+        description="Compile the image encoder by torch.compile, a minute or more at each start.",
     )
 
 
 class InputConfig(Section):
-    """What counts as a photograph."""
+    """Which inputs count as images."""
 
     max_pixels: int = Field(
         default=MAX_PIXELS,
         ge=1,
-        description="Larger images are rejected, by their header, before anything is allocated.",
+        description="Images with more pixels are rejected from their header, before memory is allocated.",
     )
     extensions: tuple[str, ...] = Field(
         default=IMAGE_EXTENSIONS,
         min_length=1,
-        description="Files taken from a folder or a tar file: those ending so, in any case.",
+        description="Endings, in either case, of the files that are taken from a folder or a tar file.",
     )
     image_column: str | None = Field(
         default=None,
-        description="Column of Parquet inputs with the images; null: image, or the only one of bytes.",
+        description="Column of Parquet inputs that has the images; null: image, or the only column of bytes.",
     )
 
 
 class ClusterConfig(Section):
-    """How the work is placed and watched; decides no row."""
+    """How work is placed on workers and watched; decides no row."""
 
     gpus_per_worker: float | None = Field(
         default=None,
         ge=0,
-        description="GPUs a worker reserves, fractions allowed; null: 1 where the cluster has any, else 0.",
+        description="GPUs per worker, fractions allowed; null: 1 if the cluster has any, else 0.",
     )
     min_workers: int = Field(
         default=1,
         ge=1,
-        description="No shard is handed out before so many workers are ready; more may come later.",
+        description="Workers that must be ready before the first shard is handed out; more may come later.",
     )
     shards_in_flight: int = Field(
         default=2,
         ge=1,
         le=8,
-        description="Shards a worker holds at once, so that decoding overlaps with computing.",
+        description="Shards that a worker holds at once, so that decoding overlaps with computing.",
     )
-    images_ahead: int = Field(
-        default=2, ge=1, le=64, description="Images of a shard decoded before they are needed."
-    )
+    images_ahead: int = Field(default=2, ge=1, le=64, description="Images of a shard that are decoded ahead.")
     stall_seconds: float = Field(
         default=1800,
         gt=0,
-        description="A shard that finishes no image for this long is taken from its worker, which is killed.",
+        description="A worker whose shard finishes no image for this long loses the shard and is killed.",
     )
     start_seconds: float = Field(
         default=900,
         gt=0,
-        description="A worker that is placed but has not loaded its weights by then is replaced.",
+        description="A worker that has not loaded its weights this long after it was placed is replaced.",
     )
     grace_seconds: float = Field(
         default=20,
         ge=0,
-        description="After Ctrl-C or SIGTERM the shards in hand may finish within this time.",
+        description="Time that the shards in hand have to finish after Ctrl-C or SIGTERM.",
     )
 
 
 class BreakerConfig(Section):
-    """When a run stops by itself, since something is wrong that no image can help; decides no row."""
+    """When a run stops itself because of a fault that is not in the images; decides no row."""
 
     rejected_share: float = Field(
         default=0.5,
         ge=0,
         le=1,
-        description="Stop when more than this share of the run's images is refused; 1: never.",
+        description="Stop when more than this share of the run's images is rejected; 1: never.",
     )
     min_images: int = Field(
         default=100,
         ge=1,
-        description="Images that a run commits before its share is looked at, shard by shard.",
+        description="Images that a run commits before rejected_share is checked, after each shard.",
     )
     worker_deaths: int = Field(
         default=10,
         ge=1,
-        description="Stop when this many workers for each slot died in a row, over different images.",
+        description="Stop when this many workers per slot die in a row, on different images.",
     )
     unwritten_shards: int = Field(
         default=3,
         ge=1,
-        description="Stop when the corpus's storage failed for this many shards a worker in a row.",
+        description="Stop when the corpus's storage fails for this many shards per worker in a row.",
     )
 
 
@@ -136,16 +135,16 @@ class RunConfig(Section):
     input: InputConfig = InputConfig()
     shard_size: int | Literal["auto"] = Field(
         default=AUTO,
-        description="Images in a shard, the unit of work and of commit; auto: so that all workers have some.",
+        description="Images per shard, the unit of work and of commit; auto: so that every worker gets some.",
     )
-    embed_images: bool = Field(default=False, description="Keep each image's own bytes in its row.")
+    embed_images: bool = Field(default=False, description="Keep each image's bytes in its row.")
     workers: int | None = Field(
         default=None,
         ge=0,
-        description="Worker processes at most; null: one a GPU, or 2 CPUs; 0: this process, without Ray.",
+        description="Most worker processes; null: one per GPU, or per 2 CPUs; 0: this process, without Ray.",
     )
     threads_per_worker: int | None = Field(
-        default=None, ge=1, description="CPU threads of each worker; null: the machine's CPUs shared evenly."
+        default=None, ge=1, description="CPU threads per worker; null: an even share of the machine's CPUs."
     )
     cluster: ClusterConfig = ClusterConfig()
     breaker: BreakerConfig = BreakerConfig()

@@ -48,27 +48,32 @@ class StageConfig(Section):
     size: int = Field(
         ge=64, multiple_of=16, description="Side of the training squares, in pixels; whole patches."
     )
-    images: int = Field(default=6, ge=1, description="Photographs a step, of all processes together.")
-    masks: int = Field(default=16, ge=1, description="Masks a photograph a step.")
+    images: int = Field(default=6, ge=1, description="Images per step, over all processes.")
+    masks: int = Field(default=16, ge=1, description="Masks per image and step.")
     zoom: tuple[PositiveFloat, PositiveFloat] = Field(
         default=(0.1, 2.0),
-        description="Longer side of the jittered photograph, in sides of the square: from, to.",
+        description="Range of the jittered image's longer side, in sides of the square.",
     )
     augment: bool = Field(
         default=True,
-        description="false: no jitter, no flips, no change of colour; the square's whole side is used.",
+        description="false: no jitter, flips or changes of colour; the image's longer side fills the square.",
     )
     train: Literal["all", "encoder", "decoder"] = Field(
         default="all",
-        description="encoder: on the auxiliary losses, with no masks drawn; decoder: it and the prompt "
-        "encoder, the image encoder is frozen.",
+        description="encoder: the image encoder alone, on the auxiliary losses; decoder: the mask decoder "
+        "and the prompt encoder, with the image encoder frozen.",
     )
     focal_weight: float | None = Field(
-        default=None, ge=0, description="In place of the run's: without much of it masks become decided."
+        default=None, ge=0, description="Replaces the run's value; a low one makes the masks more decided."
     )
-    iou_target: Literal["prompt", "point"] | None = Field(default=None, description="In place of the run's.")
+    iou_target: Literal["prompt", "point"] | None = Field(
+        default=None, description="Replaces the run's value."
+    )
     area_power: float = Field(
-        default=0.0, ge=0, le=1, description="A mask is drawn with a chance by its area to this power."
+        default=0.0,
+        ge=0,
+        le=1,
+        description="Masks are drawn with a probability in proportion to their area to this power.",
     )
 
     @field_validator("zoom")
@@ -86,11 +91,11 @@ class TrainConfig(Section):
         description="Labelled images: a folder of tables, a COCO JSON, a folder of SA-1B, or a corpus."
     )
     photographs: LocalPath | None = Field(
-        default=None, description="Folder of a COCO JSON's photographs; null: the one that it lies in."
+        default=None, description="Folder of a COCO JSON's images; null: the JSON's."
     )
     moved: dict[str, str] = Field(
         default={},
-        description="A corpus's images that were moved since its run: OLD: NEW, as --moved has it.",
+        description="Where a corpus's images have moved since its run, as OLD: NEW (as in --moved).",
     )
     out: LocalPath = Field(description="Folder for checkpoints, TensorBoard logs and weights.")
     model: Literal["nano", "vit_b", "vit_l", "vit_h"] = Field(
@@ -98,24 +103,25 @@ class TrainConfig(Section):
     )
     stages: tuple[StageConfig, ...] = Field(min_length=1, description="The schedule, in order.")
     source_weights: dict[str, NonNegativeFloat] = Field(
-        default={}, description="How often a source's images are drawn: 0 never; sources not named count 1."
+        default={},
+        description="Relative weight with which a source's images are drawn; 0: never; not named: 1.",
     )
     largest_mask: float = Field(
         default=0.9,
         gt=0,
         le=1,
-        description="Masks that cover a larger share of their photograph are left out. (A square that shows "
-        "nothing else still has itself asked for.)",
+        description="Masks that cover a larger share of their image are left out. (A square that shows no "
+        "mask is itself the mask that is prompted for.)",
     )
     paste_share: float = Field(
-        default=0.0, ge=0, le=1, description="Share of squares with objects of another photograph pasted on."
+        default=0.0, ge=0, le=1, description="Share of squares with objects of another image pasted on."
     )
     grey_share: float = Field(default=0.0, ge=0, le=1, description="Share of squares without colour.")
     centre_share: float = Field(
         default=0.0,
         ge=0,
         le=1,
-        description="Share of first clicks in the middle of their mask; the rest anywhere in it.",
+        description="Share of first clicks in the middle of their mask; the rest are anywhere in it.",
     )
     learning_rate: float = Field(
         default=8e-4, gt=0, description="Peak of the schedule, after a linear warm-up."
@@ -123,39 +129,45 @@ class TrainConfig(Section):
     warmup_steps: int = Field(default=250, ge=1, description="Steps of linear warm-up.")
     schedule: Literal["steps", "cosine"] = Field(
         default="steps",
-        description="How the rate falls: to a tenth at each of drop_at, or along a cosine to 1 %.",
+        description="How the learning rate falls: to a tenth at each of drop_at, or along a cosine to 1 %.",
     )
-    drop_at: tuple[float, ...] = Field(default=(2 / 3, 0.963), description="Shares of all steps; for steps.")
+    drop_at: tuple[float, ...] = Field(
+        default=(2 / 3, 0.963), description="With steps: when the rate falls, as shares of all steps."
+    )
     layer_decay: float = Field(
         default=0.8,
         gt=0,
         le=1,
-        description="Each block of the encoder learns at so much of the next one's rate.",
+        description="Learning rate of each encoder block, as a share of the next block's.",
     )
     weight_decay: float = Field(
-        default=0.1, ge=0, description="On all that has two axes or more: not on biases and norms."
+        default=0.1,
+        ge=0,
+        description="Weight decay of parameters with two or more axes, so not of biases and norms.",
     )
-    beta2: float = Field(default=0.999, ge=0, lt=1, description="AdamW's memory of squared gradients.")
+    beta2: float = Field(default=0.999, ge=0, lt=1, description="Decay of AdamW's mean of squared gradients.")
     drop_path: float = Field(
         default=0.4,
         ge=0,
         lt=1,
-        description="Chance that a photograph goes without the last block's attention, or its MLP; a smaller "
-        "one for those before.",
+        description="Probability that an image skips the last block's attention or its MLP; smaller for "
+        "earlier blocks.",
     )
     accumulate: int = Field(
-        default=1, ge=1, description="Parts in which a process works on its share of a step, to save memory."
+        default=1, ge=1, description="Parts into which a process splits its share of a step, to save memory."
     )
     optimizer: Literal["adamw", "muon"] = Field(
         default="adamw",
         description="muon takes the transformers' matrices and leaves the rest to AdamW.",
     )
-    clip_norm: float = Field(default=1.0, gt=0, description="Largest norm of the gradient.")
-    focal_weight: float = Field(default=20.0, ge=0, description="Weight of the focal loss beside dice's 1.")
+    clip_norm: float = Field(default=1.0, gt=0, description="Maximum norm of the gradient.")
+    focal_weight: float = Field(
+        default=20.0, ge=0, description="Weight of the focal loss, where the dice loss has 1."
+    )
     iou_target: Literal["prompt", "point"] = Field(
         default="prompt",
-        description="point: a click's predicted IoU is that with the best of the image's masks that hold it, "
-        "unless it was put in the middle of its own.",
+        description="point: the predicted IoU of a click is trained on the best IoU with any of the image's "
+        "masks that contain the click, unless it is in the middle of its mask.",
     )
     iou_weight: float = Field(default=1.0, ge=0, description="Weight of the predicted IoU's squared error.")
     contrast_weight: float = Field(default=0.0, ge=0, description="Weight of the encoder's auxiliary loss.")
@@ -163,37 +175,40 @@ class TrainConfig(Section):
         default=None,
         description="Feature maps for the encoder to imitate (examples/teacher_features.py); null: none.",
     )
-    teacher_weight: float = Field(default=1.0, ge=0, description="Weight of imitating them.")
+    teacher_weight: float = Field(
+        default=1.0, ge=0, description="Weight of the loss that imitates teacher_features."
+    )
     prompts: Literal["interaction", "simple"] = Field(
         default="interaction",
-        description="interaction: rounds of clicks and mask prompts; simple: one prompt, of a kind a step.",
+        description="interaction: rounds of clicks and mask prompts; simple: one prompt, one kind per step.",
     )
-    clicks: int = Field(
-        default=8, ge=0, description="Rounds of an interaction with a click on what is wrong."
-    )
+    clicks: int = Field(default=8, ge=0, description="Rounds of an interaction that add a click on an error.")
     refine: bool = Field(
-        default=True, description="Two rounds more that bring no click (without clicks: one)."
+        default=True, description="Two more rounds, without a new click (if clicks is 0: one)."
     )
     single_mask_for_boxes: bool = Field(
-        default=False, description="In an interaction: the single-mask token answers boxes, too."
+        default=False, description="In an interaction, the single-mask token answers boxes, too."
     )
-    recompute: bool = Field(default=False, description="Compute rounds twice, to save memory.")
+    recompute: bool = Field(
+        default=False, description="Recompute rounds in the backward pass, to save memory."
+    )
     box_share: float = Field(
         default=0.5,
         ge=0,
         le=1,
-        description="Share of masks whose first prompt is a box; simple: share of steps.",
+        description="Share of masks whose first prompt is a box; with simple prompts, share of steps.",
     )
     points_share: float = Field(
-        default=0.15, ge=0, le=1, description="Share of steps prompted with several points; for simple."
+        default=0.15, ge=0, le=1, description="With simple prompts: share of steps with several points."
     )
-    ema_decay: float = Field(default=0.998, ge=0, lt=1, description="Decay of the averaged weights, a step.")
+    ema_decay: float = Field(default=0.998, ge=0, lt=1, description="Decay of the averaged weights per step.")
     precision: Literal["fp32", "bf16"] = Field(
         default="bf16", description="bf16 runs matrix products in bfloat16."
     )
     device: str = Field(default="cpu", pattern=r"^(cpu|cuda(:\d+)?)$", description="cpu, cuda or cuda:N.")
     initial: LocalPath | None = Field(
-        default=None, description="Weights to start from, and their shapes; null starts from nothing."
+        default=None,
+        description="Weights to start from, which set the shapes, too; null starts from random ones.",
     )
     seed: int = Field(default=0, ge=0, lt=2**63, description="Decides initial weights, batches and prompts.")
     loader_workers: int = Field(default=1, ge=0, description="Processes that prepare batches.")
@@ -202,7 +217,7 @@ class TrainConfig(Section):
         default=400, ge=1, description="Steps between evaluations on the validation images."
     )
     validation_images: int = Field(
-        default=60, ge=1, description="Validation images looked at while training."
+        default=60, ge=1, description="Validation images that each evaluation uses."
     )
 
     @model_validator(mode="after")

@@ -53,21 +53,23 @@ TRIES = 20
 class PretrainConfig(Section):
     """Everything `maskmill pretrain` can be told."""
 
-    data: LocalPath = Field(description="Folder of photographs, with or without folders in it.")
+    data: LocalPath = Field(description="Folder of images; its subfolders are read, too.")
     out: LocalPath = Field(description="Folder for the checkpoint and the weights.")
     model: Literal["nano", "vit_b", "vit_l", "vit_h"] = Field(
         default="nano", description="Size of the network."
     )
     steps: int = Field(ge=1, description="Optimiser steps.")
     size: int = Field(default=256, ge=64, multiple_of=16, description="Side of the squares, in pixels.")
-    images: int = Field(default=64, ge=1, description="Photographs a step.")
-    hidden_share: float = Field(default=0.75, gt=0, lt=1, description="Share of the patches that is hidden.")
+    images: int = Field(default=64, ge=1, description="Images per step.")
+    hidden_share: float = Field(default=0.75, gt=0, lt=1, description="Share of patches that are hidden.")
     learning_rate: float = Field(
-        default=6e-4, gt=0, description="Peak: a linear warm-up, then a cosine to 0."
+        default=6e-4, gt=0, description="Peak, after a linear warm-up; then a cosine falls to 0."
     )
     warmup_steps: int = Field(default=100, ge=1, description="Steps of linear warm-up.")
     weight_decay: float = Field(
-        default=0.05, ge=0, description="On all that has two axes or more: not on biases and norms."
+        default=0.05,
+        ge=0,
+        description="Weight decay of parameters with two or more axes, so not of biases and norms.",
     )
     precision: Literal["fp32", "bf16"] = Field(
         default="bf16", description="bf16 runs matrix products in bfloat16."
