@@ -51,7 +51,7 @@ class GeneratorConfig(BaseModel):
         default=0.7,
         ge=0,
         le=1,
-        description="Within a crop, of two masks whose boxes have a higher IoU, keep the better one.",
+        description="Within a crop, of two masks whose boxes have an IoU above this, keep the better one.",
     )
     crop_n_layers: int = Field(
         default=0,

@@ -137,7 +137,7 @@ def _no_bug(error: Exception) -> tuple[str, int]:
         return f"out of memory, threads or processes: {one_line(error)}", IncompleteRun.exit_code
     encoding = sys.getfilesystemencoding()
     if isinstance(error, UnicodeEncodeError) and error.encoding == encoding != "utf-8":
-        name = f"this locale's file names are {encoding}, which cannot name {error.object}"
+        name = f"this locale encodes file names in {encoding}, which cannot encode {error.object}"
         return f"{name}; set LC_ALL=C.UTF-8 or PYTHONUTF8=1", UsageError.exit_code
     return "", 1
 

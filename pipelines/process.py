@@ -104,7 +104,7 @@ def settle(*, computes: bool) -> None:
         Path.cwd()
     except OSError as error:
         raise UsageError(
-            f"the current folder cannot be used: {error.strerror}; change to one that is there"
+            f"the current folder cannot be used: {error.strerror}; change to one that exists"
         ) from None
     if os.path.expanduser("~") == "~":  # noqa: PTH111  (pathlib raises)
         # Else some libraries raise, and others make a folder that is called `~` in the current one.

@@ -53,7 +53,7 @@ def thresholds_of(name: str, metadata: Mapping[str, str], path: Path) -> Thresho
     try:
         return Thresholds(**json.loads(metadata["thresholds"]))
     except (ValueError, TypeError) as error:
-        raise CheckpointError(f"{path} has `thresholds` in its metadata that are none: {error}") from error
+        raise CheckpointError(f"{path} has invalid `thresholds` in its metadata: {error}") from error
 
 
 def read_metadata(path: Path) -> dict[str, str]:

@@ -173,9 +173,7 @@ def _parse_config(metadata: Mapping[str, str], path: Path) -> SamConfig | None:
             raise ValueError(f"unknown keys {', '.join(unknown)}")
         return SamConfig(**values)
     except (ValueError, TypeError, AttributeError) as error:
-        raise CheckpointError(
-            f"{path} has a `config` in its metadata that makes no model: {error}"
-        ) from error
+        raise CheckpointError(f"{path} has an invalid `config` in its metadata: {error}") from error
 
 
 def _load_strictly(sam: Sam, state: dict[str, Tensor], path: Path, name: str) -> None:

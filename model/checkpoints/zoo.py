@@ -124,7 +124,7 @@ def cache_folder() -> Path:
     try:
         return Path(os.environ.get("MASKMILL_CACHE") or platformdirs.user_cache_dir("maskmill")).expanduser()
     except RuntimeError as error:
-        raise CheckpointError(f"no cache folder: {error}; MASKMILL_CACHE may name one") from None
+        raise CheckpointError(f"no cache folder: {error}; set MASKMILL_CACHE to one") from None
 
 
 def bundled(model: str) -> Path | None:
@@ -180,7 +180,7 @@ def fetch(checkpoint: PublicCheckpoint, folder: Path | None = None, progress: Pr
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise CheckpointError(
-            f"cannot create the folder {folder}: {error.strerror}; MASKMILL_CACHE may name another"
+            f"cannot create the folder {folder}: {error.strerror}; set MASKMILL_CACHE to another"
         ) from error
 
     part = _Part(target)
@@ -292,7 +292,7 @@ def _receive(checkpoint: PublicCheckpoint, part: _Part, progress: Progress | Non
         continues = response.status == http.HTTPStatus.PARTIAL_CONTENT
         if continues and not response.headers.get("Content-Range", "").startswith(f"bytes {part.size}-"):
             part.discard()
-            raise ConnectionError("the server sent another part than the one asked for")
+            raise ConnectionError("the server sent a different part than the one requested")
         if not continues:
             part.begin(response)
         length = response.headers.get("Content-Length")

@@ -74,6 +74,6 @@ def _say_that_nothing_is_kept() -> None:
     if parent_process() is not None:
         return  # which would say it once more for each process of a pool
     log.warning(
-        "compiled loops cannot be kept, so each run compiles them again, for some seconds; "
-        "NUMBA_CACHE_DIR may name a folder that can be written"
+        "compiled loops cannot be cached, so each run compiles them again, which takes seconds; "
+        "set NUMBA_CACHE_DIR to a folder that can be written"
     )

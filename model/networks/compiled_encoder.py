@@ -50,7 +50,7 @@ class CompiledEncoder:
             reason = " ".join(f"{type(error).__name__}: {error}".split())
         # After the handler, when the traceback no longer holds the tensors.
         embedding_BCHW: Tensor = self._encoder(pixels_BCHW)  # raises by itself what is not the compiler's
-        log.warning("torch.compile failed, the image encoder runs as it is: %s", reason)
+        log.warning("torch.compile failed, the image encoder runs uncompiled: %s", reason)
         self._failed = True
         return embedding_BCHW
 

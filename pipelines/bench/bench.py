@@ -188,9 +188,9 @@ def _pass(shard: int, photographs: list[PlannedImage], generator: MaskGenerator,
     receipt = run_shard(ShardTask(shard, tuple(photographs)), generator, job)
     seconds = time.perf_counter() - start
     if not isinstance(receipt, ShardReceipt):
-        raise UsageError(f"the photographs could not be run: {receipt.reason}")
+        raise UsageError(f"the images could not be run: {receipt.reason}")
     if receipt.tally.rejects:
-        raise UsageError(f"cannot be timed, refused: {next(iter(receipt.tally.examples.values()))}")
+        raise UsageError(f"cannot be timed, rejected: {next(iter(receipt.tally.examples.values()))}")
     return Timed(seconds, receipt.tally)
 
 
@@ -258,7 +258,7 @@ def parse_size(text: str) -> tuple[int, int]:
 
 def bench_tables(result: Mapping[str, Any]) -> Iterable[Table]:
     """What was measured, for a person."""
-    stages = Table("stage", "seconds an image", title="photograph to Parquet", title_justify="left")
+    stages = Table("stage", "seconds per image", title="image to Parquet", title_justify="left")
     stages.columns[1].justify = "right"
     for stage, seconds in result["stages"].items():
         stages.add_row(stage, f"{seconds / result['images']:.4f}")

@@ -143,7 +143,7 @@ def verify(
     ] = None,
     quiet: Quiet = False,
 ) -> None:
-    """Recompute everything that a corpus states; list what is wrong and exit with code 3 if anything is."""
+    """Recompute everything that a corpus states; list all problems, and exit with code 3 if there are any."""
     from ..verification.corpus import verify as check
 
     with bar("shards", quiet) as show:

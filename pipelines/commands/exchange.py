@@ -78,18 +78,20 @@ def export_corpus(
     min_area: Annotated[int, typer.Option(metavar="PIXELS", min=0, help="Leave out smaller masks.")] = 0,
     predicted_iou: Annotated[
         float | None,
-        typer.Option(metavar="IOU", min=0, max=1, help="Keep masks whose predicted IoU is above this."),
+        typer.Option(
+            metavar="IOU", min=0, max=1, help="Export only masks whose predicted IoU is above this."
+        ),
     ] = None,
     stability_score: Annotated[
         float | None,
         typer.Option(
-            metavar="SCORE", min=0, max=1, help="Keep masks whose stability score is at least this."
+            metavar="SCORE", min=0, max=1, help="Export only masks whose stability score is at least this."
         ),
     ] = None,
     mask_nms: Annotated[
         float | None,
         typer.Option(
-            metavar="IOU", min=0, max=1, help="Of two masks with a higher IoU, keep the better one."
+            metavar="IOU", min=0, max=1, help="Of two masks whose IoU is above this, export the better one."
         ),
     ] = None,
     non_overlapping: Annotated[

@@ -121,7 +121,7 @@ def view(
     from ..gallery.server import GalleryServer
 
     with GalleryServer(corpus, port, moved_places(moved)) as server:
-        print(f"{server.address}\nCtrl-C ends it.", flush=True)
+        print(f"{server.address}\nPress Ctrl-C to stop.", flush=True)
         try:
             server.serve_forever()
         except KeyboardInterrupt:

@@ -74,7 +74,7 @@ def evaluate(
     ] = None,
     photographs: Annotated[
         Path | None,
-        typer.Option(metavar="FOLDER", help="Folder of a COCO JSON's images; default: the JSON's."),
+        typer.Option(metavar="FOLDER", help="Folder of a COCO JSON's images; default: the JSON's folder."),
     ] = None,
     moved: Moved = None,
     model: Model = None,

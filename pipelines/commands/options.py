@@ -124,7 +124,7 @@ RayAddress = Annotated[
         "--ray",
         metavar="ADDRESS",
         rich_help_panel=WORKERS,
-        help="Use a running Ray cluster (or auto) instead of starting Ray.",
+        help="Address of a running Ray cluster (or auto) to use instead of starting one.",
     ),
 ]
 RetryRejects = Annotated[
@@ -211,7 +211,9 @@ def model_settings(model: str | None, checkpoint: str | None, device: str | None
         known = CHECKPOINTS[model]
         path = cache_folder() / known.file_name
         if checkpoint is None and not path.is_file():
-            raise UsageError(f"--model {model}: its weights are not here yet: maskmill models get {model}")
+            raise UsageError(
+                f"--model {model}: its weights are not downloaded yet: maskmill models get {model}"
+            )
         # Where it is the one that is taken anyway, its path is left open, since each machine has its own.
         file = None if path == cached(known.model) else str(path)
         model = known.model

@@ -95,7 +95,7 @@ class View:
             if known is None:
                 found.append(f"{name}={value}: run.json does not say by which thresholds masks were dropped")
             elif value < known:
-                found.append(f"{name}={value}: the run's was {known}: no mask between the two is there")
+                found.append(f"{name}={value}: the run's was {known}: masks between the two are missing")
             else:
                 found += [
                     f"{name}={value}: {reason}: a run with this threshold may have masks that are not here"

@@ -63,7 +63,7 @@ def write_plot(pairs_N2: NDArray[np.float64], path: Path) -> None:
     curve.plot(
         [b["predicted"] for b in bins], [b["true"] for b in bins], "o-", color="#1f5fa8", label="model"
     )
-    curve.set(xlim=(0, 1), ylim=(0, 1), ylabel="mean IoU with the mask that was meant")
+    curve.set(xlim=(0, 1), ylim=(0, 1), ylabel="mean IoU with the labelled mask")
     curve.legend(loc="upper left", frameon=False)
     middles, masks = [(b["from"] + b["to"]) / 2 for b in bins], [b["masks"] for b in bins]
     counts.bar(middles, masks, width=0.9 / BINS, color="#9db8d6")

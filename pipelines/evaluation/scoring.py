@@ -51,13 +51,13 @@ def score_model(
     if what.plot is not None:  # before hours of scoring
         plot_format(what.plot)
         if not os.access(what.plot.absolute().parent, os.W_OK):
-            raise UsageError(f"--plot {what.plot}: {what.plot.parent} is no folder that can be written to")
+            raise UsageError(f"--plot {what.plot}: {what.plot.parent} is not a folder that can be written to")
     labelled = read_labelled(what.data, what.photographs, what.moved)
     images = [image for image in labelled if image.validates or not what.validation]
     if not images:
         raise ConfigError(
-            f"{what.data}: none of its {len(labelled)} images is set aside for validation, which one in "
-            f"{VALIDATION_SHARE} is, by its name; leave out --validation to score them all"
+            f"{what.data}: none of its {len(labelled)} images is set aside for validation (one in "
+            f"{VALIDATION_SHARE} is, by its name); leave out --validation to score them all"
         )
     sam = load_sam(settings.model.name, settings.model.checkpoint)
     scores = evaluate(sam, images, masks_per_image=what.masks_per_image, mask_prompts=what.mask_prompts)

@@ -147,7 +147,7 @@ def _begin(out: Path, description: dict[str, Any]) -> None:
     found = read_json(path)
     if changed := [name for name, value in description.items() if found.get(name) != value]:
         raise UsageError(
-            f"{out}: an export of other {' and '.join(changed)} was begun here; "
+            f"{out}: an export with different {' and '.join(changed)} was begun here; "
             "choose another --out, or remove that folder"
         )
     for folder in (out, out / PARTS, out / LABELS):

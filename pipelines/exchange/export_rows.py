@@ -52,7 +52,9 @@ class Source:
         names = {shard_name(shard) for shard in self.shards}
         lost = sorted(name for name in self._recorded if name.startswith(SHARDS) and name not in names)
         if lost and corpus.complete:
-            raise CorpusError(f"{corpus.path}: {lost[0]} is missing; the run that made it makes it anew")
+            raise CorpusError(
+                f"{corpus.path}: {lost[0]} is missing; the command that made the corpus makes it again"
+            )
         counts = [self._count(shard) for shard in self.shards]
         self.images_by_shard = [usable for usable, _ in counts]
         self._ends = np.cumsum(np.array(self.images_by_shard, np.int64))

@@ -94,9 +94,7 @@ def import_sa1b(
         seconds = time.monotonic() - started
         print_summary(console, out, done.tally, seconds, corpus, verbose=display.verbose)
         if done.rounded:
-            console.print(
-                f"{done.rounded} numbers are no 32-bit floats, as SA-1B's are, and were rounded to the next"
-            )
+            console.print(f"{done.rounded} numbers were not 32-bit floats, as SA-1B's are, and were rounded")
         close.check_usable(out, corpus.statuses)
         console.print(next_commands(out))
         return done.tally

@@ -122,7 +122,7 @@ def _refuse_foreign(folder: Path) -> None:
     if not folder.exists() and not folder.is_symlink():
         return
     if folder.is_symlink() or not folder.is_dir():
-        raise UsageError(f"{folder}: expected a folder for the page's files, or none; it is something else")
+        raise UsageError(f"{folder}: expected a folder for the page's files, or nothing; got something else")
     foreign = next((path.name for path in folder.iterdir() if not NAME.fullmatch(path.name)), None)
     if foreign is not None:
         raise UsageError(f"{folder}: it has files that no gallery wrote ({foreign}); choose another --out")

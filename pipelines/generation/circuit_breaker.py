@@ -38,8 +38,8 @@ def too_many_rejected(tally: Tally, limits: BreakerConfig) -> BreakerTripped | N
     first = tally.rejects.most_common(1)[0][0]
     return BreakerTripped(
         f"stopped: this run rejected {rejected} of {counted(tally.images, 'image')}: "
-        f"{'; '.join(classes)}{more}. Mend the cause and run the same command with --retry-rejects {first}; "
-        "or, where they are rightly rejected, go on with --set breaker.rejected_share=1"
+        f"{'; '.join(classes)}{more}. Fix the cause and run the same command with --retry-rejects {first}; "
+        "or, if they are rejected rightly, go on with --set breaker.rejected_share=1"
     )
 
 
@@ -51,5 +51,5 @@ def check_unwritten(failures: Sequence[ShardFailure], workers: int, limits: Brea
     if len(unwritten) >= limits.unwritten_shards * max(1, workers):
         raise BreakerTripped(
             f"stopped: the corpus's storage failed for the last {counted(len(unwritten), 'shard')}; shard "
-            f"{unwritten[-1].shard}: {unwritten[-1].reason}: mend it, then run the same command again"
+            f"{unwritten[-1].shard}: {unwritten[-1].reason}: fix this, then run the same command again"
         )

@@ -129,7 +129,7 @@ class EventLog(Watcher):
                 return
             except OSError as error:
                 self._file, failure = None, error
-        log.warning("the log of events cannot be written, it ends here: %s", failure)
+        log.warning("the log of events cannot be written and ends here: %s", failure)
 
 
 @contextmanager
@@ -150,7 +150,9 @@ def opened(target: str | None) -> Iterator[EventLog]:
 def _opened(target: str) -> TextIO:
     expected = "expected a local file in a folder that is there, or - for standard output"
     if scheme_of(target):
-        raise UsageError(f"--log-json {redacted(target)}: {expected}; a store's objects do not grow")
+        raise UsageError(
+            f"--log-json {redacted(target)}: {expected}; a store's objects cannot be appended to"
+        )
     try:
         return place(target).open("a", encoding="utf-8")
     except OSError as error:

@@ -120,7 +120,7 @@ def resume(
         run = session.open(partial(open_planned, out, Moved.of(moved or {})))
         config = _with_absolute_checkpoint(recorded_config(run, changes))
         if call.ray is not None and config.workers == 0:
-            raise UsageError(f"{out}: it was begun without Ray; give --workers N beside --ray")
+            raise UsageError(f"{out}: it was begun without Ray; give --workers N with --ray")
         return _do_what_is_left(session, run, (), config, call)
 
 

@@ -71,7 +71,7 @@ def list_inputs(
         if len(pieces) + len(archives) == before:
             raise UsageError(
                 f"{redacted(text)}: no image found; looked for files ending in {', '.join(endings)}; "
-                "tar and Parquet files are named, as folder/*.tar"
+                "name tar and Parquet files outright, as in folder/*.tar"
             )
     pieces += images_inside(archives, endings, image_column, note)
     if not any(piece.num_rows for piece in pieces):

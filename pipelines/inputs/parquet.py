@@ -40,7 +40,7 @@ def read_rows(path: Path, column: str | None) -> tuple[int, str]:
             metadata, schema = file.metadata, file.schema_arrow
     except (OSError, pa.ArrowException) as error:
         reason = " ".join(redacted(str(error)).split())[:300]
-        raise UsageError(f"{path}: no Parquet file that can be read: {reason}") from None
+        raise UsageError(f"{path}: cannot be read as Parquet: {reason}") from None
     possible = [field.name for field in schema if _holds_images(field.type)]
     if column is not None and column not in possible:
         raise UsageError(
@@ -51,7 +51,7 @@ def read_rows(path: Path, column: str | None) -> tuple[int, str]:
     if found is None:
         raise UsageError(
             f"{path}: expected one column of images, bytes or struct<bytes, path>, got "
-            f"{', '.join(possible) or 'none'} out of {', '.join(schema.names)}; name it: input.image_column"
+            f"{', '.join(possible) or 'none'} out of {', '.join(schema.names)}; set input.image_column to one"
         )
     for group in range(metadata.num_row_groups):
         size = _group_bytes(metadata.row_group(group), found)

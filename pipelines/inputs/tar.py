@@ -117,8 +117,7 @@ def _scan(path: Path) -> TarIndex:
         except _DAMAGE as error:
             reason = " ".join(str(error).split())[:300]
             raise UsageError(
-                f"{path}: no whole, uncompressed tar file: {reason}; "
-                "a compressed one has to be unpacked first"
+                f"{path}: expected a whole, uncompressed tar file: {reason}; unpack a compressed one first"
             ) from None
         file.seek(end)
         block = file.read(_BLOCK)
@@ -179,4 +178,4 @@ def _keep(file: Path, index: TarIndex) -> None:
     try:
         atomic.replace(file, lambda out: pq.write_table(table, out))
     except OSError as error:
-        log.info("%s: cannot be kept: %s", file, error)
+        log.info("%s: cannot be cached: %s", file, error)

@@ -86,7 +86,7 @@ class LabelledImage:
         height, width = self.rles[0]["size"]
         if pixels.shape[:2] != (height, width):
             raise ConfigError(
-                f"{self.name}: the photograph is of {pixels.shape[0]}×{pixels.shape[1]} pixels (h × w), "
+                f"{self.name}: the image has {pixels.shape[0]}×{pixels.shape[1]} pixels (h × w), "
                 f"its masks are for {height}×{width}"
             )
         return pixels
@@ -122,6 +122,6 @@ def checked_rle(size: Sequence[int], counts: str, expected: tuple[int, int] | No
     if expected is not None and (height, width) != expected:
         raise ValueError(f"the mask is for {height}×{width}, its image is {expected[0]}×{expected[1]}")
     if not isinstance(counts, str):
-        raise ValueError("counts are to be text, COCO's compressed run lengths")
+        raise ValueError("expected counts as text, COCO's compressed run lengths")
     runs = single.run_lengths(Rle((height, width), counts))
     return {"size": [height, width], "counts": counts.encode()} if runs[1::2].any() else None

@@ -49,13 +49,13 @@ def read_coco(path: Path, photographs: Path) -> list[LabelledImage]:
         if mask is not None:
             masks[of].append(mask)
     if crowds:
-        log.info("%s: %d crowds left out", path, crowds)
+        log.info("%s: %d crowd annotations left out", path, crowds)
     found = []
     for image_id, rles in masks.items():
         file = photographs / str(_entry(path, "image", sizes[image_id], "file_name"))
         if not _is_file(file):
             raise ConfigError(
-                f"{path}: image {image_id}: no file {file}; photographs is to name their folder"
+                f"{path}: image {image_id}: no file {file}; set photographs to the folder of the images"
             )
         found.append(LabelledImage(str(image_id), PhotographFile(file, path.name), "coco", tuple(rles)))
     return found

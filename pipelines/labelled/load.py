@@ -52,7 +52,9 @@ def read_labelled(
         )
     twice = [name for name, count in Counter(image.name for image in found).items() if count > 1]
     if twice:
-        raise ConfigError(f"{data}: two images are {twice[0]} (source/id): an id is to be one image's")
+        raise ConfigError(
+            f"{data}: two images are {twice[0]} (source/id): expected an id for each image of a source"
+        )
     return found
 
 
@@ -73,7 +75,7 @@ def _read_table(table: Path, folder: Path) -> Iterator[LabelledImage]:
             rles = [checked_rle(mask["size"], mask["counts"], size) for mask in masks]
         except (KeyError, TypeError, ValueError) as error:
             raise ConfigError(
-                f"{table}: image {row['image_id']}: masks are to be a list of {{size, counts}}: {error}"
+                f"{table}: image {row['image_id']}: expected masks as a list of {{size, counts}}: {error}"
             ) from error
         if kept := tuple(mask for mask in rles if mask is not None):
             photograph = PhotographFile(folder / row["file_name"], table.name)

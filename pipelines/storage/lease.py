@@ -134,7 +134,7 @@ class Lease:
             if found is not None and found.token == self._holder.token:
                 atomic.remove(self._out / LEASE)
         except OSError as error:
-            log.warning("%s: cannot be removed, it runs out by itself: %s", self._out / LEASE, error)
+            log.warning("%s: cannot be removed; it expires by itself: %s", self._out / LEASE, error)
 
     def _renew(self) -> None:
         while not self._ended.wait(SECONDS / RENEWALS):
@@ -173,7 +173,7 @@ def read_lease(out: Path) -> Holder | None:
     except FileNotFoundError:
         return None
     except (AttributeError, ValueError, TypeError, OverflowError, RecursionError) as error:
-        log.warning("%s: damaged, it counts for nothing: %s", out / LEASE, error)
+        log.warning("%s: damaged and ignored: %s", out / LEASE, error)
         return None
 
 
@@ -203,7 +203,7 @@ def _take(out: Path, me: Holder, say: Callable[[str], None]) -> Holder:
                 _put(out, me.renewed())
         if (now := read_lease(out)) is not None and now.token == me.token:
             return me  # of two that take it over at once, the later one; the other one learns of it
-    raise IncompleteRun(f"{out / LEASE}: other runs take it and leave it again and again; try again later")
+    raise IncompleteRun(f"{out / LEASE}: other runs keep taking and releasing it; try again later")
 
 
 def _watch(out: Path, holder: Holder, say: Callable[[str], None]) -> None:

@@ -59,9 +59,7 @@ def at_home(text: str) -> Path:
     path = Path(os.path.expanduser(text))  # noqa: PTH111  (pathlib raises for an unknown user)
     first = path.parts[0]
     if first.startswith("~") and not os.path.lexists(first):
-        raise UsageError(
-            f"{text}: this machine knows no home folder {first}; write ./{first} for a file's name"
-        )
+        raise UsageError(f"{text}: this machine has no home folder {first}; write ./{first} to name a file")
     return path
 
 

@@ -43,7 +43,7 @@ def opened(corpus: Corpus | str | Path, moved: Mapping[str, str] | None) -> Corp
     if not isinstance(corpus, Corpus):
         return Corpus(corpus, moved)
     if moved is not None:
-        raise ValueError("expected moved together with a path: a Corpus is given its own")
+        raise ValueError("expected moved only with a path: give it to the Corpus itself")
     return corpus
 
 

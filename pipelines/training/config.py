@@ -91,7 +91,7 @@ class TrainConfig(Section):
         description="Labelled images: a folder of tables, a COCO JSON, a folder of SA-1B, or a corpus."
     )
     photographs: LocalPath | None = Field(
-        default=None, description="Folder of a COCO JSON's images; null: the JSON's."
+        default=None, description="Folder of a COCO JSON's images; null: the JSON's folder."
     )
     moved: dict[str, str] = Field(
         default={},

@@ -103,7 +103,7 @@ def pretrain(config: PretrainConfig) -> Path:
     atomic.sweep(config.out)
     learner = Learner(config)
     learner.load()
-    log.info("%s: %d photographs, from step %d of %d", config.model, len(uris), learner.step, config.steps)
+    log.info("%s: %d images, from step %d of %d", config.model, len(uris), learner.step, config.steps)
     squares = Squares(uris, config, range(learner.step, config.steps))
     for pixels_BCHW in read_ahead(squares, config.loader_workers):
         loss = learner.learn(pixels_BCHW)
@@ -154,8 +154,8 @@ class Squares(Dataset[Tensor]):
             try:
                 return decode_image(read_input(uri), MAX_PIXELS).pixels_HW3
             except InputRejected as error:
-                log.warning("%s: passed over: %s", uri, error)
-        raise ConfigError(f"data: {TRIES} photographs in a row cannot be read, the last of them {uri}")
+                log.warning("%s: skipped: %s", uri, error)
+        raise ConfigError(f"data: {TRIES} images in a row cannot be read, the last of them {uri}")
 
 
 class Learner:

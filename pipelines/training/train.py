@@ -103,8 +103,8 @@ def to_learn_from(config: TrainConfig, images: Sequence[LabelledImage]) -> list[
     training = [kept for image in given if (kept := image.up_to(config.largest_mask)) is not None]
     if left_out := sum(len(image.rles) for image in given) - sum(len(image.rles) for image in training):
         log.info(
-            "%d masks left out that cover more than %g of their photograph (largest_mask), and %d "
-            "photographs that have no other",
+            "left out %d masks that cover more than %g of their image (largest_mask) and %d images that "
+            "have no other mask",
             left_out,
             config.largest_mask,
             len(given) - len(training),

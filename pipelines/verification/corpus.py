@@ -37,8 +37,8 @@ from ..storage.paths import place
 from .shard import Findings, check_footer, check_shard, without_path
 
 UNFINISHED = (
-    "missing: the run has not finished; a file without a recorded checksum is held against its own page "
-    "checksums and computed anew, which finds no value that agrees with all others"
+    "missing: the run has not finished; a file without a recorded checksum is checked by its page "
+    "checksums and by recomputing it, which misses a value that agrees with all others"
 )
 
 
@@ -160,7 +160,10 @@ class _Check:
         try:
             content = read_json(path)
             if path.read_bytes() != as_bytes(sealed(content)):
-                closing.say(path.name, "damaged: its sha256 is not its own, or it is not as it was written")
+                closing.say(
+                    path.name,
+                    "damaged: its sha256 is not that of its contents, or it is not as it was written",
+                )
         except (CorpusError, OSError, ValueError, RecursionError) as error:
             closing.say(path.name, without_path(path, error))
             return None
@@ -171,7 +174,7 @@ class _Check:
         files = content.get("files")
         for entry in files if isinstance(files, list) else []:
             if not isinstance(entry, dict) or str(entry.get("path")) not in self.recorded:
-                closing.say(path.name, f"lists what is no file of a corpus: {entry!r:.200}")
+                closing.say(path.name, f"lists something that is not a file of a corpus: {entry!r:.200}")
         return content if path.name == CORPUS else None
 
     def _shards(self, plan: Plan | None, record: RunRecord | None) -> None:

@@ -311,7 +311,9 @@ class Dispatcher:
         if self._gpus.failed(place, slot.placed, starting=starting, can_be_tried=can_be_tried):
             name = f"{place.host}, GPU {','.join(place.gpus)}"
             self._last_fault = f"{name}: {' '.join(str(lost).split())}"
-            log.warning("%s is left out: work keeps failing on it; the last: %s", name, lost)
+            log.warning(
+                "%s is no longer used, since work keeps failing on it; the last error: %s", name, lost
+            )
         return self._gpus.is_left_out(place) or (can_be_tried and self._gpus.in_doubt(place))
 
     def _bury(self, slot: Slot, lost: WorkerLost) -> Iterator[ShardFailure]:
@@ -336,7 +338,7 @@ class Dispatcher:
             self._suspects.append(slot.suspect)
         if proof and counts:
             self._deaths += 1
-            done = "died over their images, and none came through in between"
+            done = "died on their images, and none finished in between"
             self._trip(self._deaths, self._deaths_allowed, done, lost)
 
     def _trip(self, count: int, limit: int, what: str, last: WorkerLost) -> None:

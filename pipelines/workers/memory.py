@@ -146,7 +146,9 @@ def _compare(needed: Mapping[str, int], who: str, has: int, free: int) -> None:
     if has < total:
         raise UsageError(f"{expected}, there is {_gib(has)} GiB for each; {remedy}")
     if free < total:
-        raise MemoryError(f"{expected}, {_gib(free)} GiB is free now; end what takes the rest, or {remedy}")
+        raise MemoryError(
+            f"{expected}, {_gib(free)} GiB is free now; stop the processes that use the rest, or {remedy}"
+        )
 
 
 def _gib(size: int) -> str:

@@ -35,9 +35,7 @@ class Metric:
     boundaries: tuple[float, ...] = ()
 
 
-BUSY = Metric(
-    "maskmill_busy_seconds_total", "counter", "Seconds during which a worker's network was at work."
-)
+BUSY = Metric("maskmill_busy_seconds_total", "counter", "Seconds during which a worker's network was busy.")
 METRICS = (
     Metric("maskmill_images_total", "counter", "Images of the shards that ended, by status.", ("status",)),
     Metric("maskmill_masks_total", "counter", "Masks of the shards that ended."),
@@ -48,10 +46,12 @@ METRICS = (
     Metric(
         "maskmill_commit_seconds",
         "histogram",
-        "Seconds to write and commit a shard, with what was tried again.",
+        "Seconds to write and commit a shard, retries included.",
         boundaries=(0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0),
     ),
-    Metric("maskmill_storage_retries_total", "counter", "Times storage was tried again.", ("operation",)),
+    Metric(
+        "maskmill_storage_retries_total", "counter", "Storage operations that were retried.", ("operation",)
+    ),
     Metric("maskmill_worker_deaths_total", "counter", "Workers that died, hung or were lost.", ("phase",)),
     Metric("maskmill_shards_queued", "gauge", "Shards not handed out yet."),
     Metric("maskmill_shards_in_hand", "gauge", "Shards that workers have in hand."),

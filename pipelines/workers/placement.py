@@ -67,7 +67,7 @@ def place(config: RunConfig, nodes: Sequence[Node], *, grows: bool = True) -> Pl
     if grows and not (config.workers and asked) and not how_many_fit(nodes, asked or 1, share):
         raise UsageError(
             "expected --workers and --cpus-per-worker (workers, threads_per_worker): no node has room for a "
-            f"worker{' with a GPU' if share else ''} yet, and nothing tells how many will come, and how large"
+            f"worker{' with a GPU' if share else ''} yet, so their number and size cannot be derived"
         )
     workers = config.workers or _as_many_as_fit(config, nodes, share)
     here = min(workers, how_many_fit(nodes, 1, share))  # the others come with nodes of their own
@@ -76,7 +76,7 @@ def place(config: RunConfig, nodes: Sequence[Node], *, grows: bool = True) -> Pl
     threads = asked or next(fitting, 1)
     if not grows and not how_many_fit(nodes, threads, share):
         gpus = f" and {counted(share, 'GPU')}" if share else ""
-        raise UsageError(f"expected a node with {counted(threads, 'CPU')}{gpus} for a worker, there is none")
+        raise UsageError(f"expected a node with {counted(threads, 'CPU')}{gpus} for a worker, found none")
     on_one = max((how_many_fit([node], threads, share) for node in nodes), default=1)
     return Placement(workers, threads, share, max(1, min(workers, on_one)))
 
@@ -141,7 +141,7 @@ def check_sees_its_gpus(host: str, given: Sequence[str], visible: str | None) ->
         raise UsageError(
             f"{host}: a worker was given {'GPU ' + ','.join(given) if given else 'no GPU'}, and sees "
             f"{'all there are' if visible is None else visible or 'none'} (CUDA_VISIBLE_DEVICES): let "
-            "nothing but Ray set it there; RAY_EXPERIMENTAL_NOSET_CUDA_VISIBLE_DEVICES keeps Ray from it"
+            "only Ray set it there; RAY_EXPERIMENTAL_NOSET_CUDA_VISIBLE_DEVICES keeps Ray from doing so"
         )
 
 

@@ -76,7 +76,7 @@ def check_same_images(out: Path, shards: Iterable[int], moved: Moved, *, is_said
             if hashlib.sha256(data).hexdigest() != row["image_sha256"]:
                 raise CorpusError(
                     f"{out}: the inputs are not those of the plan: {row['key']} lies at {redacted(uri)} now, "
-                    "and is another image than its row was made from: make a corpus of their own of them"
+                    "and is not the image that its row was made from: make a separate corpus of these inputs"
                 )
             held += 1
             break

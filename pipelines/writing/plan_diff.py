@@ -42,7 +42,7 @@ def new_inputs(
         if again.num_rows:
             key, uri = again["key"][0].as_py(), again["uri"][0].as_py()
             raise CorpusError(
-                f"{out}: {uri} is planned under another key than {key!r}; give the new inputs alone"
+                f"{out}: {uri} is already planned under another key than {key!r}; give only the new inputs"
             )
     found = [
         *([] if moved is not None else _examples("now lies elsewhere", elsewhere)),
@@ -52,7 +52,7 @@ def new_inputs(
     if found or moved is None:
         cure = ""
         if moved is not None and len(gone) and new.num_rows and plain(new["uri"][0].as_py())[1]:
-            cure = "if an archive was moved, whose address names its images, link it to where it was, "
+            cure = "if an archive was moved, link it to where it was (its path is in its images' addresses), "
         elif moved is not None and new.num_rows and not extend:
             cure = "add the new inputs with --extend, "
         raise CorpusError(

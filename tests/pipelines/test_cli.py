@@ -257,7 +257,7 @@ def test_a_model_is_named_by_its_size_or_by_its_checkpoint(capsys, tmp_path, mon
     monkeypatch.setenv("MASKMILL_CACHE", str(tmp_path))
     assert main(["generate", "photos", "-o", "c", "--model", "mobile_sam"]) == 2
     assert capsys.readouterr().err == (
-        "maskmill: --model mobile_sam: its weights are not here yet: maskmill models get mobile_sam\n"
+        "maskmill: --model mobile_sam: its weights are not downloaded yet: maskmill models get mobile_sam\n"
     )
     (tmp_path / "sam-vit-base.safetensors").touch()
     (tmp_path / "sam_vit_b_01ec64.pth").touch()

@@ -92,7 +92,7 @@ def test_a_folder_that_was_removed_is_one_line(tmp_path):
         f"mkdir {tmp_path}/gone; cd {tmp_path}/gone; rmdir {tmp_path}/gone; maskmill report c --out p.html"
     )
     assert code == 2
-    assert said.endswith("change to one that is there\n")
+    assert said.endswith("change to one that exists\n")
     assert said.count("\n") == 1
 
 

@@ -62,7 +62,7 @@ class Suspect:
             return None
         self.rounds += 1
         if self.rounds > ROUNDS:
-            return f"it ended its worker {self.rounds} times, and no single image of it does"
+            return f"it killed its worker {self.rounds} times, but no single image of it does"
         # By id, which is a hash: neighbours are often bad together, and many bad ones in a row look like
         # workers that die over whatever they get.
         images = (image for image in self.task.images if image.image_id not in self.task.deadly)

@@ -108,8 +108,8 @@ def _placement(config: RunConfig, *, grows: bool) -> Placement:
     room = how_many_fit(nodes, placement.threads, placement.gpus)
     if not grows and placement.gpus and placement.workers > room:
         raise UsageError(
-            f"expected workers for the {sum(node.gpus for node in nodes):g} GPU(s) that are here, "
-            f"got {placement.workers * placement.gpus:g} GPU(s) asked for"
+            f"expected workers for the {sum(node.gpus for node in nodes):g} GPU(s) of the cluster, "
+            f"got {placement.workers * placement.gpus:g} GPU(s) requested"
         )
     if not room:
         log.warning(

@@ -342,10 +342,13 @@ def test_nano_is_never_a_tiny_vit(tmp_path: Path) -> None:
     ("config", "message"),
     [
         ("{", "Expecting property name"),
-        ("[]", "makes no model"),
+        ("[]", "has an invalid `config` in its metadata"),
         ('{"depth": 2, "heads": 3}', "unknown keys heads"),
         ('{"img_size": 65}', "65 is not a multiple of patch_size 16"),
-        ('{"img_size": "64"}', "makes no model: img_size '64' is not a positive whole number"),
+        (
+            '{"img_size": "64"}',
+            "has an invalid `config` in its metadata: img_size '64' is not a positive whole number",
+        ),
         ('{"img_size": 512.0}', "img_size 512.0 is not a positive whole number"),
         ('{"patch_size": 0}', "patch_size 0 is not a positive whole number"),
         ('{"num_heads": 0}', "num_heads 0 is not a positive whole number"),
@@ -384,8 +387,8 @@ def test_a_weight_that_half_precision_cannot_hold_is_not_written(tmp_path: Path)
 @pytest.mark.parametrize(
     ("said", "message"),
     [
-        ("no json", "has `thresholds` in its metadata that are none: Expecting value"),
-        ("[0.5, 0.5]", "that are none"),
+        ("no json", "has invalid `thresholds` in its metadata: Expecting value"),
+        ("[0.5, 0.5]", "has invalid `thresholds`"),
         ('{"pred_iou_thresh": 1.5}', "pred_iou_thresh 1.5 is not a number from 0 to 1"),
         ('{"pred_iou_thresh": true}', "pred_iou_thresh True is not a number"),
         ('{"other": 0.5}', "unexpected keyword argument 'other'"),

@@ -38,7 +38,7 @@ def test_files_that_cannot_be_read_or_written_cost_a_compilation(kept, caplog):
     with caplog.at_level(logging.WARNING):
         assert jit.compiled(double)(2) == 4
         assert jit.compiled(double)(3) == 6
-    assert [record.message[:34] for record in caplog.records] == ["compiled loops cannot be kept, so "]
+    assert [record.message[:36] for record in caplog.records] == ["compiled loops cannot be cached, so "]
 
 
 def test_files_that_were_cut_off_cost_a_compilation(kept):

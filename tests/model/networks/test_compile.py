@@ -75,7 +75,7 @@ def test_why_nothing_was_compiled_is_told_once_and_no_setting_is_changed(caplog)
     for _ in range(2):
         sam.encode(images(64))
     (line,) = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
-    assert line.startswith("torch.compile failed, the image encoder runs as it is: ")
+    assert line.startswith("torch.compile failed, the image encoder runs uncompiled: ")
     assert "no compiler here" in line
     assert "\n" not in line
     assert not torch._dynamo.config.suppress_errors

@@ -88,7 +88,7 @@ def test_wrong_use_ends_with_2_and_one_line(arguments, expected, capsys, monkeyp
 def test_an_image_that_is_refused_is_not_timed(photographs, capsys):
     (photographs / "1.png").write_bytes(b"\x89PNG\r\n\x1a\n")
     assert main(["bench", "--images", str(photographs), *QUICK]) == 2
-    assert "cannot be timed, refused: 1.png" in capsys.readouterr().err
+    assert "cannot be timed, rejected: 1.png" in capsys.readouterr().err
 
 
 def test_without_the_released_package_it_says_what_to_install(capsys, monkeypatch):

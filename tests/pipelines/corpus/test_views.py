@@ -171,7 +171,7 @@ RUN = {"pred_iou_thresh": 0.88, "stability_score_thresh": 0.95, "crop_n_layers":
     [
         (View(min_area=9, mask_nms=0.9, predicted_iou=0.88, stability_score=0.95), {"crop_n_layers": 1}, []),
         (View(predicted_iou=0.9), {}, []),
-        (View(predicted_iou=0.5), {}, ["the run's was 0.88: no mask between the two is there"]),
+        (View(predicted_iou=0.5), {}, ["the run's was 0.88: masks between the two are missing"]),
         (View(predicted_iou=0.9), {"crop_n_layers": 1}, ["the run had crops"]),
         (View(predicted_iou=0.9), {"min_mask_region_area": 100}, ["the run cleaned masks up"]),
         (View(stability_score=0.97), {}, ["kept the one of higher predicted IoU, however stable"]),

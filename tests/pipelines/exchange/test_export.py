@@ -112,7 +112,7 @@ def test_a_folder_of_another_export(corpus, imported, tmp_path, capsys):
         (imported, "coco", ()),
     ):
         assert run(other, tmp_path / "out", form, *more) == 2
-        assert "an export of other" in capsys.readouterr().err
+        assert "an export with different" in capsys.readouterr().err
     assert files_of(tmp_path) == before
 
 
@@ -127,7 +127,7 @@ def test_an_unfinished_corpus(tmp_path, capsys, form):
     assert "written, 1 image, 1 mask" in capsys.readouterr().out
     fill_shard(opened, 0)
     assert run(opened.out, tmp_path / "out", form, "--unfinished") == 2
-    assert "an export of other shards" in capsys.readouterr().err
+    assert "an export with different shards" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("form", ["sa1b", "coco"])

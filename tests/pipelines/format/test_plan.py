@@ -348,7 +348,9 @@ def test_extending_a_folder_that_is_new_or_by_nothing(tmp_path):
 
 def test_extending_by_what_is_planned_under_another_key(tmp_path):
     opened(tmp_path, items("a.jpg"))
-    with pytest.raises(CorpusError, match=r"/photos/a.jpg is planned under another key than 'photos/a.jpg'"):
+    with pytest.raises(
+        CorpusError, match=r"/photos/a.jpg is already planned under another key than 'photos/a.jpg'"
+    ):
         opened(tmp_path, inputs_of([("photos/a.jpg", "/photos/a.jpg")]), "extend")
 
 

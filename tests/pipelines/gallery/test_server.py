@@ -150,4 +150,4 @@ def test_ctrl_c_ends_the_command_and_is_no_failure(corpus):
     finally:
         process.kill()
     assert (process.returncode, out, err) == (0, "ended\n", "")
-    assert hint == "Ctrl-C ends it."
+    assert hint == "Press Ctrl-C to stop."

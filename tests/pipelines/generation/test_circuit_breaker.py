@@ -80,7 +80,7 @@ def test_shards_that_cannot_be_written_stop_a_run_by_and_by(failures, workers, s
     if not stops:
         check_unwritten(failures, workers, BreakerConfig())
         return
-    with pytest.raises(IncompleteRun, match=r"for the last \d shards; shard 7: the disk is full: mend it"):
+    with pytest.raises(IncompleteRun, match=r"for the last \d shards; shard 7: the disk is full: fix this"):
         check_unwritten(failures, workers, BreakerConfig())
 
 

@@ -76,7 +76,7 @@ def test_a_log_that_cannot_be_written_ends_and_the_run_goes_on(caplog):
     with events.of_a_run():
         events.started(["photo.jpg"])
         events.worker_ready(WorkerPlace("", "host", 1))
-    assert caplog.messages == ["the log of events cannot be written, it ends here: No space left on device"]
+    assert caplog.messages == ["the log of events cannot be written and ends here: No space left on device"]
 
 
 @pytest.mark.parametrize(

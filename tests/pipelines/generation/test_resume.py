@@ -92,7 +92,7 @@ def test_values_that_decide_rows_are_not_changed(stopped, change, expected, caps
 
 
 def test_ray_for_a_run_without_it(stopped, capsys):
-    assert "give --workers N beside --ray" in refused([stopped, "--ray", "auto"], capsys)
+    assert "give --workers N with --ray" in refused([stopped, "--ray", "auto"], capsys)
 
 
 def test_weights_that_are_gone_or_other_ones_are_named_again(made, stopped, tiny_weights, tmp_path, capsys):

@@ -47,9 +47,9 @@ def tar_of(path: Path, members, **options) -> Path:
 @pytest.mark.parametrize(
     ("damage", "says"),
     [
-        (lambda _: b"", "no whole, uncompressed tar file: empty file"),
-        (lambda _: b"not a tar file" * 100, "no whole, uncompressed tar file"),
-        (lambda data: data[:700], "no whole, uncompressed tar file: unexpected end of data"),
+        (lambda _: b"", "expected a whole, uncompressed tar file: empty file"),
+        (lambda _: b"not a tar file" * 100, "expected a whole, uncompressed tar file"),
+        (lambda data: data[:700], "expected a whole, uncompressed tar file: unexpected end of data"),
         (lambda data: data[:1024], "cut short at byte 1024"),  # after a member, where a header should be
         (lambda data: data[:1300], "cut short at byte 1024|truncated"),  # within the second header
         (lambda data: data[:1024] + b"x" * 512 + data[1536:], "damaged at byte 1024"),
@@ -97,9 +97,9 @@ def long_name(claimed: int) -> bytes:
     [
         (pax(GNU_sparse_size="abc", GNU_sparse_map="0,1"), "uncompressed tar file: invalid literal"),
         (pax(GNU_sparse_map="abc"), "uncompressed tar file: invalid literal"),
-        (pax(size="9" * 30), "no whole, uncompressed tar file"),
+        (pax(size="9" * 30), "expected a whole, uncompressed tar file"),
         (tarfile.TarInfo("b.jpg").tobuf() + pax(size="-1536"), "a member claims -1536 bytes"),
-        (long_name(0) * 3000, "no whole, uncompressed tar file: maximum recursion depth"),
+        (long_name(0) * 3000, "expected a whole, uncompressed tar file: maximum recursion depth"),
         (long_name(1 << 32), "a header claims 4294967296 bytes"),
     ],
 )
@@ -253,7 +253,7 @@ def test_a_table_without_a_clear_column(tmp_path, columns, column, says):
 @pytest.mark.parametrize("content", [b"", b"PAR1", b"no parquet at all" * 10])
 def test_a_table_that_cannot_be_read(tmp_path, content):
     (tmp_path / "t.parquet").write_bytes(content)
-    with pytest.raises(UsageError, match=r"t\.parquet: no Parquet file that can be read"):
+    with pytest.raises(UsageError, match=r"t\.parquet: cannot be read as Parquet"):
         listed(tmp_path / "t.parquet")
 
 

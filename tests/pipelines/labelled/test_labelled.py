@@ -137,11 +137,11 @@ def test_json_of_something_else_is_named(tmp_path, content, expected):
 def test_a_photograph_that_is_not_there_or_of_another_size_is_named(tmp_path):
     path = coco(tmp_path, [GOOD])
     Image.new("RGB", (WIDTH, HEIGHT + 2)).save(tmp_path / "photos" / "one.png")
-    with pytest.raises(ConfigError, match=r"coco/7: the photograph is of 22×30 pixels .* for 20×30"):
+    with pytest.raises(ConfigError, match=r"coco/7: the image has 22×30 pixels .* for 20×30"):
         read_labelled(path)[0].pixels()
     (tmp_path / "photos" / "one.png").unlink()
     with pytest.raises(
-        ConfigError, match=r"image 7: no file .*one\.png; photographs is to name their folder"
+        ConfigError, match=r"image 7: no file .*one\.png; set photographs to the folder of the images"
     ):
         read_labelled(path)
     with pytest.raises(ConfigError, match="only for a COCO JSON"):

@@ -35,9 +35,7 @@ def test_a_folder_of_nothing_and_photographs_that_cannot_be_read(tmp_path):
         pretrain(configuration(tmp_path / "empty", tmp_path / "out"))
     (tmp_path / "bad").mkdir()
     (tmp_path / "bad" / "a.png").write_bytes(b"no photograph")
-    with pytest.raises(
-        ConfigError, match=r"20 photographs in a row cannot be read, the last of them .*a\.png"
-    ):
+    with pytest.raises(ConfigError, match=r"20 images in a row cannot be read, the last of them .*a\.png"):
         pretrain(configuration(tmp_path / "bad", tmp_path / "out"))
     assert main(["pretrain"]) == 2
 

@@ -293,7 +293,7 @@ def test_the_seal_covers_totals_and_files(corpus):
     content = json.loads(path.read_bytes())
     content["totals"]["masks"] += 1
     path.write_bytes(as_bytes(content))
-    assert any("its sha256 is not its own" in problem for problem in verify(corpus).problems)
+    assert any("its sha256 is not that of its contents" in problem for problem in verify(corpus).problems)
     path.write_bytes(as_bytes(sealed(content)))
     assert any("the totals are" in problem for problem in verify(corpus).problems)
     content["files"].pop(0)
@@ -368,7 +368,7 @@ def test_names_that_no_corpus_has_are_told_and_not_opened(corpus, name):
     content["files"].append({"path": name, "bytes": 4, "sha256": "0" * 64})
     path.write_bytes(as_bytes(sealed(content)))
     (problem,) = verify(corpus).problems
-    assert problem.startswith("corpus.json: lists what is no file of a corpus: {'path': ")
+    assert problem.startswith("corpus.json: lists something that is not a file of a corpus: {'path': ")
     assert problem.isprintable()
 
 

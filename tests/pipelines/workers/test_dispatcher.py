@@ -91,14 +91,14 @@ def dispatch(actors, tasks, tmp_path, goes_on=lambda _progress: True, workers=1,
 def test_workers_that_die_over_whatever_they_get_end_the_run(tmp_path):
     tasks = tasks_of(2, 64)
     actors = Actors(image.image_id for task in tasks for image in task.images)
-    with pytest.raises(IncompleteRun, match="10 workers in a row died over their images, and none came"):
+    with pytest.raises(IncompleteRun, match="10 workers in a row died on their images, and none finished"):
         dispatch(actors, tasks, tmp_path)
 
 
 def test_small_shards_all_of_whose_images_were_refused_unread_are_no_progress(tmp_path):
     tasks = tasks_of(9, 2)
     actors = Actors(image.image_id for task in tasks for image in task.images)
-    with pytest.raises(IncompleteRun, match="10 workers in a row died over their images"):
+    with pytest.raises(IncompleteRun, match="10 workers in a row died on their images"):
         dispatch(actors, tasks, tmp_path)
 
 
@@ -134,7 +134,7 @@ def test_workers_that_die_over_whatever_they_get_from_some_moment_on_end_the_run
             actors.deadly = frozenset(image.image_id for task in tasks for image in task.images)
         return True
 
-    with pytest.raises(IncompleteRun, match="10 workers in a row died over their images"):
+    with pytest.raises(IncompleteRun, match="10 workers in a row died on their images"):
         dispatch(actors, tasks, tmp_path, break_down)
     alone = Counter(task.images[0].image_id for task in actors.given if task.probe)
     assert sum(tries == 3 for tries in alone.values()) < 10, "hardly any image pays for it"

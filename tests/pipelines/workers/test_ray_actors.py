@@ -419,9 +419,7 @@ def test_workers_that_die_at_once_again_and_again_end_the_run(job, photos, tiny_
             os._exit(11)
 
     config = load_config(None, [*tiny_settings, "breaker.worker_deaths=2"])
-    with pytest.raises(
-        IncompleteRun, match="2 workers in a row died over their images, and none came through"
-    ):
+    with pytest.raises(IncompleteRun, match="2 workers in a row died on their images, and none finished"):
         dispatch(replace(job, config=config), tasks_of(photos, 2), Doomed, workers=1)
     assert committed_shards(job.out) == set()
 

@@ -63,7 +63,7 @@ def test_an_archive_that_moved_has_other_keys_until_it_is_linked(tmp_path):
         tar.add(tmp_path / "photos", "photos")
     planned = open_run(tmp_path / "corpus", list_inputs([tmp_path / "a.tar"], [".png"]), make_record(), 3)
     (tmp_path / "a.tar").rename(tmp_path / "b.tar")
-    with pytest.raises(CorpusError, match="if an archive was moved, whose address names its images, link it"):
+    with pytest.raises(CorpusError, match="if an archive was moved, link it to where it was"):
         open_run(tmp_path / "corpus", list_inputs([tmp_path / "b.tar"], [".png"]), make_record(), 3)
     (tmp_path / "a.tar").symlink_to(tmp_path / "b.tar")
     again = open_run(tmp_path / "corpus", list_inputs([tmp_path / "a.tar"], [".png"]), make_record(), 3)
