@@ -93,7 +93,7 @@ function tellShown() {
     all += entry.scores.length / 3;
     shown += shownOf(entry);
   }
-  const whole = photographs === index.photographs ? "" : ` in ${count(photographs, "photograph")}`;
+  const whole = photographs === index.photographs ? "" : ` in ${count(photographs, "image")}`;
   byId("shown").textContent = `${shown.toLocaleString("en")} of ${count(all, "mask")}${whole}`;
 }
 
@@ -234,10 +234,10 @@ async function view(number) {
   const folder = entry.key.lastIndexOf("/") + 1;
   byId("photograph-name").replaceChildren(element("bdi", {}, element("span", {}, entry.key.slice(0, folder)), entry.key.slice(folder)));
   stage.style.setProperty("--ratio", entry.width / entry.height);
-  stage.setAttribute("aria-label", `Photograph ${entry.key}; up and down arrow keys go from mask to mask`);
+  stage.setAttribute("aria-label", `Image ${entry.key}; up and down arrow keys go from mask to mask`);
   gone.hidden = true;
   image.hidden = false;
-  image.alt = `photograph ${entry.key}`;
+  image.alt = `image ${entry.key}`;
   image.src = `${FILES}/photo-${padded(number)}.jpg`;
   byId("previous").disabled = number === 0;
   byId("next").disabled = number === index.photographs - 1;
@@ -251,7 +251,7 @@ async function view(number) {
   if (loaded.problem) {
     image.hidden = true;
     gone.hidden = false;
-    gone.textContent = `The photograph cannot be shown: ${loaded.problem}.`;
+    gone.textContent = `The image cannot be shown: ${loaded.problem}.`;
   }
   for (const canvas of [all, spotlight]) Object.assign(canvas, { width: loaded.width, height: loaded.height });
   showMasks();
@@ -260,7 +260,7 @@ async function view(number) {
 function tellPhotograph() {
   const { entry, number } = viewed, total = entry.scores.length / 3, shown = shownOf(entry);
   const masks = total ? `${shown === total ? "" : `${shown} of `}${count(total, "mask")}` : "no mask";
-  byId("facts").textContent = `${(number + 1).toLocaleString("en")} of ${count(index.photographs, "photograph")} · `
+  byId("facts").textContent = `${(number + 1).toLocaleString("en")} of ${count(index.photographs, "image")} · `
     + `${entry.width} × ${entry.height} · ${masks} from ${count(entry.candidates, "candidate")} · image_id ${entry.id}`;
 }
 

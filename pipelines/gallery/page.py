@@ -208,7 +208,7 @@ def _notes(corpus: Corpus, files: GalleryFiles) -> str:
         notes.append(
             "This corpus is still being made: the page shows what was committed when it was written."
         )
-    words: dict[Kind, str] = {"photographs": "photographs", "rejected": "rejected inputs"}
+    words: dict[Kind, str] = {"photographs": "images", "rejected": "rejected inputs"}
     for kind, what in words.items():
         if files.count(kind) < files.total(kind):
             notes.append(f"The first {files.count(kind):,} {what} are shown.")

@@ -318,7 +318,7 @@ def test_a_page_has_a_limit_and_counts_all(tmp_path):
     page = write_gallery(corpus, tmp_path / "page.html", photographs=2)
     assert len(side_file(page, "photographs-000000.js")) == 2
     assert "images 7" in Page(page).text
-    assert "The first 2 photographs are shown." in Page(page).text
+    assert "The first 2 images are shown." in Page(page).text
 
 
 def test_colours_are_stable_and_apart():
