@@ -48,7 +48,7 @@ def images_inside(
         images = sum(piece.num_rows for piece in pieces)
         note(
             f"{counted(len(archives), 'archive')}: headers read in {time.monotonic() - started:.1f} s "
-            f"({known} known from before), {counted(images, 'image')}, "
+            f"({known} cached), {counted(images, 'image')}, "
             f"{counted(passed_over, 'link')} passed over"
         )
     return pieces

@@ -52,7 +52,7 @@ MASKS_PER_IMAGE = (0, 1, 11, 51, 101, 201)
 def check_can_draw() -> None:
     """Raise UsageError if Matplotlib is not installed; to be called before a corpus is counted."""
     if importlib.util.find_spec("matplotlib") is None:
-        raise UsageError(f"a page with pictures needs Matplotlib: {pip_install('report')}")
+        raise UsageError(f"a page with figures needs Matplotlib: {pip_install('report')}")
 
 
 Draw = Callable[["Axes", Sequence[Statistics]], None]
@@ -75,13 +75,13 @@ def figures_of(both: Sequence[Statistics]) -> list[tuple[str, str, Draw]]:
         ),
         ("Predicted IoU", "share of masks", _histogram("predicted_iou", 60)),
         ("Stability", "share of masks", _histogram("stability", 50)),
-        ("Sizes of images", "width and height in pixels, logarithmic; larger is more", _sizes),
+        ("Sizes of images", "width and height in pixels, logarithmic; larger dots are more images", _sizes),
     ]
     figures = [figure for figure in figures if figure[0] != "Concavity" or found.concavity.total]
     for place, one in enumerate(both):
-        title = "Middles of masks" + (f" · {one.name}" if len(both) > 1 else "")
+        title = "Centres of masks" + (f" · {one.name}" if len(both) > 1 else "")
         figures.append(
-            (title, "of their boxes, every image as a square; the warmer, the more", _centres(place))
+            (title, "centres of their boxes, each image as a square; warmer is more", _centres(place))
         )
     if any(one.drops.total() for one in both):
         figures.append(
@@ -90,7 +90,7 @@ def figures_of(both: Sequence[Statistics]) -> list[tuple[str, str, Draw]]:
     if any(one.rejects.total() for one in both):
         figures.append(("Rejected inputs", "by class", _bars("rejects")))
     if len(found.commits) > 1:
-        figures.append(("Throughput", "images a second, by when shards were written", _throughput))
+        figures.append(("Throughput", "images per second, by when shards were written", _throughput))
     if any(one.seconds.total() for one in both):
         figures.append(("Workers' time", "seconds by stage", _bars("seconds")))
     return figures

@@ -130,7 +130,7 @@ def _check(
     parts = processes.count * config.accumulate
     if odd := [stage.images for stage in config.stages if stage.images % parts]:
         raise ConfigError(
-            f"stages: {odd[0]} images a step do not divide among {processes.count} processes"
+            f"stages: {odd[0]} images per step cannot be divided among {processes.count} processes"
             f" of {config.accumulate} parts each (accumulate)"
         )
     sources = sorted({image.source for image in images})

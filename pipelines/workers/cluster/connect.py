@@ -74,7 +74,7 @@ def join(address: str, named: str = "--ray") -> None:
     try:
         if host:
             socket.create_connection((host, int(port)), CONNECT_SECONDS).close()
-            hint = "; something answers there: are RAY_AUTH_MODE, the token and Ray's version the cluster's?"
+            hint = "; something answers there: check that RAY_AUTH_MODE, token and Ray version match"
         with signals_kept():
             ray.init(address=address, job_config=_OwnPath(), log_to_driver=False, logging_level=logging.ERROR)
     except (OSError, ValueError, RuntimeError, RayError) as error:

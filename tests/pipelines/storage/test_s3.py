@@ -419,7 +419,7 @@ def test_archives_in_a_bucket_are_read_by_range(s3, server, photos, tmp_path, mo
     assert [one.partition(" ")[0] for one in asked] == ["GET"]
     notes: list[str] = []
     list_inputs(["s3://photos/archives #1/a.tar"], ENDINGS, note=notes.append)
-    assert "(1 known from before)" in notes[0]
+    assert "(1 cached)" in notes[0]
 
 
 def every(step, fault, match=""):

@@ -352,7 +352,7 @@ def test_images_that_do_not_divide_among_the_processes_are_refused(shapes, tiny_
     stages = (STAGES[0].model_copy(update={"images": 3}),)
     odd = configuration(shapes, tiny_weights, tmp_path / "out", stages=stages)
     (tmp_path / "odd.yaml").write_text(to_yaml(odd))
-    with pytest.raises(AssertionError, match="3 images a step do not divide among 2 processes"):
+    with pytest.raises(AssertionError, match="3 images per step cannot be divided among 2 processes"):
         two_processes(["train", "--config", str(tmp_path / "odd.yaml")], tmp_path / "log")
     assert not (tmp_path / "out").exists()
 
