@@ -143,7 +143,7 @@ def test_images_that_moved_are_read_where_they_are_now(was, now, tmp_path, kind)
     for dataset in (CorpusStream, CorpusImages):
         samples = [sample["image"] for sample in dataset(corpus, status=None, images=True, moved=moved)]
         assert same([image.permute(1, 2, 0).numpy() for image in samples], images)
-        with pytest.raises(ValueError, match="a Corpus is given its own"):
+        with pytest.raises(ValueError, match="give it to the Corpus itself"):
             dataset(Corpus(corpus), moved=moved)
     with_masks = [Corpus(corpus, moved).image(row) for row in Corpus(corpus).rows("ok")]
     assert same([one.pixels() for one in read_labelled(corpus, moved=moved)], with_masks)

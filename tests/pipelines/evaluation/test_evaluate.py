@@ -127,7 +127,7 @@ def test_a_plot_that_cannot_be_written_is_refused_before_the_scoring(
     monkeypatch.setattr("maskmill.pipelines.evaluation.scoring.evaluate", None)
     command = ["evaluate", "--data", str(shapes), "--checkpoint", str(tiny_weights)]
     assert main([*command, "--plot", "/nowhere/plot.png"]) == 2
-    assert "--plot /nowhere/plot.png: /nowhere is no folder that can be" in capsys.readouterr().err
+    assert "--plot /nowhere/plot.png: /nowhere is not a folder that can be" in capsys.readouterr().err
 
 
 def test_a_correction_goes_to_the_middle_of_what_is_most_wrong():

@@ -328,7 +328,7 @@ def test_a_number_that_needs_64_bits_is_rounded_and_counted(tmp_path, capfd):
     content["annotations"][0]["predicted_iou"] = 0.9
     (folder / "sa_1.json").write_text(json.dumps(content))
     import_sa1b([str(folder)], tmp_path / "out")
-    assert "1 numbers are no 32-bit floats" in capfd.readouterr().err
+    assert "1 numbers were not 32-bit floats" in capfd.readouterr().err
     (row,) = Corpus(tmp_path / "out")
     assert row["annotations"][0]["predicted_iou"] == np.float32(0.9)
 

@@ -67,7 +67,7 @@ def test_a_compressed_tar_file_says_what_to_do(tmp_path):
     tar_of(tmp_path / "a.tar", [("a.jpg", b"one")])
     subprocess.run(["gzip", "a.tar"], cwd=tmp_path, check=True)
     (tmp_path / "a.tar.gz").rename(tmp_path / "a.tar")
-    with pytest.raises(UsageError, match="a compressed one has to be unpacked first"):
+    with pytest.raises(UsageError, match="unpack a compressed one first"):
         listed(tmp_path / "a.tar")
 
 
@@ -240,7 +240,7 @@ STRUCT = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
     ("columns", "column", "says"),
     [
         ({"label": ["a"]}, None, "expected one column of images.*got none out of label"),
-        ({"a": [b"1"], "b": [b"2"]}, None, "got a, b out of a, b; name it: input.image_column"),
+        ({"a": [b"1"], "b": [b"2"]}, None, "got a, b out of a, b; set input.image_column to one"),
         ({"image": ["a path"]}, None, "got none out of image"),
         ({"a": [b"1"]}, "b", r"expected a column 'b' of bytes \(input.image_column\), got a"),
     ],

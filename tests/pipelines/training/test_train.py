@@ -501,8 +501,8 @@ def test_only_training_goes_without_the_largest_masks(shapes, tmp_path, monkeypa
     assert [image.name for image in seen["batches"]] == [image.name for image in given[1:]]
     assert all(len(image.rles) == 2 for image in seen["batches"])
     assert all(whole in image.rles for image in seen["evaluate"])
-    assert f"{len(given)} masks left out" in caplog.text
-    assert "and 1 photographs" in caplog.text
+    assert f"left out {len(given)} masks" in caplog.text
+    assert "and 1 images" in caplog.text
 
 
 def test_a_share_of_squares_has_no_colour(shapes):

@@ -111,7 +111,7 @@ def test_memory_that_others_hold_leaves_the_run_incomplete(
     monkeypatch.setattr(memory, "memory_of_machine", lambda: (64 * GIB, GIB // 4))
     assert main(words(photos, tmp_path / "corpus", tiny_settings, "--workers", "0")) == 4
     assert "no shard was begun: " in (said := capsys.readouterr().err)
-    assert "0.25 GiB is free now; end what takes the rest" in said
+    assert "0.25 GiB is free now; stop the processes that use the rest" in said
 
 
 def test_neighbours_share_the_machine(monkeypatch):

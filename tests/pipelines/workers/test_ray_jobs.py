@@ -117,7 +117,7 @@ def test_who_does_not_know_the_token_is_told_so(collection, work, tmp_path):
             environment = {**head.environment, **mode}
             joined = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=SECONDS)
             assert joined.returncode == 2, joined.stderr
-            assert "something answers there: are RAY_AUTH_MODE, the token" in joined.stderr
+            assert "something answers there: check that RAY_AUTH_MODE, token" in joined.stderr
         done = submit(head, "known", work, collection, tmp_path / "corpus")
         assert done.returncode == 0, done.stdout + done.stderr
         assert main(["verify", str(tmp_path / "corpus")]) == 0

@@ -32,7 +32,7 @@ def test_other_images_of_the_same_names(tmp_path, mode):
     shutil.copytree(tmp_path / "a", tmp_path / "b")
     (tmp_path / "b" / "0.png").write_bytes((tmp_path / "a" / "6.png").read_bytes())
     before = content(tmp_path / "corpus")
-    with pytest.raises(CorpusError, match=r"0\.png lies at .*/b/0\.png now, and is another image"):
+    with pytest.raises(CorpusError, match=r"0\.png lies at .*/b/0\.png now, and is not the image"):
         open_corpus(tmp_path / "b", tmp_path / "corpus", mode)
     assert content(tmp_path / "corpus") == before
 
