@@ -54,7 +54,7 @@ def test_it_says_which_classes_how_often_one_image_of_each_and_what_to_do():
     done = tally(0, Missing=90, Corrupt=7, EmptyFile=6, TooLarge=5, Truncated=1)
     told = str(too_many_rejected(done, BreakerConfig()))
     assert "this run rejected 109 of 109 images: 90 Missing, such as Missing.png (why); 7" in told
-    assert "5 TooLarge, such as TooLarge.png (why); and 1 more classes. Mend" in told
+    assert "5 TooLarge, such as TooLarge.png (why); and 1 more classes. Fix" in told
     assert "--retry-rejects Missing" in told
     assert "--set breaker.rejected_share=1" in told
 

@@ -184,13 +184,13 @@ def test_headers_are_read_once(tmp_path):
     notes = []
     first = listed(path, note=notes.append)
     assert listed(path, note=notes.append) == first
-    assert ["(0 known" in notes[0], "(1 known" in notes[1]] == [True, True]
+    assert ["(0 cached)" in notes[0], "(1 cached)" in notes[1]] == [True, True]
     tar_of(path, [("a.jpg", b"one"), ("b.jpg", b"two")])  # another file now
     assert len(listed(path, note=notes.append)) == 2
     for kept in (tmp_path / "cache" / "tar").iterdir():
         kept.write_bytes(b"damaged")
     assert len(listed(path, note=notes.append)) == 2
-    assert "(0 known" in notes[3]
+    assert "(0 cached)" in notes[3]
 
 
 def test_a_cache_that_cannot_be_written_is_no_error(tmp_path):
