@@ -311,9 +311,7 @@ class Dispatcher:
         if self._gpus.failed(place, slot.placed, starting=starting, can_be_tried=can_be_tried):
             name = f"{place.host}, GPU {','.join(place.gpus)}"
             self._last_fault = f"{name}: {' '.join(str(lost).split())}"
-            log.warning(
-                "%s is no longer used, since work keeps failing on it; the last error: %s", name, lost
-            )
+            log.warning("%s is left out of the run: work keeps failing on it; the last error: %s", name, lost)
         return self._gpus.is_left_out(place) or (can_be_tried and self._gpus.in_doubt(place))
 
     def _bury(self, slot: Slot, lost: WorkerLost) -> Iterator[ShardFailure]:
