@@ -45,14 +45,15 @@ def exchanged(
     fixed_NDL: Tensor,
     values_BPMTD: Tensor,
     gram_BPRR: Tensor,
-    norms: tuple[Tensor, Tensor, Tensor],
+    norms: tuple[Tensor, Tensor, Tensor, Tensor],
     channels: int,
     eps: float,
 ) -> tuple[Tensor, Tensor]:
     """Share and weights after an exchange: see `Cells.exchanged`, whose names these are."""
     (batch, prompts, heads, tokens, width), cells = keys_BPNTD.shape, share_BPL.shape[-1]
     older, rows = weights_BPRL.shape[2], gram_BPRR.shape[-1]
-    each = (batch, prompts)
+    each, taken = (batch, prompts), values_BPMTD.shape[2]
+    of_masks = rows - taken * tokens
     new_share_QL = np.empty((batch * prompts, cells), np.float32)
     new_weights_QRL = np.empty((batch * prompts, rows, cells), np.float32)
     _exchange(
@@ -61,13 +62,14 @@ def exchanged(
         array_of(carried_BPNTR, *each, heads, tokens, older),
         array_of(share_BPL, *each, cells),
         array_of(weights_BPRL, *each, older, cells),
-        array_of(values_BPMTD, *each, rows // tokens, tokens, width),
+        array_of(values_BPMTD, *each, taken, tokens, width),
         array_of(gram_BPRR, *each, older + heads * tokens, rows),
         array_of(image_BNDL[:, None], batch, 1, heads, width, cells),
         array_of(fixed_NDL[None, None], 1, 1, heads, width, cells)[0],
         array_of(norms[0][:, None], batch, 1, cells),
         array_of(norms[1][:, None], batch, 1, cells),
-        array_of(norms[2][:, None], batch, 1, rows // tokens, width, cells),
+        array_of(norms[2][:, None], batch, 1, taken, width, cells),
+        array_of(norms[3][:, None, :of_masks], batch, 1, of_masks, cells),
         np.float32(1 / channels),
         np.float32(eps),
         new_share_QL,
@@ -153,12 +155,14 @@ def _exchange(
     square_BL: Floats,
     linear_BL: Floats,
     crossed_BMDL: Floats,
+    crossed_BXL: Floats,
     by_channels: np.float32,
     eps: np.float32,
     new_share_QL: Floats,
     new_weights_QRL: Floats,
 ) -> None:
     older, every, tokens = weights_QRL.shape[1], gram_QRR.shape[1], keys_QNTD.shape[2]
+    of_masks = crossed_BXL.shape[1]
     block_RL, met_RL = np.empty((every, BLOCK), np.float32), np.empty((every, BLOCK), np.float32)
     half_RR = np.zeros((every, every), np.float32)
     top_L, sum_L = np.empty(BLOCK, np.float32), np.empty(BLOCK, np.float32)
@@ -187,9 +191,11 @@ def _exchange(
             )
             softmax_of_tokens(new_SL, tokens, cells, top_L, sum_L, power_L)
 
-            for row in range(every):
+            for row in range(of_masks):
+                met_RL[row][:cells] = crossed_BXL[b][row][start : start + cells]
+            for row in range(of_masks, every):
                 met_RL[row][:cells] = 0
-            add_products(values_QMTD[q], crossed_BMDL[b], start, met_RL, cells)
+            add_products(values_QMTD[q], crossed_BMDL[b], start, met_RL[of_masks:], cells)
             multiply_rows(met_RL, every, share_L, start, cells)
             add_product(half_RR, block_RL, 0, met_RL, 0, cells, True)
             square_L, linear_L = square_BL[b][start : start + cells], linear_BL[b][start : start + cells]

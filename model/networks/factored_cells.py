@@ -19,10 +19,13 @@ the weights. The variance is a quadratic form in ρ and the weights. Whoever loo
 what is shared, which is projected once an image, and with R rows in place of C channels: in the published
 shapes 45,000 multiplications a cell for 100,000, and arrays of 56 or 112 numbers a cell for 256.
 
+A mask prompt is a mix of rows, too, seventeen in all sizes of the model, which are there before the first
+exchange. They are the same for all prompts, so what base' has in common with them is known once an image.
+
 It is linear algebra, exact up to rounding, and ordinary autograd goes through it. In fp32 on a CPU, without
 gradients, the loops over the cells are compiled (`model.kernels.cells`). Axis letters are those of
 `two_way_transformer`; S = N·T counts through heads and tokens, M through the heads of all exchanges so far, R
-= M·T through their tokens.
+through the rows: X of a mask prompt, if there is one, and M·T of the exchanges' tokens.
 """
 
 from __future__ import annotations
@@ -71,6 +74,7 @@ class Norm:
     square_BL: Tensor  # of base', and base' with what older rows have in common: counts ρ² times
     linear_BL: Tensor  # base' with what the new rows have in common: counts ρ times
     crossed_BMDL: Tensor  # base' seen through each exchange's output projection, twice
+    crossed_BXL: Tensor  # base' with a mask prompt's rows, twice
 
     def images(self, chosen: slice) -> Norm:
         """The same of some of the images."""
@@ -79,6 +83,7 @@ class Norm:
             square_BL=self.square_BL[chosen],
             linear_BL=self.linear_BL[chosen],
             crossed_BMDL=self.crossed_BMDL[chosen],
+            crossed_BXL=self.crossed_BXL[chosen],
         )
 
 
@@ -89,7 +94,7 @@ class Cells:
     share_BPL: Tensor  # ρ
     weights_BPRL: Tensor
     rows_BPRC: Tensor  # before γ
-    values_BPMTD: Tensor  # what the rows were made of
+    values_BPMTD: Tensor | None  # what the exchanges' rows were made of; None before the first
 
     @classmethod
     def untouched(cls, values_BPNTD: Tensor, cells: int, channels: int) -> Cells:
@@ -99,8 +104,15 @@ class Cells:
             values_BPNTD.new_ones(batch, prompts, cells),
             values_BPNTD.new_empty(batch, prompts, 0, cells),
             values_BPNTD.new_empty(batch, prompts, 0, channels),
-            values_BPNTD[:, :, :0],
+            None,
         )
+
+    @classmethod
+    def mixed(cls, weights_BPXL: Tensor, rows_XC: Tensor) -> Cells:
+        """The image's own with a mask prompt's rows mixed in."""
+        each = weights_BPXL.shape[:2]
+        ones_BPL = weights_BPXL.new_ones(*each, weights_BPXL.shape[-1])
+        return cls(ones_BPL, weights_BPXL, rows_XC.expand(*each, -1, -1), None)
 
     @classmethod
     def of_image(
@@ -125,7 +137,8 @@ class Cells:
 
     def chosen(self, choose: Callable[[Tensor], Tensor]) -> Cells:
         """Those that `choose` takes of what is B×P×…."""
-        return Cells(*map(choose, (self.share_BPL, self.weights_BPRL, self.rows_BPRC, self.values_BPMTD)))
+        values = None if self.values_BPMTD is None else choose(self.values_BPMTD)
+        return Cells(choose(self.share_BPL), choose(self.weights_BPRL), choose(self.rows_BPRC), values)
 
     def seen(self, x_BPNTD: Tensor, look: Look, gather: Gather) -> Tensor:
         """What tokens take from the cells that they attend to by x·(W cells), head by head: B×P×N×T×D."""
@@ -164,7 +177,9 @@ class Cells:
         """
         new_BPSC = per_head(values_BPNTD, out_NDC).flatten(2, 3) + norm.row_C
         rows_BPRC = centre(torch.cat([norm.gamma_C * self.rows_BPRC, new_BPSC], 2))
-        values_BPMTD = torch.cat([self.values_BPMTD, values_BPNTD], 2)
+        values_BPMTD = values_BPNTD
+        if self.values_BPMTD is not None:
+            values_BPMTD = torch.cat([self.values_BPMTD, values_BPNTD], 2)
         carried_BPNTR = keys_BPNTD @ self._rows_seen(look.weight_DC, keys_BPNTD.shape[2]).mT
         if compiled_cells.suits(keys_BPNTD, self.share_BPL, look.image_BNDL):
             share_BPL, weights_BPRL = compiled_cells.exchanged(
@@ -176,7 +191,7 @@ class Cells:
                 look.fixed_NDL,
                 values_BPMTD,
                 rows_BPRC @ rows_BPRC.mT,
-                (norm.square_BL, norm.linear_BL, norm.crossed_BMDL),
+                (norm.square_BL, norm.linear_BL, norm.crossed_BMDL, norm.crossed_BXL),
                 rows_BPRC.shape[-1],
                 eps,
             )
@@ -214,6 +229,9 @@ def _normalised(
     """
     channels, precise = rows_BPRC.shape[-1], at_least_fp32(weights_BPRL)
     met_BPRL = per_head(values_BPMTD / channels, norm.crossed_BMDL).flatten(2, 3)
+    if met_BPRL.shape[2] < weights_BPRL.shape[2]:
+        met_BPXL = (norm.crossed_BXL / channels)[:, None].expand(-1, met_BPRL.shape[1], -1, -1)
+        met_BPRL = torch.cat([met_BPXL, met_BPRL], 2)
     if share_BPL is None:
         common_BPL = (norm.square_BL.to(precise) + norm.linear_BL)[:, None]
     else:

@@ -6,8 +6,7 @@ share the image's tokens, and what they change in its cells stays in factors
 (`model.networks.two_way_transformer`); and the mask head is lazy. The predicted IoU comes from the IoU token
 alone, so `attend` scores the prompts and `draw` upscales only those that the caller still wants.
 
-Axis letters: those of `model.networks.two_way_transformer`, and K masks drawn. A prompt that brings a mask
-has cells of its own from the start: it is here an image of its own, with one prompt.
+Axis letters: those of `model.networks.two_way_transformer`, and K masks drawn.
 """
 
 from __future__ import annotations
@@ -95,9 +94,12 @@ class MaskDecoder(nn.Module):
         )
         self.iou_prediction_head = MLP(width, config.iou_head_hidden_dim, MASK_TOKENS, 3)
 
-    def share(self, cells_BLC: Tensor, positions_LC: Tensor) -> SharedImage:
-        """What prompts have in common: of an image's embedding plus the dense prompt, once an image."""
-        tokens, seen_BLC = self.transformer.share(cells_BLC, positions_LC)
+    def share(self, cells_BLC: Tensor, positions_LC: Tensor, mask_rows_XC: Tensor) -> SharedImage:
+        """What prompts have in common, once an image.
+
+        The cells are the image's embedding with “no mask” added; a mask prompt mixes its rows into them.
+        """
+        tokens, seen_BLC = self.transformer.share(cells_BLC, positions_LC, mask_rows_XC)
         norm = self.transformer.blocks()[1].norm4
         weight_XC, bias_X = quarters(self.output_upscaling[0])
         return SharedImage(
@@ -107,10 +109,17 @@ class MaskDecoder(nn.Module):
             upscaling_XC=weight_XC * norm.weight,
         )
 
-    def attend(self, image: SharedImage, sparse_BPTC: Tensor, together: int | None = None) -> Decoded:
+    def attend(
+        self,
+        image: SharedImage,
+        sparse_BPTC: Tensor,
+        mask_weights_BPXL: Tensor | None = None,
+        together: int | None = None,
+    ) -> Decoded:
         """Run the transformer and score the prompts; `together` of each image at once, if it is given.
 
-        Never more than make `MOST_MATRICES`, one for each prompt and head.
+        `mask_weights_BPXL` are those of mask prompts, for `share`'s rows. Never more prompts at once than make
+        `MOST_MATRICES`, one for each prompt and head.
         """
         if sparse_BPTC.shape[0] != image.upscaled_BXL.shape[0]:
             images, got = image.upscaled_BXL.shape[0], sparse_BPTC.shape[0]
@@ -119,12 +128,14 @@ class MaskDecoder(nn.Module):
         learned_BPMC = learned_MC.expand(*sparse_BPTC.shape[:2], -1, -1)
         prompts_BPTC = torch.cat([learned_BPMC, sparse_BPTC], 2)
         most = max(1, MOST_MATRICES // (sparse_BPTC.shape[0] * self.transformer.num_heads))
-        parts = prompts_BPTC.split(min(together or prompts_BPTC.shape[1], most), 1)
-        scored = tuple(self._score(image, prompts_BpTC) for prompts_BpTC in parts)
+        size = min(together or prompts_BPTC.shape[1], most)
+        parts = prompts_BPTC.split(size, 1)
+        masks = [None] * len(parts) if mask_weights_BPXL is None else mask_weights_BPXL.split(size, 1)
+        scored = tuple(self._score(image, *part) for part in zip(parts, masks, strict=True))
         return Decoded(torch.cat([part.iou_BPM for part in scored], 1), image, scored)
 
-    def _score(self, image: SharedImage, prompts_BPTC: Tensor) -> Part:
-        tokens_BPTC, cells = self.transformer(prompts_BPTC, image.tokens)
+    def _score(self, image: SharedImage, prompts_BPTC: Tensor, mask_weights_BPXL: Tensor | None) -> Part:
+        tokens_BPTC, cells = self.transformer(prompts_BPTC, image.tokens, mask_weights_BPXL)
         iou_BP1C = self.transformer.last_look(
             tokens_BPTC[:, :, :1], prompts_BPTC[:, :, :1], cells, image.tokens
         )

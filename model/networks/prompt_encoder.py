@@ -1,4 +1,4 @@
-"""The prompt encoder: points, boxes and masks → tokens (sparse) and a map added to the image (dense)."""
+"""The prompt encoder: points and boxes → tokens; masks → what they add to the image, in factors."""
 
 from __future__ import annotations
 
@@ -57,15 +57,24 @@ class PromptEncoder(nn.Module):
             tokens.append(self._positions(corners_BP22) + self._kinds()[2:])
         return torch.cat(tokens, dim=2).to(self.dtype) if tokens else None
 
-    def dense(self, masks_BP1HW: Tensor | None) -> Tensor:
-        """What the masks add to the image: B×P×C×h×w, or 1×1×C×1×1 (one vector for every cell) without masks.
+    # The last step of the mask's path is linear and its input narrow: what a mask adds to an image's cells is
+    # a mix of a few rows, the same for all masks (`model.networks.factored_cells`).
+
+    def mask_rows(self) -> Tensor:
+        """The rows that a mask prompt mixes: one for each channel, and what replaces “no mask”: X×C."""
+        last = cast(nn.Conv2d, self.mask_downscaling[-1])
+        replacing_C = cast(Tensor, last.bias) - self.no_mask_embed.weight[0]
+        return torch.cat([last.weight[:, :, 0, 0].T, replacing_C[None]])
+
+    def mask_weights(self, masks_BP1HW: Tensor) -> Tensor:
+        """How much each cell of the image takes of each of `mask_rows`: B×P×X×L, the last of them ones.
 
         `masks_BP1HW` are low-resolution logits, four pixels to an image cell.
         """
-        if masks_BP1HW is None:
-            return self.no_mask_embed.weight.reshape(1, 1, -1, 1, 1)
-        masks_N1HW = masks_BP1HW.flatten(0, 1).to(self.dtype)
-        return self.mask_downscaling(masks_N1HW).unflatten(0, masks_BP1HW.shape[:2])
+        features_NXhw = self.mask_downscaling[:-1](masks_BP1HW.flatten(0, 1).to(self.dtype))
+        features_NXL = features_NXhw.flatten(2)
+        weights_NXL = torch.cat([features_NXL, torch.ones_like(features_NXL[:, :1])], 1)
+        return weights_NXL.unflatten(0, masks_BP1HW.shape[:2])
 
     def image_positions(self, side: int) -> Tensor:
         """Positional encoding of a side×side grid of image cells, row by row: L×C."""

@@ -7,7 +7,7 @@ and generation wraps it in `torch.inference_mode()`. Parameter names are the off
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -125,11 +125,17 @@ class Sam(nn.Module):
             embedding_BCHW = encoder(pixels_BCHW).to(no_mask.dtype)
         else:  # TinyViT knows none
             embedding_BCHW = self.image_encoder(pixels_BCHW, paths_BL2).to(no_mask.dtype)
-        return EncodedImages(embedding_BCHW, self._share(embedding_BCHW + no_mask[0][:, None, None]))
+        return self.share(embedding_BCHW)
 
-    def _share(self, cells_BCHW: Tensor) -> SharedImage:
-        positions_LC = self.prompt_encoder.image_positions(cells_BCHW.shape[-1])
-        return self.mask_decoder.share(cells_BCHW.flatten(2).mT, positions_LC)
+    def share(self, embedding_BCHW: Tensor) -> EncodedImages:
+        """What `encode` gives, of embeddings that are there already: square, in cells of the image."""
+        cells_BCHW = embedding_BCHW + self.prompt_encoder.no_mask_embed.weight[0][:, None, None]
+        shared = self.mask_decoder.share(
+            cells_BCHW.flatten(2).mT,
+            self.prompt_encoder.image_positions(cells_BCHW.shape[-1]),
+            self.prompt_encoder.mask_rows(),
+        )
+        return EncodedImages(embedding_BCHW, shared)
 
     def attend(
         self,
@@ -169,17 +175,14 @@ class Sam(nn.Module):
     ) -> Decoded:
         """`attend`, to prompts that are tokens already (`PromptEncoder.sparse`, `PromptEncoder.labelled`)."""
         if masks_BP1HW is None:
-            return self.mask_decoder.attend(images.shared, sparse_BPTC, together)
-        side = 4 * images.embedding_BCHW.shape[-1]
-        if tuple(masks_BP1HW.shape[2:]) != (1, side, side):
-            raise ValueError(f"mask prompts must be B×P×1×{side}×{side}, got {tuple(masks_BP1HW.shape)}")
-        # Each prompt's cells differ from the start: as many images of one prompt.
-        batch = masks_BP1HW.shape[:2]
-        cells_BPCHW = images.embedding_BCHW[:, None] + self.prompt_encoder.dense(masks_BP1HW)
-        decoded = self.mask_decoder.attend(
-            self._share(cells_BPCHW.flatten(0, 1)), sparse_BPTC.flatten(0, 1)[:, None], together
-        )
-        return replace(decoded, iou_BPM=decoded.iou_BPM[:, 0].unflatten(0, batch))
+            return self.mask_decoder.attend(images.shared, sparse_BPTC, together=together)
+        side, prompts = 4 * images.embedding_BCHW.shape[-1], sparse_BPTC.shape[:2]
+        if masks_BP1HW.shape != (*prompts, 1, side, side):
+            raise ValueError(
+                f"mask prompts must be B×P×1×h×w = {(*prompts, 1, side, side)}, got {tuple(masks_BP1HW.shape)}"
+            )
+        weights_BPXL = self.prompt_encoder.mask_weights(masks_BP1HW)
+        return self.mask_decoder.attend(images.shared, sparse_BPTC, weights_BPXL, together)
 
     def draw(self, decoded: Decoded, prompt_K: Tensor, token_K: Tensor) -> Tensor:
         """Low-resolution logits K×h×w, four pixels to an image cell, of the masks chosen.

@@ -7,13 +7,17 @@ Two rewritings make many prompts of one image cheap, exact up to float rounding:
 2. Cells in factors. What a prompt changes in the cells is a mix of a few rows; they are kept as what all
    prompts share and those rows, and never written out (`model.networks.factored_cells`).
 
+A mask prompt changes the cells before the tokens see them, by a mix of rows, too: it begins with cells in
+factors, where the other prompts begin with the image's own.
+
 Axis letters: B images, P prompts an image, T tokens a prompt, L image cells, C channels, N heads, D head
-width, S heads × tokens.
+width, S heads × tokens, X rows of mask prompts.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import cast
 
 import torch
@@ -38,6 +42,17 @@ class ImageTokens:
     second_norm: Norm
     final_keys: Look
     final_values: Gather
+    mask_rows_XC: Tensor
+
+    @cached_property
+    def first_keys_BNDL(self) -> Tensor:
+        """The keys before the first update, laid out as looks at cells in factors want them."""
+        return self.keys_BNLD.mT.contiguous()
+
+    @cached_property
+    def first_values_BNDL(self) -> Tensor:
+        """The values, likewise."""
+        return self.values_BNLD.mT.contiguous()
 
     def images(self, chosen: slice) -> ImageTokens:
         """Those of some of the images."""
@@ -52,6 +67,7 @@ class ImageTokens:
             self.second_norm.images(chosen),
             self.final_keys.images(chosen),
             self.final_values.images(chosen),
+            self.mask_rows_XC,
         )
 
 
@@ -69,8 +85,13 @@ class TwoWayTransformer(nn.Module):
         """The two blocks; the list exists for the parameters' names."""
         return cast("tuple[TwoWayBlock, TwoWayBlock]", tuple(self.layers))
 
-    def share(self, cells_BLC: Tensor, positions_LC: Tensor) -> tuple[ImageTokens, Tensor]:
-        """How each attention sees the cells; and what prompts share of them at the end, γ ∘ base: B×L×C."""
+    def share(
+        self, cells_BLC: Tensor, positions_LC: Tensor, mask_rows_XC: Tensor
+    ) -> tuple[ImageTokens, Tensor]:
+        """How each attention sees the cells; and what prompts share of them at the end, γ ∘ base: B×L×C.
+
+        Mask prompts mix `mask_rows_XC` into the cells.
+        """
         first, second = self.blocks()
         older, newer = first.cross_attn_image_to_token, second.cross_attn_image_to_token
         to_image = first.cross_attn_token_to_image
@@ -79,7 +100,7 @@ class TwoWayTransformer(nn.Module):
         ones_C = torch.ones_like(older.out_proj.bias)
         first_queries = older.look(older.q_proj, cells_BLC, positions_LC, ones_C)
         base_BLC = centre(cells_BLC)
-        first_norm = first.sharing(base_BLC, ones_C, older.out_proj.bias)
+        first_norm = first.sharing(base_BLC, ones_C, older.out_proj.bias, mask_rows_XC)
 
         gamma_C, beta_C = first.norm4.weight, first.norm4.bias
         seen_BLC, fixed_LC = gamma_C * base_BLC, beta_C + positions_LC
@@ -88,7 +109,8 @@ class TwoWayTransformer(nn.Module):
         second_values = again.gather(seen_BLC, beta_C, gamma_C)
         second_queries = newer.look(newer.q_proj, seen_BLC, fixed_LC, gamma_C)
         base_BLC = centre(seen_BLC)
-        second_norm = second.sharing(base_BLC, gamma_C, beta_C + newer.out_proj.bias, before=older)
+        added_C = beta_C + newer.out_proj.bias
+        second_norm = second.sharing(base_BLC, gamma_C, added_C, mask_rows_XC, before=older)
 
         gamma_C, beta_C = second.norm4.weight, second.norm4.bias
         seen_BLC, fixed_LC = gamma_C * base_BLC, beta_C + positions_LC
@@ -104,21 +126,28 @@ class TwoWayTransformer(nn.Module):
             second_norm,
             final_keys=final.look(final.k_proj, seen_BLC, fixed_LC, gamma_C),
             final_values=final.gather(seen_BLC, beta_C, gamma_C),
+            mask_rows_XC=mask_rows_XC,
         )
         return tokens, seen_BLC
 
-    def forward(self, prompts_BPTC: Tensor, image: ImageTokens) -> tuple[Tensor, Cells]:
-        """Prompt tokens and image → the tokens and the cells after both blocks."""
+    def forward(
+        self, prompts_BPTC: Tensor, image: ImageTokens, mask_weights_BPXL: Tensor | None = None
+    ) -> tuple[Tensor, Cells]:
+        """Prompt tokens, weights of mask prompts and image → the tokens and the cells after both blocks."""
         first, second = self.blocks()
 
         # The first block's self-attention replaces the tokens: there is nothing yet to add to.
         tokens_BPTC = first.norm1(first.self_attn(prompts_BPTC, prompts_BPTC, prompts_BPTC))
-        attended = first.cross_attn_token_to_image.to_image(
-            tokens_BPTC + prompts_BPTC, image.keys_BNLD, image.values_BNLD
-        )
+        queries, to_image = tokens_BPTC + prompts_BPTC, first.cross_attn_token_to_image
+        if mask_weights_BPXL is None:
+            cells, attended = None, to_image.to_image(queries, image.keys_BNLD, image.values_BNLD)
+        else:
+            cells = Cells.mixed(mask_weights_BPXL, image.mask_rows_XC)
+            looks = to_image.looks(image.first_keys_BNDL, image.first_values_BNDL)
+            attended = to_image.to_cells(queries, cells, *looks)
         tokens_BPTC = first.think(tokens_BPTC, attended)
         keys, values = first.cross_attn_image_to_token.tokens(tokens_BPTC + prompts_BPTC, tokens_BPTC)
-        cells = first.give(None, keys, values, image.first_queries, image.first_norm)
+        cells = first.give(cells, keys, values, image.first_queries, image.first_norm)
 
         queries = tokens_BPTC + prompts_BPTC
         tokens_BPTC = second.norm1(tokens_BPTC + second.self_attn(queries, queries, tokens_BPTC))
@@ -161,26 +190,34 @@ class TwoWayBlock(nn.Module):
         return thought
 
     def sharing(
-        self, base_BLC: Tensor, gamma_C: Tensor, added_C: Tensor, before: Attention | None = None
+        self,
+        base_BLC: Tensor,
+        gamma_C: Tensor,
+        added_C: Tensor,
+        mask_rows_XC: Tensor,
+        before: Attention | None = None,
     ) -> Norm:
         """What `give` must know of the image: its centred cells, the norm before (γ; β with this bias).
 
-        `before` is the exchange of the block before: its rows pass that norm, so they meet γ ∘ base, centred.
+        `before` is the exchange of the block before: its rows pass that norm, so they meet γ ∘ base, centred;
+        and so do the rows of mask prompts.
         Sums over a cell's channels are fp32 at least (but under autocast): they are squares, and fp16 ends at
         65,504.
         """
         exchange, precise = self.cross_attn_image_to_token, at_least_fp32(base_BLC)
-        square_BL, crossed = base_BLC.to(precise).square().sum(-1), [exchange.unprojected(2 * base_BLC)]
+        square_BL, twice_BLC = base_BLC.to(precise).square().sum(-1), 2 * base_BLC
+        crossed, older_BLC = [exchange.unprojected(twice_BLC)], twice_BLC
         if before is not None:
-            older_BLC = centre(gamma_C * base_BLC)
-            square_BL = square_BL + 2 * older_BLC.to(precise) @ before.out_proj.bias.to(precise)
-            crossed.insert(0, before.unprojected(2 * older_BLC))
+            older_BLC = centre(gamma_C * twice_BLC)
+            square_BL = square_BL + older_BLC.to(precise) @ before.out_proj.bias.to(precise)
+            crossed.insert(0, before.unprojected(older_BLC))
         return Norm(
             gamma_C=gamma_C,
             row_C=added_C / exchange.num_heads,
             square_BL=square_BL,
             linear_BL=2 * base_BLC.to(precise) @ added_C.to(precise),
             crossed_BMDL=torch.cat(crossed, 1),
+            crossed_BXL=mask_rows_XC @ older_BLC.mT,
         )
 
     def give(
@@ -236,6 +273,14 @@ class Attention(nn.Module):
             self.split(seen_BLC @ self.v_proj.weight.T).mT.contiguous(),
             self.v_proj(beta_C).unflatten(0, (self.num_heads, 1, -1)),
             self.v_proj.weight * gamma_C,
+        )
+
+    def looks(self, keys_BNDL: Tensor, values_BNDL: Tensor) -> tuple[Look, Gather]:
+        """The cells as keys and values, where these are there already, positions and biases included."""
+        nothing_NDL, nothing_N1D = torch.zeros_like(keys_BNDL[0]), torch.zeros_like(values_BNDL[0, :, None, :, 0])
+        return (
+            Look(keys_BNDL, nothing_NDL, self.k_proj.weight),
+            Gather(values_BNDL, nothing_N1D, self.v_proj.weight),
         )
 
     def unprojected(self, x_BLC: Tensor) -> Tensor:
