@@ -91,6 +91,7 @@ def decoder_flops(config: SamConfig, *, compiled: bool = True) -> DecoderFlops:
     half = 2 if compiled else 1
 
     image = 15 * product(cells, width, inner) + product(cells, width, width)
+    image += 2 * product(config.mask_in_chans + 1, width, cells)  # the base with the rows of mask prompts
     first = (project + 2 * across + project) + 2 * project  # to the image, tokens
     first += 2 * across if compiled else across  # scores: tensors add both parts of the cells up before
     first += (

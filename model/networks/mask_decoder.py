@@ -118,8 +118,8 @@ class MaskDecoder(nn.Module):
     ) -> Decoded:
         """Run the transformer and score the prompts; `together` of each image at once, if it is given.
 
-        `mask_weights_BPXL` are those of mask prompts, for `share`'s rows. Never more prompts at once than make
-        `MOST_MATRICES`, one for each prompt and head.
+        `mask_weights_BPXL` are those of mask prompts, for `share`'s rows. No more prompts run at once than
+        make `MOST_MATRICES`, one for each prompt and head.
         """
         if sparse_BPTC.shape[0] != image.upscaled_BXL.shape[0]:
             images, got = image.upscaled_BXL.shape[0], sparse_BPTC.shape[0]

@@ -178,9 +178,8 @@ class Sam(nn.Module):
             return self.mask_decoder.attend(images.shared, sparse_BPTC, together=together)
         side, prompts = 4 * images.embedding_BCHW.shape[-1], sparse_BPTC.shape[:2]
         if masks_BP1HW.shape != (*prompts, 1, side, side):
-            raise ValueError(
-                f"mask prompts must be B×P×1×h×w = {(*prompts, 1, side, side)}, got {tuple(masks_BP1HW.shape)}"
-            )
+            wanted, got = "×".join(map(str, (*prompts, 1, side, side))), "×".join(map(str, masks_BP1HW.shape))
+            raise ValueError(f"mask prompts must be B×P×1×h×w = {wanted}, got {got}")
         weights_BPXL = self.prompt_encoder.mask_weights(masks_BP1HW)
         return self.mask_decoder.attend(images.shared, sparse_BPTC, weights_BPXL, together)
 

@@ -17,7 +17,6 @@ width, S heads × tokens, X rows of mask prompts.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
 from typing import cast
 
 import torch
@@ -32,8 +31,11 @@ from .layers import MLPBlock
 class ImageTokens:
     """How each attention sees an image's cells."""
 
-    keys_BNLD: Tensor  # before the first update
+    keys_BNLD: Tensor  # before the first update, where no mask prompt came before
     values_BNLD: Tensor
+    mask_rows_XC: Tensor
+    first_keys: Look
+    first_values: Gather
     first_queries: Look
     first_norm: Norm
     second_keys: Look
@@ -42,23 +44,15 @@ class ImageTokens:
     second_norm: Norm
     final_keys: Look
     final_values: Gather
-    mask_rows_XC: Tensor
-
-    @cached_property
-    def first_keys_BNDL(self) -> Tensor:
-        """The keys before the first update, laid out as looks at cells in factors want them."""
-        return self.keys_BNLD.mT.contiguous()
-
-    @cached_property
-    def first_values_BNDL(self) -> Tensor:
-        """The values, likewise."""
-        return self.values_BNLD.mT.contiguous()
 
     def images(self, chosen: slice) -> ImageTokens:
         """Those of some of the images."""
         return ImageTokens(
             self.keys_BNLD[chosen],
             self.values_BNLD[chosen],
+            self.mask_rows_XC,
+            self.first_keys.images(chosen),
+            self.first_values.images(chosen),
             self.first_queries.images(chosen),
             self.first_norm.images(chosen),
             self.second_keys.images(chosen),
@@ -67,7 +61,6 @@ class ImageTokens:
             self.second_norm.images(chosen),
             self.final_keys.images(chosen),
             self.final_values.images(chosen),
-            self.mask_rows_XC,
         )
 
 
@@ -118,6 +111,8 @@ class TwoWayTransformer(nn.Module):
         tokens = ImageTokens(
             keys_BNLD,
             values_BNLD,
+            mask_rows_XC,
+            *to_image.looks(keys_BNLD, values_BNLD),
             first_queries,
             first_norm,
             second_keys,
@@ -126,7 +121,6 @@ class TwoWayTransformer(nn.Module):
             second_norm,
             final_keys=final.look(final.k_proj, seen_BLC, fixed_LC, gamma_C),
             final_values=final.gather(seen_BLC, beta_C, gamma_C),
-            mask_rows_XC=mask_rows_XC,
         )
         return tokens, seen_BLC
 
@@ -143,8 +137,7 @@ class TwoWayTransformer(nn.Module):
             cells, attended = None, to_image.to_image(queries, image.keys_BNLD, image.values_BNLD)
         else:
             cells = Cells.mixed(mask_weights_BPXL, image.mask_rows_XC)
-            looks = to_image.looks(image.first_keys_BNDL, image.first_values_BNDL)
-            attended = to_image.to_cells(queries, cells, *looks)
+            attended = to_image.to_cells(queries, cells, image.first_keys, image.first_values)
         tokens_BPTC = first.think(tokens_BPTC, attended)
         keys, values = first.cross_attn_image_to_token.tokens(tokens_BPTC + prompts_BPTC, tokens_BPTC)
         cells = first.give(cells, keys, values, image.first_queries, image.first_norm)
@@ -275,12 +268,12 @@ class Attention(nn.Module):
             self.v_proj.weight * gamma_C,
         )
 
-    def looks(self, keys_BNDL: Tensor, values_BNDL: Tensor) -> tuple[Look, Gather]:
+    def looks(self, keys_BNLD: Tensor, values_BNLD: Tensor) -> tuple[Look, Gather]:
         """The cells as keys and values, where these are there already, positions and biases included."""
-        nothing_NDL, nothing_N1D = torch.zeros_like(keys_BNDL[0]), torch.zeros_like(values_BNDL[0, :, None, :, 0])
+        nothing_NDL, nothing_N1D = torch.zeros_like(keys_BNLD[0].mT), torch.zeros_like(values_BNLD[0, :, :1])
         return (
-            Look(keys_BNDL, nothing_NDL, self.k_proj.weight),
-            Gather(values_BNDL, nothing_N1D, self.v_proj.weight),
+            Look(keys_BNLD.mT.contiguous(), nothing_NDL.contiguous(), self.k_proj.weight),
+            Gather(values_BNLD.mT.contiguous(), nothing_N1D, self.v_proj.weight),
         )
 
     def unprojected(self, x_BLC: Tensor) -> Tensor:

@@ -90,7 +90,8 @@ def test_the_published_decoder(published, encoded):
 
 
 def test_our_decoder_once_an_image(sam):
-    count, _ = counted(lambda: sam.mask_decoder.share(torch.rand(1, 100, 32), torch.rand(100, 32)))
+    rows_XC = sam.prompt_encoder.mask_rows()
+    count, _ = counted(lambda: sam.mask_decoder.share(torch.rand(1, 100, 32), torch.rand(100, 32), rows_XC))
     assert count == pytest.approx(
         decoder_flops(SMALL, compiled=False).image, rel=0.01
     )  # vectors count as narrow matrices

@@ -31,7 +31,7 @@ SMALL = SamConfig(
     decoder_num_heads=4,
     iou_head_hidden_dim=56,
 )
-BATCH, PROMPTS, TOKENS, CELLS = 2, 3, 6, 16
+BATCH, PROMPTS, TOKENS, CELLS, ROWS = 2, 3, 6, 16, 5
 
 
 def written_out(block: TwoWayBlock, cells_BPLC: Tensor, positions_LC: Tensor, tokens_BPTC: Tensor) -> Tensor:
@@ -40,8 +40,9 @@ def written_out(block: TwoWayBlock, cells_BPLC: Tensor, positions_LC: Tensor, to
     return block.norm4(cells_BPLC + attention(cells_BPLC + positions_LC, tokens_BPTC, tokens_BPTC))
 
 
+@pytest.mark.parametrize("masked", [False, True])
 @torch.no_grad()
-def test_two_exchanges_and_what_is_seen_of_them() -> None:
+def test_two_exchanges_and_what_is_seen_of_them(masked: bool) -> None:
     torch.manual_seed(0)
     decoder = Sam(SMALL).double().mask_decoder
     randomise(decoder)
@@ -49,16 +50,27 @@ def test_two_exchanges_and_what_is_seen_of_them() -> None:
     cells_BLC = torch.randn(BATCH, CELLS, 48).double()
     positions_LC = torch.randn(CELLS, 48).double()
     tokens = torch.randn(2, BATCH, PROMPTS, TOKENS, 48).double()
-    image = decoder.share(cells_BLC, positions_LC).tokens
+    mask_rows_XC = torch.randn(ROWS, 48).double()
+    image = decoder.share(cells_BLC, positions_LC, mask_rows_XC).tokens
 
     taking = first.cross_attn_image_to_token
     keys, values = taking.tokens(tokens[0], tokens[0])
-    untouched = Cells.untouched(values, CELLS, 48)
-    by_rule = first.give(untouched, keys, values, image.first_queries, image.first_norm)
-    cells = first.give(None, keys, values, image.first_queries, image.first_norm)
-    for one, other in zip(vars(cells).values(), vars(by_rule).values(), strict=True):
-        torch.testing.assert_close(one, other)
-    expected = written_out(first, cells_BLC[:, None], positions_LC, tokens[0])
+    if masked:
+        weights_BPXL = torch.randn(BATCH, PROMPTS, ROWS, CELLS).double()
+        cells_BPLC = cells_BLC[:, None] + weights_BPXL.mT @ mask_rows_XC
+        cells = Cells.mixed(weights_BPXL, mask_rows_XC)
+        looking = first.cross_attn_token_to_image
+        seen = looking.to_cells(tokens[1], cells, image.first_keys, image.first_values)
+        torch.testing.assert_close(seen, looking(tokens[1], cells_BPLC + positions_LC, cells_BPLC))
+        cells = first.give(cells, keys, values, image.first_queries, image.first_norm)
+    else:
+        cells_BPLC = cells_BLC[:, None]
+        untouched = Cells.untouched(values, CELLS, 48)
+        by_rule = first.give(untouched, keys, values, image.first_queries, image.first_norm)
+        cells = first.give(None, keys, values, image.first_queries, image.first_norm)
+        for one, other in zip(vars(cells).values(), vars(by_rule).values(), strict=True):
+            torch.testing.assert_close(one, other)
+    expected = written_out(first, cells_BPLC, positions_LC, tokens[0])
     looking = second.cross_attn_token_to_image
     seen = looking.to_cells(tokens[1], cells, image.second_keys, image.second_values)
     torch.testing.assert_close(seen, looking(tokens[1], expected + positions_LC, expected))
@@ -84,12 +96,15 @@ class Empties(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def test_a_device_is_asked_for_nothing_that_is_empty(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("masked", [False, True])
+def test_a_device_is_asked_for_nothing_that_is_empty(monkeypatch: pytest.MonkeyPatch, masked: bool) -> None:
     monkeypatch.setattr(compiled_cells, "suits", lambda *_tensors: False)
     sam = Sam(SMALL).eval()
     points, labels = 64 * torch.rand(BATCH, 5, 1, 2), torch.ones(BATCH, 5, 1, dtype=torch.int64)
+    masks = torch.randn(BATCH, 5, 1, 16, 16) if masked else None
     with torch.no_grad(), Empties() as empties:
-        sam.attend(sam.encode_padded(torch.randn(BATCH, 3, 64, 64)), points, labels)
+        images = sam.encode_padded(torch.randn(BATCH, 3, 64, 64))
+        sam.attend(images, points, labels, masks_BP1HW=masks)
     assert empties.operations == []
 
 
@@ -106,7 +121,7 @@ def test_a_cell_that_what_it_takes_cancels_is_normalised_like_any_other(
     block, _ = decoder.transformer.blocks()
     nn.init.zeros_(block.cross_attn_image_to_token.out_proj.bias)
     cell_C = 100 * torch.randn(48)
-    image = decoder.share(cell_C.expand(1, CELLS, 48), torch.zeros(CELLS, 48)).tokens
+    image = decoder.share(cell_C.expand(1, CELLS, 48), torch.zeros(CELLS, 48), torch.zeros(ROWS, 48)).tokens
     heads = block.cross_attn_image_to_token.num_heads
     values_1PNTD = torch.linalg.lstsq(
         block.cross_attn_image_to_token.out_proj.weight, -cell_C[:, None]
@@ -122,26 +137,30 @@ def test_a_cell_that_what_it_takes_cancels_is_normalised_like_any_other(
 
 @pytest.mark.parametrize("at_once", [1, 2])
 @pytest.mark.parametrize("gradients", [False, True])
-def test_a_few_prompts_at_a_time_give_what_all_at_once_give(at_once: int, gradients: bool) -> None:
+@pytest.mark.parametrize("masked", [False, True])
+def test_a_few_prompts_at_a_time_give_what_all_at_once_give(
+    at_once: int, gradients: bool, masked: bool
+) -> None:
     torch.manual_seed(0)
     sam = Sam(SMALL).eval()
     randomise(sam)
     with torch.no_grad():
         images = sam.encode_padded(torch.randn(BATCH, 3, 64, 64))
     points, labels = 64 * torch.rand(BATCH, 5, 2, 2), torch.ones(BATCH, 5, 2, dtype=torch.int64)
+    masks = torch.randn(BATCH, 5, 1, 16, 16) if masked else None
     prompt_K, token_K = torch.tensor([9, 0, 4, 4, 7]), torch.tensor([0, 1, 2, 3, 1])
 
     def asked(together: int | None) -> tuple[int, Tensor, Tensor]:
-        decoded = sam.attend(images, points, labels, together=together)
+        decoded = sam.attend(images, points, labels, masks_BP1HW=masks, together=together)
         return len(decoded.parts), decoded.iou_BPM, sam.draw(decoded, prompt_K, token_K)
 
     with torch.set_grad_enabled(gradients):
-        parts, iou, masks = asked(None)
+        parts, iou, drawn = asked(None)
         assert parts == 1
-        parts, few_iou, few_masks = asked(at_once)
+        parts, few_iou, few_drawn = asked(at_once)
         assert parts == -(-5 // at_once)
     torch.testing.assert_close(few_iou, iou)
-    torch.testing.assert_close(few_masks, masks)
+    torch.testing.assert_close(few_drawn, drawn)
 
 
 # 1,600 cells: three blocks and a rest, 25 rows to draw and 15. One head of seven tokens: an odd number.
@@ -151,20 +170,26 @@ UNEVEN = replace(SMALL, img_size=640, decoder_num_heads=1)
 @pytest.mark.parametrize(
     ("points", "config"), [(1, SMALL), (4, SMALL), (2, MODELS["nano"]), (1, UNEVEN), (2, UNEVEN)]
 )
-def test_compiled_loops_give_what_tensors_give(points: int, config: SamConfig) -> None:
+@pytest.mark.parametrize("masked", [False, True])
+def test_compiled_loops_give_what_tensors_give(points: int, config: SamConfig, masked: bool) -> None:
     torch.manual_seed(0)
     sam = Sam(config).eval()
     randomise(sam)
     side = config.img_size
     with torch.no_grad():
         images = sam.encode_padded(torch.randn(BATCH, 3, side, side))
-    given = side * torch.rand(BATCH, 3, points, 2), torch.ones(BATCH, 3, points, dtype=torch.int64)
+    given: dict[str, Tensor] = {
+        "points_BPN2": side * torch.rand(BATCH, 3, points, 2),
+        "labels_BPN": torch.ones(BATCH, 3, points, dtype=torch.int64),
+    }
+    if masked:
+        given["masks_BP1HW"] = torch.randn(BATCH, 3, 1, side // 4, side // 4)
     prompt_K, token_K = torch.tensor([5, 0, 1, 5, 5]), torch.tensor([0, 1, 2, 3, 1])
-    tensors = sam.attend(images, *given)  # which have gradients, and so are not for the loops
+    tensors = sam.attend(images, **given)  # which have gradients, and so are not for the loops
     assert tensors.iou_BPM.requires_grad
     masks_Khw = sam.draw(tensors, prompt_K, token_K)
     with torch.inference_mode():
-        compiled = sam.attend(images, *given)
+        compiled = sam.attend(images, **given)
         torch.testing.assert_close(compiled.iou_BPM, tensors.iou_BPM.detach())
         scale = masks_Khw.abs().max().item()
         torch.testing.assert_close(
@@ -189,8 +214,7 @@ def test_what_is_not_a_number_stays_none() -> None:
     images = sam.encode_padded(torch.randn(1, 3, 64, 64))
     points, labels = 64 * torch.rand(1, 2, 1, 2), torch.ones(1, 2, 1, dtype=torch.int64)
     images.embedding_BCHW[0, :, 1, 2] = torch.nan
-    broken = replace(images, shared=sam._share(images.embedding_BCHW))
-    decoded = sam.attend(broken, points, labels)
+    decoded = sam.attend(sam.share(images.embedding_BCHW), points, labels)
     assert decoded.iou_BPM.isnan().all()
     assert sam.draw(decoded, torch.tensor([1]), torch.tensor([2])).isnan().all()
 

@@ -132,6 +132,17 @@ def sparse_tokens(sam: Sam, made: dict[str, Tensor]) -> Tensor:
     return tokens
 
 
+def added_to_image(sam: Sam, masks_BP1HW: Tensor | None) -> Tensor:
+    """What a mask prompt, or none, adds to the image's embedding: B×P×C×h×w, or 1×1×C×1×1 for all alike."""
+    encoder = sam.prompt_encoder
+    no_mask_C11 = encoder.no_mask_embed.weight.reshape(1, 1, -1, 1, 1)
+    if masks_BP1HW is None:
+        return no_mask_C11
+    mixed_BPCL = encoder.mask_rows().mT @ encoder.mask_weights(masks_BP1HW)
+    side = masks_BP1HW.shape[-1] // 4
+    return no_mask_C11 + mixed_BPCL.unflatten(-1, (side, side))
+
+
 def released_prompt(theirs: Any, made: dict[str, Tensor], image: int) -> tuple[Tensor, Tensor]:
     points = (made["points_BPN2"][image], made["labels_BPN"][image]) if "points_BPN2" in made else None
     boxes, masks = made.get("boxes_BP4"), made.get("masks_BP1HW")
@@ -166,8 +177,8 @@ def test_prompts_and_masks(models: tuple[Sam, Any], kind: str) -> None:
         sparse, dense = released_prompt(theirs, made, image)
         if sparse.shape[1]:
             assert_close(sparse_tokens(ours, made)[image], sparse)
-        mine = ours.prompt_encoder.dense(made.get("masks_BP1HW")).expand(2, 3, -1, 8, 8)[image]
-        assert_close(mine, dense)
+        added = added_to_image(ours, made.get("masks_BP1HW")).expand(2, 3, -1, 8, 8)
+        assert_close(added[image], dense)
 
         embedding = images.embedding_BCHW[image : image + 1]
         for multimask, tokens_wanted in ((True, slice(1, None)), (False, slice(0, 1))):
@@ -330,7 +341,7 @@ def test_hugging_face_weights_give_the_same_numbers(
         }
         sparse, dense = hugging_face.get_prompt_embeddings(**theirs)
         assert_close(sparse_tokens(ours, made), sparse)
-        assert_close(ours.prompt_encoder.dense(None).expand(1, 1, -1, 8, 8)[0], dense)
+        assert_close(added_to_image(ours, None).expand(1, 1, -1, 8, 8)[0], dense)
         decoded = ours.attend(images, **made)
         masks = draw_all(ours, decoded)
         for multimask, wanted in ((True, slice(1, None)), (False, slice(0, 1))):
