@@ -5,8 +5,8 @@
 Runs the generator once for each stability threshold with the predicted IoU's as low as it goes here; a higher
 one is applied afterwards, which gives the same masks as a run at that threshold
 (`maskmill.pipelines.corpus.views` says why, and why this holds for no other filter). Precision says something
-only of images in which everything is labelled, so by default the sources are those of which that can be said.
-Prints a table, writes its picture.
+only of images in which everything is labelled, so by default only sources with complete labels are used.
+Prints a table, and draws it as a plot.
 """
 
 from __future__ import annotations

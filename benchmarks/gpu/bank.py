@@ -31,7 +31,7 @@ CONFIDENT = 0.2
 """Share of masks that pass the released generator's predicted IoU, 0.88."""
 
 FIRMNESS = (60.0, 500.0)
-"""Logits from a shape's middle to its edge: the stability filter (0.95, offset 1) refuses about a third."""
+"""Logits from a shape's middle to its edge: the stability filter (0.95, offset 1) drops about a third."""
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,9 @@
 """Attention whose queries are scaled already, and whose keys may be wider than its values.
 
-In general PyTorch's fused kernel. That for CPUs is slow in bf16, above all its gradient, and takes most of a
-training step: there matrix products do the work, for a few scores at a time, which stay in the processor's
-caches and are computed again for the gradient instead of being kept. They are rounded to bf16 before the
-softmax. `benchmarks/bench_training.py` times both ways; in fp32 they take about as long.
+PyTorch's fused kernel is used in general. The one for CPUs is slow in bf16, above all in the backward pass,
+and would take most of a training step. There, matrix products do the work, for a few scores at a time, which
+stay in the processor's caches and are computed again for the gradient instead of being kept. They are rounded
+to bf16 before the softmax. `benchmarks/bench_training.py` times both ways; in fp32 they take about as long.
 
 The fused kernels of GPUs take four axes and heads of a multiple of eight numbers. For other axes PyTorch goes
 back to a way that stores all scores, and other heads it copies first. So every call goes through

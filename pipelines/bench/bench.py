@@ -75,7 +75,7 @@ def bench(
     """Time the photographs of `inputs` (none: scikit-image's `coffee`, at `DEFAULT_SIZE`); plain JSON values.
 
     `size` is the (height, width) that they are brought to first. Raises UsageError where nothing is found, an
-    image is refused or a package is missing; ConfigError for options that the released generator lacks.
+    image is rejected or a package is missing; ConfigError for options that the released generator lacks.
     """
     if released:
         check_comparable(config)

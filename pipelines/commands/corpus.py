@@ -1,4 +1,4 @@
-"""Making a corpus, going on with it, holding it to what it says, and how far it is."""
+"""Making a corpus, resuming it, verifying it, and showing its progress."""
 
 from __future__ import annotations
 

@@ -94,7 +94,7 @@ def evaluate(
     config: Config = None,
     set_: Set = None,
     automatic: Annotated[
-        bool, typer.Option(help="Score automatic masks, too, with --config's thresholds (default: nano's).")
+        bool, typer.Option(help="Score automatic masks, too, with the options of --config (default: nano).")
     ] = True,
     against: Annotated[
         Path | None,

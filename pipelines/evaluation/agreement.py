@@ -1,4 +1,4 @@
-"""How far two corpora of the same photographs agree: bf16 and fp32, two releases, two machines.
+"""How far two corpora of the same images agree: bf16 and fp32, two releases, two machines.
 
 Masks have no names that last, so each is held against the most similar one of the other corpus. Both
 directions count: a corpus with more masks finds partners for all of the other's.

@@ -1,4 +1,4 @@
-"""Can the predicted IoU be believed: masks by what was predicted, and what came true of it."""
+"""How well the predicted IoU matches the true IoU: masks in bins of the predicted one, the mean of each."""
 
 from __future__ import annotations
 

@@ -57,7 +57,7 @@ def score_model(
     if not images:
         raise ConfigError(
             f"{what.data}: none of its {len(labelled)} images is set aside for validation (one in "
-            f"{VALIDATION_SHARE} is, by its name); leave out --validation to score them all"
+            f"{VALIDATION_SHARE} is, by the hash of its source and id); leave out --validation to score all"
         )
     sam = load_sam(settings.model.name, settings.model.checkpoint)
     scores = evaluate(sam, images, masks_per_image=what.masks_per_image, mask_prompts=what.mask_prompts)

@@ -1,8 +1,8 @@
 """SA-1B's own files: `sa_NUMBER.jpg` and `sa_NUMBER.json` side by side, in a folder or in tar files.
 
-Reading is strict, since an import promises to lose nothing: a value that the format does not have, a number
-that is none, a text in the place of a number are errors, and so is JSON that is larger than any image's masks
-can be. What the values mean, whether a mask has the area that is said of it, is for `verification.rows`.
+Reading is strict, since an import promises to lose nothing. A field that the format does not have, a value
+that is not a number, or text in place of a number is an error, and so is JSON that is larger than any image's
+masks can be. Whether the values are right, and a mask has its stated area, is for `verification.rows` to say.
 
 Writing gives the same bytes each time: headers of a tar file hold no date and no owner.
 """

@@ -54,7 +54,7 @@ def write_gallery(
     """Write the page of a corpus, complete or still in the making; returns its path.
 
     Beside `page.html` comes the folder `page_files`, and takes the place of an older one. Shows the first
-    `photographs` that are ok or empty and as many rejected inputs, in plan order; the totals count all.
+    `photographs` that are ok or empty and as many rejected images, in plan order; the totals count all.
     `progress` is told how many photographs of how many are done, `note` of images that could not be had;
     `moved` is as `Corpus` has it. Raises CorpusError where the corpus cannot be read, UsageError where
     `out_html` is a folder or cannot be written, or where the folder beside it has something else in it.
@@ -208,7 +208,7 @@ def _notes(corpus: Corpus, files: GalleryFiles) -> str:
         notes.append(
             "This corpus is still being made: the page shows what was committed when it was written."
         )
-    words: dict[Kind, str] = {"photographs": "images", "rejected": "rejected inputs"}
+    words: dict[Kind, str] = {"photographs": "images", "rejected": "rejected images"}
     for kind, what in words.items():
         if files.count(kind) < files.total(kind):
             notes.append(f"The first {files.count(kind):,} {what} are shown.")

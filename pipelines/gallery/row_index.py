@@ -40,10 +40,10 @@ class RowIndex:
         self._kept: OrderedDict[tuple[int, int, tuple[str, ...]], pa.Table] = OrderedDict()
         self._lock = threading.Lock()
         with ThreadPoolExecutor() as pool:
-            refused = list(pool.map(self._refused, corpus.shards))
-        shard_N = np.repeat(np.asarray(corpus.shards, np.int64), [len(own) for own in refused])
-        place_N = np.concatenate([np.zeros(0, np.int64), *(np.arange(len(own)) for own in refused)])
-        rejected_N = np.concatenate([np.zeros(0, np.bool_), *refused])
+            rejected = list(pool.map(self._rejected, corpus.shards))
+        shard_N = np.repeat(np.asarray(corpus.shards, np.int64), [len(own) for own in rejected])
+        place_N = np.concatenate([np.zeros(0, np.int64), *(np.arange(len(own)) for own in rejected)])
+        rejected_N = np.concatenate([np.zeros(0, np.bool_), *rejected])
         places_N2 = np.stack([shard_N, place_N], axis=1)
         self._places: dict[Kind, npt.NDArray[np.int64]] = {
             "photographs": places_N2[~rejected_N],
@@ -68,7 +68,7 @@ class RowIndex:
             found += self._of_shard(int(shard), places[places[:, 0] == shard, 1], tuple(columns))
         return found
 
-    def _refused(self, shard: int) -> npt.NDArray[np.bool_]:
+    def _rejected(self, shard: int) -> npt.NDArray[np.bool_]:
         """Whether each row of a shard was rejected."""
         path = shard_path(self._corpus.path, shard)
         with open_parquet(path) as file:

@@ -186,8 +186,8 @@ def _do(session: Session, work: Work, config: RunConfig, call: Call) -> Tally:
         call.warn(advice)
     if failures:
         raise IncompleteRun(
-            f"{len(failures)} of {counted(len(work.shards), 'shard')} left undone, run it again to go on; "
-            f"shard {failures[0].shard}: {failures[0].reason}"
+            f"{len(failures)} of {counted(len(work.shards), 'shard')} left undone; run the same command "
+            f"again to resume; shard {failures[0].shard}: {failures[0].reason}"
         )
     if corpus is not None:
         close.check_usable(out, corpus.statuses)

@@ -1,4 +1,4 @@
-"""The inputs inside tar and Parquet files: a row of the listing for each photograph in them.
+"""The inputs inside tar and Parquet files: a row of the listing for each image in them.
 
 The key is the archive's address, `#`, and the member's path or the row's number (with as many digits as the
 last one has, so that rows stay in order). The uri says where the bytes are, so that nobody has to look for

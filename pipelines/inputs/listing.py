@@ -7,7 +7,7 @@ wildcard, for a file list the list's own folder. With several inputs each key st
 extension stays in the key: `a.jpg` and `a.png` are two images. What lies in an archive has the archive's own
 address in its key (`archives`).
 
-No photograph is opened here, only file lists and the headers of archives: whether a file is a photograph is
+No image is opened here, only file lists and the headers of archives: whether a file is an image is
 for `decoding` to say, image by image.
 """
 

@@ -1,4 +1,4 @@
-"""The photographs in a column of a Parquet file, as datasets are published: bytes, or bytes and a path.
+"""The images in a column of a Parquet file, as datasets are published: bytes, or bytes and a path.
 
 A row is named by its number. To read one, its row group's column has to be unpacked, which holds the rows
 next to it too; the last few are kept, since a shard's images are neighbours.
@@ -118,7 +118,7 @@ _groups = _RowGroups()
 
 
 def _unpacked(file: pq.ParquetFile, group: int, column: str) -> pa.ChunkedArray | InputRejected:
-    """The images of a row group, or what is wrong with it, which each of its rows is then refused for."""
+    """The images of a row group, or what is wrong with it, for which each of its rows is then rejected."""
     if column not in file.schema_arrow.names:
         raise OSError(f"there is no column {column!r} any more")
     images: list[pa.Array] = []

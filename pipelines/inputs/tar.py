@@ -1,4 +1,4 @@
-"""The photographs in a tar file: found by its headers, once, and then read by range.
+"""The images in a tar file: found by its headers, once, and then read by range.
 
 A tar has no index, so its headers are walked, each telling where the next one is. `tarfile` does that, and
 knows the old and new ways of writing long names. What it finds is kept in the user's cache folder under the

@@ -1,6 +1,6 @@
 """A photograph with its masks, wherever both came from.
 
-Validation images are set aside by the hash of their id: every run and every machine sets the same ones aside.
+Validation images are set aside by the hash of source and id: every run and every machine picks the same ones.
 """
 
 from __future__ import annotations

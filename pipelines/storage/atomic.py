@@ -10,8 +10,8 @@ An object store has neither names to link nor folders to flush: there a file is 
 one request, on the condition that its name is free (S3: `If-None-Match: *`; Google: `ifGenerationMatch=0`). A
 large one goes in parts, which become an object in one request too, on the same condition; where one of them
 fails the others are thrown away. An object that is checked before it is replaced is replaced in S3 on the
-condition that it is the one that was checked (`If-Match`). A store that does not know the condition was asked
-whether the name is free, and more cannot be had of it. Nothing is ever streamed to a final name: a writer
+condition that it is the one that was checked (`If-Match`). A store that does not know the condition is only
+asked beforehand whether the name is free. Nothing is ever streamed to a final name: a writer
 that raises would leave a stump there.
 """
 

@@ -1,11 +1,12 @@
-"""Who is at work on a corpus: a lease in its folder, so that two runs do not burn the same hours twice.
+"""Who is at work on a corpus: a lease in its folder, so that two runs do not do the same work twice.
 
 A lease saves work, never rows: where it is lost or defeated, the first commit of a shard still wins. It runs
 out by itself, since a lock would outlive the machine that held it; its holder renews it while it lives. A
-holder on this machine that is gone is known to be gone, and its lease is taken over at once. Any other
-lease is watched: until it runs out, but for two renewals at least, since the clock that says it has may be
-wrong; and no longer than a lease lasts. A renewal that is seen meanwhile settles it. The watch goes by this
-process's own steady clock, so that no wrong clock can take a corpus from its run, nor keep it closed.
+holder on this machine that is gone is known to be gone, and its lease is taken over at once. Any other lease
+is watched until it expires, but never for less than two renewals, since the clock by which it has expired may
+be wrong, and never for longer than a lease lasts. If a renewal is seen meanwhile, the holder is alive. The
+watch is timed by this process's own steady clock, so that no wrong clock can take a corpus from its run or
+keep it locked.
 """
 
 from __future__ import annotations

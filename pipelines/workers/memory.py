@@ -1,7 +1,7 @@
 """Whether a machine has the memory that a worker needs.
 
 What is estimated is what every image costs, whatever its size: the process, the weights, an encode, and the
-prompts that are worked on together. Photographs come on top of it: those that wait decoded, three bytes a
+prompts that are worked on together. Images come on top of it: those that wait decoded, three bytes a
 pixel, and the masks of the one at work. So this finds what cannot go well before hours are spent on it, and
 promises nothing more; where memory runs out later, batches are halved (`engine.runtime.batching`), and a
 worker that dies of it is replaced.

@@ -1,4 +1,4 @@
-"""A run's metrics: what there is, and what of a run's telling goes into which. No Ray in here.
+"""A run's metrics: which there are, and which of the run's events each one counts. No Ray in here.
 
 `pipelines.workers.ray_actors` makes an instrument of each and Ray exports it as `ray_NAME`. All but one are
 counted in the driver (`pipelines.workers.events` says why). The exception is how long the network is at work,

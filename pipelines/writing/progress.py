@@ -198,7 +198,7 @@ def next_commands(out: Path) -> str:
     """Say where the corpus is, and which two commands to type next."""
     word = shlex.quote(shown(out))
     return (
-        f"{named(out)} is complete. To look at its masks, and to check all that it says:\n"
+        f"{named(out)} is complete. To look at its masks, and to verify it:\n"
         f"  maskmill view {word}\n"
         f"  maskmill verify {word}"
     )

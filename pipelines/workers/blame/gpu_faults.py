@@ -3,9 +3,8 @@
 After an error of CUDA that is not about memory (an uncorrectable bit, an illegal access, a GPU that fell off
 the bus) a process cannot use its GPU any more: it is lost like one that crashed, and its shards are suspects
 (`pipelines.workers.blame.quarantine`). But the GPU may be to blame and not the images. So it counts what
-fails on a GPU without anything coming through on it in between, once for all the workers that shared it at
-that moment:
-
+(`pipelines.workers.blame.quarantine`). But the GPU may be to blame and not the images. So failures on a GPU
+are counted until an image succeeds on it, once for all the workers that shared it at that moment:
 - the first failure accuses what was in hand, as every death does;
 - after the second the GPU is in doubt: it proves nothing against an image any more, and its next worker is
   given an image that came through before. That clears the GPU, or is the third failure, and it is left out.

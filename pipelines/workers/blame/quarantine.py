@@ -2,9 +2,9 @@
 
 Nothing tells a native crash from a memory kill, and two shards share a worker, so a death accuses every shard
 that was in hand. Each is tried alone; one that kills that worker too has its images tried singly; and only an
-image that ends three workers by itself is refused, while the rest of its shard survives. A trial computes and
-throws away: innocent images cost their time once more, in the rare case, and the file that is committed is
-made in one piece.
+image that ends three workers by itself is rejected, while the rest of its shard survives. A trial computes
+and throws away: innocent images cost their time once more, in the rare case, and the file that is committed
+is made in one piece.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 
 from ...format.records import PlannedImage, ShardTask
 
-SOLITARY_DEATHS = 3  # of one image, on live nodes, before it is refused
+SOLITARY_DEATHS = 3  # of one image, on live nodes, before it is rejected
 ROUNDS = 2  # of a shard alone and its images singly, before the shard is given up
 LOST_NODES = 20  # under one shard, before it is given up
 

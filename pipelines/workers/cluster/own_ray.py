@@ -1,8 +1,9 @@
-"""A Ray of the run's own on this machine: closed to everyone else, no larger than a run needs, gone with it.
+"""A Ray that a run starts on this machine: closed to everyone else, small, and removed when the run ends.
 
 Whoever reaches an open Ray runs code as its user. So this one listens on loopback only, and its servers
-answer who knows a token that is drawn for the run. The token exists in this process and in the environment of
-what it starts, nowhere else. The sockets and logs lie in a folder that only this user can enter.
+answer only those who know a token that is drawn for the run. The token exists in this process and in the
+environment of what it starts, nowhere else. The sockets and logs lie in a folder that only this user can
+enter.
 """
 
 from __future__ import annotations
